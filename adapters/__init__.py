@@ -1,0 +1,1 @@
+"""Adapters: one module for each family of third-party repositories."""

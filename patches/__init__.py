@@ -1,0 +1,1 @@
+"""Patches: one module of source rules for each third-party repository."""

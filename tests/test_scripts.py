@@ -1,0 +1,141 @@
+"""`topk run --critic` on training scripts that know nothing of top-k, one style a file.
+
+Every script carries comment lines `# hand: STATEMENT` where a person would write top-k by hand.
+Three runs of each, from the same seeds: as it stands (plain), with the hand lines switched on, and
+as it stands under `topk run`. The last two must end with the same weights, in float64.
+"""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parent / "scripts"
+HAND = re.compile(r"^(\s*)# hand: (.*)$", re.MULTILINE)
+
+
+class Case(NamedTuple):
+    name: str  # a file, or a package that is run with -m
+    epochs: int  # that end while the script trains
+    steps: int  # of the generator's optimizer that really happened
+    direction: str = "high"
+    flags: tuple[str, ...] = ()
+    critic: str = "__main__:Critic"
+
+
+CASES = [
+    Case("undetached_fakes.py", 6, 24),
+    Case("gradient_penalty.py", 9, 23),
+    Case("forward_calls.py", 5, 20),
+    Case("energy_low_real.py", 5, 20, "low"),
+    Case("accumulation.py", 6, 24),
+    Case("r1_augmented.py", 5, 25),
+    Case("partial_batches.py", 5, 25),
+    Case("tuple_outputs.py", 5, 20),
+    Case("both_backward_first.py", 5, 20),
+    Case("closures.py", 5, 20),
+    Case("grad_scaler.py", 5, 19),  # one of twenty is skipped
+    Case("auxiliary_optimizer.py", 5, 20),
+    Case("ema_critic.py", 6, 24),
+    Case("persistent_workers.py", 5, 20),
+    Case("endless_sampler.py", 5, 22),  # four whole passes, and one that the break cuts short
+    Case("two_loaders.py", 5, 20),
+    Case("peeked_loader.py", 5, 20),
+    Case("wrapper_function.py", 5, 20),
+    Case("batchnorm_critic.py", 5, 20),
+    Case("wasserstein_flipped.py", 5, 20, "low"),
+    Case("lsgan.py", 7, 28),
+    Case("dict_output.py", 5, 20),
+    Case("frozen_critic.py", 5, 20),
+    Case("concatenated.py", 5, 20),
+    Case("as_package", 5, 20, critic="as_package.nets:Critic"),
+    Case("steps_only.py", 4, 23, flags=("--every", "5")),
+    Case("cut_short.py", 6, 18),
+    Case("backward_inputs.py", 5, 20),
+    Case("two_calls.py", 5, 20),
+]
+
+
+def by_hand(case: Case, folder: Path) -> Path:
+    """A copy of the script in ``folder`` with its hand lines switched on."""
+    shutil.copytree(SCRIPTS, folder)
+    files = (folder / case.name).glob("*.py") if case.name == "as_package" else [folder / case.name]
+    switched = 0
+    for file in files:
+        text, n = HAND.subn(r"\1\2", file.read_text())
+        file.write_text(text)
+        switched += n
+    assert switched >= 3, "a hand-written top-k has at least a start, a selection and a decay"
+    return folder
+
+
+def run_here(case: Case, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Run a script of ``folder`` in this process, as if it were the main program; its weights."""
+    with monkeypatch.context() as patch, torch.random.fork_rng(devices=[]):
+        threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+        modules = set(sys.modules)
+        patch.setattr(sys, "argv", [case.name, str(out)])
+        patch.syspath_prepend(str(folder))
+        try:
+            if case.name.endswith(".py"):
+                runpy.run_path(str(folder / case.name), run_name="__main__")
+            else:
+                runpy.run_module(case.name, run_name="__main__", alter_sys=True)
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            for name in set(sys.modules) - modules:  # the two variants bear the same names
+                if name.split(".")[0] == case.name:
+                    del sys.modules[name]
+    return weights(out)
+
+
+def run_plugin(case: Case, out: Path) -> tuple[dict, str]:
+    """Run the untouched script under `topk run`; its weights and what went to stderr."""
+    target = [case.name] if case.name.endswith(".py") else ["-m", case.name]
+    command = [sys.executable, "-m", "topk_plugin", "run", "--critic", case.critic]
+    command += ["--gamma", "0.8", "--nu", "0.5", *case.flags, "--", *target, str(out)]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return weights(out), done.stderr
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    nets = torch.load(file, weights_only=True)
+    return {f"{net}.{name}": value for net in nets for name, value in nets[net].items()}
+
+
+def difference(a: dict, b: dict) -> float:
+    """Largest difference of any weight or buffer, relative to values above one, else absolute."""
+    assert a.keys() == b.keys()
+    return max(((a[n] - b[n]).abs() / b[n].abs().clamp(min=1.0)).max().item() for n in a)
+
+
+def count(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"no {pattern!r} in:\n{text}"
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removesuffix(".py"))
+def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
+    plain = run_here(case, SCRIPTS, tmp_path / "plain.pt", monkeypatch)
+    hand = run_here(case, by_hand(case, tmp_path / "hand"), tmp_path / "hand.pt", monkeypatch)
+    assert difference(plain, hand) > 1e-6, "top-k changes nothing here: the comparison is vacuous"
+
+    plugin, stderr = run_plugin(case, tmp_path / "plugin.pt")
+    assert f"top-k ACTIVE: critic {case.critic}, direction {case.direction}" in stderr
+    assert difference(plugin, hand) <= 1e-9
+    assert count(r"([\d,]+) generator steps? gated", stderr) == case.steps
+    assert count(r"([\d,]+) epochs? ended", stderr) == case.epochs
+
+
+def test_every_script_is_in_the_table():
+    found = {p.name for p in SCRIPTS.iterdir() if p.suffix == ".py" or (p / "__main__.py").exists()}
+    assert found == {case.name for case in CASES}

@@ -1,0 +1,306 @@
+"""attach(): gate a live critic, whoever calls it, without touching the loss or the loop.
+
+``forward`` is wrapped once on the critic's class, for the attached instances only, so that
+``critic(x)``, ``critic.forward(x)`` and a subclass's ``super().forward(x)`` are all seen, while a
+deepcopy (EMA) or a pickled critic is the plain module it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.utils import _pytree as pytree
+
+from topk_plugin import gate, ranking
+from topk_plugin.classpatch import ClassPatches
+from topk_plugin.epochs import EpochTracker
+from topk_plugin.errors import ConfigError, ScoreShapeError
+from topk_plugin.resume import ResumeRecord
+from topk_plugin.steps import Arrival, listen, unlisten
+from topk_plugin.topk import TopK, replace
+
+
+def attach(
+    critic: nn.Module,
+    topk: TopK,
+    generator: nn.Module | None = None,
+    loader: Any = None,
+) -> Attachment:
+    """Gate every call of ``critic`` whose gradient reaches the generator.
+
+    Works as a context manager, or until ``remove()``; both put everything back as it was.
+    Generator steps are told from critic steps by the optimizers that step, see
+    :mod:`topk_plugin.steps`; the gate is the shielded one wherever the step is not known in
+    advance, so a critic step keeps exactly the gradients it had.
+
+    Args:
+        critic: called as ``critic(x)`` or ``critic.forward(x)`` with x (B, ...); may be wrapped
+            in DataParallel, DistributedDataParallel or torch.compile.
+        topk: settings, schedule and statistics; may be shared by several critics.
+        generator: the module whose parameters make a call a generator call; without it any
+            parameter that is not the critic's.
+        loader: the torch DataLoader of the real data, whose passes end the epochs; without it
+            call ``topk.end_epoch()``.
+
+    Raises:
+        ConfigError: the critic is no module or is attached already, or the loader is no
+            DataLoader.
+    """
+    if not isinstance(critic, nn.Module) or isinstance(critic, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"attach: found a {type(critic).__name__} as the critic, expected a torch.nn.Module "
+            "(not scripted). Gate a function's scores with topk(scores) instead."
+        )
+    tracker = None
+    if loader is not None:
+        if not isinstance(loader, torch.utils.data.DataLoader):
+            raise ConfigError(
+                f"attach: found a {type(loader).__name__} as the loader, expected a torch "
+                "DataLoader. Leave it out and call topk.end_epoch() after each pass."
+            )
+        tracker = EpochTracker(topk, loader)
+    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker)
+
+
+class Attachment:
+    """Gated modules whose parameters are the critic's; made by :func:`attach`."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        critic: nn.Module,
+        topk: TopK,
+        generator: nn.Module | None = None,
+        tracker: EpochTracker | None = None,
+    ) -> None:
+        self.topk = topk
+        self._critic, self._generator, self._tracker = critic, generator, tracker
+        self._undo: list[Callable[[], None]] = []
+        for module in modules:
+            if is_intercepted(module):
+                raise ConfigError(
+                    f"attach: this {type(module).__name__} is attached already; remove() the "
+                    "first attachment before attaching it again."
+                )
+        for module in modules:
+            intercept(module, self)
+            self._undo.append(functools.partial(release, module))
+        self._undo.append(ResumeRecord(critic, topk).remove)
+        _attachments.add(self)
+        listen(topk.ledger)
+        if tracker is not None:
+            tracker.start()
+            self._undo.append(tracker.stop)
+
+    def remove(self) -> None:
+        """Puts the critic, its class and every hook back as they were; calling it twice is fine."""
+        while self._undo:
+            self._undo.pop()()
+        _attachments.discard(self)
+        if not any(other.topk is self.topk for other in _attachments):
+            unlisten(self.topk.ledger)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    # --- one call of the critic -----------------------------------------------------------------
+
+    def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """``original(*args, **kwargs)``, gated if its gradient reaches the generator."""
+        if (
+            getattr(_inside, "a_critic", False)
+            or self.topk.is_paused
+            or not torch.is_grad_enabled()
+        ):
+            return original(*args, **kwargs)
+        _inside.a_critic = True
+        try:
+            return self._call(original, args, kwargs)
+        finally:
+            _inside.a_critic = False
+
+    def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        topk, settings = self.topk, self.topk.config
+        critic_ids = frozenset(map(id, self._critic.parameters()))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        places: list[int] = []
+        node = None
+        for place, leaf in enumerate(leaves):
+            if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
+                continue
+            if places and leaf.shape[0] != leaves[places[0]].shape[0]:
+                continue
+            found = self._generator_node(leaf, critic_ids)
+            if found is not None:
+                places.append(place)
+                node = node or found
+        if node is None:
+            return original(*args, **kwargs)
+
+        frozen = not any(p.requires_grad for p in self._critic.parameters())
+        known = topk.is_marked
+        mode: gate.Mode = "shielded"
+        if settings.gate == "score" or (settings.gate == "auto" and (known or frozen)):
+            mode = "score"
+        elif topk.fraction == 1:
+            mode = "observe"
+        box: list[Tensor | None] = []
+        inputs: list[Tensor] = []
+        if mode == "shielded":
+            inputs = gate.gate_inputs([leaves[place] for place in places], box)
+            for place, tensor in zip(places, inputs, strict=True):
+                leaves[place] = tensor
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+        output = original(*args, **kwargs)
+
+        source: Tensor = leaves[places[0]]
+        batch = source.shape[0]
+        heads = ranking.score_heads(output, batch, settings.heads)
+        named = bool(settings.heads)
+        if not named and heads[0].shape == source.shape and source.numel() > batch:
+            raise ScoreShapeError(
+                f"the critic returns {ranking.describe(output)}, as large as its input "
+                f"{tuple(source.shape)}: an image, not a score; expected one score per sample. "
+                "Top-k needs a critic that scores samples (an autoencoding critic does not)."
+            )
+        order = ranking.ranking_scores(heads, batch, named)
+        if not any(head.requires_grad for head in heads):
+            return output
+
+        def arrived(tally: Tensor) -> None:
+            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known))
+
+        parameter = node.variable  # type: ignore[attr-defined]
+        state = topk.gate_state(order.device)
+        mean = settings.reduction == "mean"
+        call = gate.GatedCall(mode, order, state, mean, node, arrived, box)
+        others = [
+            leaf
+            for leaf in pytree.tree_leaves(output)
+            if isinstance(leaf, Tensor)
+            and leaf.grad_fn is not None
+            and not any(leaf is head for head in heads)
+        ]
+        gated = gate.gate_outputs(call, heads, others, inputs)
+        return replace(output, [*heads, *others][: len(gated)], gated)
+
+    def _generator_node(self, tensor: Tensor, critic_ids: frozenset[int]) -> Node | None:
+        """The gradient accumulator of the nearest generator parameter upstream, if there is one.
+
+        Breadth first: the generator's last layer is a few nodes away.
+        """
+        mine = self._generator and {id(p) for p in self._generator.parameters()}
+        queue, seen = deque([tensor.grad_fn]), set()
+        while queue:
+            node = queue.popleft()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is None:
+                queue.extend(parent for parent, _ in node.next_functions)
+            elif (
+                (id(leaf) in mine)
+                if mine
+                else (isinstance(leaf, nn.Parameter) and id(leaf) not in critic_ids)
+            ):
+                return node
+        return None
+
+
+# --- the class's forward ------------------------------------------------------------------------
+
+
+class Interceptor(Protocol):
+    """What stands between a module's callers and its ``forward``."""
+
+    def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """``original(*args, **kwargs)``, with whatever is to be done around it."""
+
+
+def is_intercepted(module: nn.Module) -> bool:
+    """Whether ``module`` is attached."""
+    return module in _interceptors
+
+
+def intercept(module: nn.Module, interceptor: Interceptor) -> None:
+    """Lead the calls of ``module`` through ``interceptor``, by wrapping its class's ``forward``."""
+    _interceptors[module] = interceptor
+    own = module.__dict__.get("forward")
+    if own is None:
+        _forwards.wrap(type(module))
+        return
+
+    # torch.compile's wrapper, which leaves its forward out of copies and pickles
+    @functools.wraps(own)
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        # a gate may replay the critic's graph, which donated buffers forbid
+        with torch._functorch.config.patch(donated_buffer=False):
+            return interceptor.call(own, args, kwargs)
+
+    gated.__topk_original__ = own  # type: ignore[attr-defined]
+    module.__dict__["forward"] = gated
+
+
+def release(module: nn.Module) -> None:
+    """Undo :func:`intercept`."""
+    if _interceptors.pop(module, None) is None:
+        return
+    own = getattr(module.__dict__.get("forward"), "__topk_original__", None)
+    if own is None:
+        _forwards.unwrap(type(module))
+    else:
+        module.__dict__["forward"] = own
+
+
+def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        interceptor = _interceptors.get(self)
+        if interceptor is None:
+            return forward(self, *args, **kwargs)
+        return _call_eagerly(interceptor, functools.partial(forward, self), args, kwargs)
+
+    return gated
+
+
+@torch.compiler.disable(recursive=False)
+def _call_eagerly(interceptor: Interceptor, original: Any, args: Any, kwargs: Any) -> Any:
+    """Dynamo cannot trace the search for the generator: attach the compiled critic instead."""
+    return interceptor.call(original, args, kwargs)
+
+
+_interceptors: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
+_attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+_forwards = ClassPatches({"forward": _gated})
+_inside = threading.local()  # a critic called by an attached critic is part of it
+
+
+def _entrances(critic: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose call is a call of the critic; the outermost one that is called gates.
+
+    DistributedDataParallel is passed through to its module, so that what it hooks stays outside
+    the gate. DataParallel's replicas see a shard each, so its own output is gated as well.
+    """
+    while isinstance(critic, nn.parallel.DistributedDataParallel):
+        critic = critic.module
+    yield critic
+    if isinstance(critic, nn.DataParallel):
+        yield from _entrances(critic.module)

@@ -1,0 +1,172 @@
+"""`topk demo`: one DCGAN script, run unedited without and with top-k from the same seed.
+
+`dcgan_digits.py` beside this file is written as a user would write it: it imports nothing of this
+package. Its second run goes through `topk run`, which is all that turns top-k on.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topk_plugin.errors import ConfigError, TopKError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCRIPT = Path(__file__).with_name("dcgan_digits.py")
+GAMMA = 0.98  # reaches nu = 0.5 after 35 of the script's 50 epochs
+NU = 0.5
+
+Record = Mapping[str, Any]
+
+
+def run_demo(
+    out: Path, epochs: int | None = None, seed: int = 0, gamma: float = GAMMA, nu: float = NU
+) -> int:
+    """Train both arms, draw samples.png and topk.png under `out`, print a summary.
+
+    epochs: None leaves the script's own default. Returns 0, or the exit status of the first arm
+    that failed. Raises ConfigError for fewer than one epoch, TopKError where matplotlib or
+    scikit-learn is not installed.
+    """
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"epochs is {epochs}; expected at least 1")
+    _require("matplotlib", "sklearn")
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "topk.jsonl"
+    log.unlink(missing_ok=True)  # an earlier demo's steps are not this one's
+
+    critic = ["--critic", "__main__:Critic"]
+    schedule = ["--gamma", str(gamma), "--nu", str(nu)]
+    launcher = ["-m", "topk_plugin", "run", *critic, *schedule, "--log", str(log), "--"]
+    arms: dict[str, list[str]] = {"plain": [], "top-k": launcher}
+    seconds: dict[str, float] = {}
+    for arm, prefix in arms.items():
+        arguments = [str(SCRIPT), "--seed", str(seed), "--out", str(out / arm)]
+        if epochs is not None:
+            arguments += ["--epochs", str(epochs)]
+        start = time.perf_counter()
+        status = _stream(f"[{arm}] ", [sys.executable, *prefix, *arguments])
+        seconds[arm] = time.perf_counter() - start
+        if status != 0:
+            print(f"topk demo: the {arm} arm failed with exit status {status}", file=sys.stderr)
+            return status
+
+    records = read_log(log)
+    grids = {arm: out / arm / "samples.png" for arm in arms}
+    samples_figure(grids).savefig(out / "samples.png", dpi=120)
+    steps_figure(records).savefig(out / "topk.png", dpi=120)
+
+    print(f"time     plain {seconds['plain']:.0f} s, top-k {seconds['top-k']:.0f} s")
+    first, last = records[0]["k"], records[-1]["k"]
+    print(f"k        from {first} to {last} in {len(records)} generator steps")
+    print(f"samples  {out / 'samples.png'}")
+    print(f"figure   {out / 'topk.png'}")
+    print(f"log      {log}")
+    return 0
+
+
+def read_log(path: Path) -> list[Record]:
+    """The records of a `topk run --log` file, one for each generator step."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def samples_figure(grids: Mapping[str, Path]) -> "Figure":
+    """The arms' sample grids (PNG files, by the arm's name) side by side."""
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
+
+    figure = Figure(figsize=(5 * len(grids), 5.4), layout="constrained")
+    panels = figure.subplots(1, len(grids), squeeze=False)[0]
+    for panel, (arm, path) in zip(panels, grids.items(), strict=True):
+        panel.imshow(imread(path))
+        panel.set_title(arm)
+        panel.axis("off")
+    return figure
+
+
+def steps_figure(records: Sequence[Record]) -> "Figure":
+    """k, and the mean score of kept and of dropped rows, over generator steps.
+
+    Faint lines are single steps, strong lines epoch means, grey verticals ends of epochs. The
+    dropped rows' line starts where k first falls below the batch size.
+    """
+    from matplotlib.figure import Figure
+
+    epochs = _by_epoch(records)
+    middles = [(rows[0]["step"] + rows[-1]["step"]) / 2 for rows in epochs]
+    ends = [rows[-1]["step"] + 0.5 for rows in epochs[:-1]]
+    steps = [row["step"] for row in records]
+
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
+    for panel in (top, bottom):
+        for end in ends:
+            panel.axvline(end, color="0.9", linewidth=0.6, zorder=0)
+
+    batch = max(row["batch"] for row in records)
+    top.step(steps, [row["k"] for row in records], where="mid", color="black")
+    top.set_ylim(0, 1.08 * batch)
+    top.set_ylabel(f"k of {batch}")
+    top.set_title("rows of the batch that train the generator")
+
+    for key, color in {"kept": "tab:blue", "dropped": "tab:orange"}.items():
+        field = f"{key}_score"
+        single = [_number(row[field]) for row in records]
+        bottom.plot(steps, single, color=color, alpha=0.25, linewidth=0.7)
+        means = [_mean(row[field] for row in rows) for rows in epochs]
+        bottom.plot(middles, means, color=color, marker=".", label=f"{key} rows")
+    bottom.set_ylabel("critic's score")
+    bottom.set_xlabel("generator step")
+    bottom.legend(loc="best")
+    return figure
+
+
+def _by_epoch(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of one epoch together, in the order of the log."""
+    epochs: dict[int, list[Record]] = {}
+    for row in records:
+        epochs.setdefault(row["epoch"], []).append(row)
+    return list(epochs.values())
+
+
+def _number(score: float | None) -> float:
+    """A score to plot: NaN, which matplotlib leaves out, where no row was dropped."""
+    return math.nan if score is None else score
+
+
+def _mean(scores: Iterable[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _stream(label: str, command: Sequence[str]) -> int:
+    """Run a command, print it and its output line by line behind `label`; its exit status."""
+    print(f"{label}$ {shlex.join(command)}", flush=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress shows while the child runs
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        assert child.stdout is not None  # Popen made the pipe
+        for line in child.stdout:
+            print(f"{label}{line}", end="", flush=True)
+    # Killed by signal n: the shell's 128 + n, since a negative status cannot be exited with.
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _require(*modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise TopKError(
+            f"topk demo needs {' and '.join(missing)}, which is not installed: "
+            "pip install 'topk_plugin[demo]'"
+        )

@@ -1,0 +1,173 @@
+"""When an epoch ends in a loop that is not ours: told by the DataLoader that feeds it.
+
+The feeding iterator is the last DataLoader iterator, of those under way, to deliver a batch before
+a generator step.
+Its epoch ends when it raises StopIteration; when it is discarded or reset before that, having fed
+at least one generator step (a peek, ``next(iter(loader))``, feeds none); or when it has delivered
+as many samples as its data set has, over all ranks, and goes on (an endless sampler). A wrapper
+that fetches batches ahead may end the epoch one batch early.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from topk_plugin.topk import GeneratorStep, TopK
+
+
+class Feed:
+    """One pass of a DataLoader, as far as it has been seen."""
+
+    def __init__(self, loader: DataLoader[Any] | None) -> None:
+        self.loader = None if loader is None else weakref.ref(loader)
+        self.samples = 0
+        self.steps = 0  # generator steps it fed
+        self.ended = False
+        self.endless = False  # it went on after a whole pass
+
+
+class EpochTracker:
+    """Ends ``topk``'s epochs by watching DataLoader iterators.
+
+    Args:
+        topk: gets ``end_epoch()``, if ``every="epoch"``.
+        loader: the only loader that counts; None to go by the feeding rule alone.
+    """
+
+    def __init__(self, topk: TopK, loader: DataLoader[Any] | None = None) -> None:
+        self.topk, self.loader = topk, loader
+        self.first_epoch, self.first_step = topk.epoch, topk.steps  # those of earlier runs
+        self.fed = False  # a generator step was fed by a DataLoader that counts
+        self._open: list[Feed] = []  # passes under way, the one that delivered last at the end
+        self._feeder: Feed | None = None  # fed the latest generator step
+
+    def start(self) -> None:
+        """Begin to watch."""
+        _trackers.add(self)
+        self.topk.observers.append(self._step_counted)
+        _watch()
+
+    def stop(self) -> None:
+        """Stop watching; DataLoader's methods are the original ones again after the last stop."""
+        _trackers.discard(self)
+        if self._step_counted in self.topk.observers:
+            self.topk.observers.remove(self._step_counted)
+        if not _trackers:
+            _unwatch()
+
+    def delivered(self, feed: Feed, rows: int, size: int | None) -> None:
+        """A batch of ``rows`` samples was delivered, of a data set of ``size``."""
+        if self.loader is not None and (feed.loader is None or feed.loader() is not self.loader):
+            return
+        if size and feed.samples >= size:  # went on after a whole pass
+            self._end(feed)
+            feed.samples -= size
+            feed.steps, feed.ended, feed.endless = 0, False, True
+        feed.samples += rows
+        self._close(feed)
+        self._open.append(feed)
+
+    def finished(self, feed: Feed, exhausted: bool) -> None:
+        """A pass was exhausted, or else reset or discarded."""
+        if exhausted or not feed.endless:  # the last, partial pass of an endless one is no epoch
+            self._end(feed)
+        self._close(feed)  # a peek between a batch and its generator step feeds nothing
+
+    def _close(self, feed: Feed) -> None:
+        self._open = [other for other in self._open if other is not feed]
+
+    def _end(self, feed: Feed) -> None:
+        if feed.ended or not feed.steps or feed is not self._feeder:
+            return
+        feed.ended = True
+        if self.topk.config.every == "epoch":
+            self.topk.end_epoch()
+
+    def _step_counted(self, step: GeneratorStep) -> None:
+        if self._open:
+            self._feeder = self._open[-1]
+            self._feeder.steps += 1
+            self.fed = True
+
+
+_trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()
+_feeds: weakref.WeakKeyDictionary[Any, Feed] = weakref.WeakKeyDictionary()
+_originals: dict[str, Any] = {}
+
+
+def _watch() -> None:
+    """Wrap the three methods every DataLoader iterator goes through."""
+    if _originals:
+        return
+    for name in ("__init__", "__next__", "_reset"):
+        _originals[name] = getattr(_BaseDataLoaderIter, name)
+    create, advance, reset = (_originals[name] for name in ("__init__", "__next__", "_reset"))
+
+    def __init__(self: Any, loader: DataLoader[Any]) -> None:
+        create(self, loader)
+        _open(self, loader)
+
+    def __next__(self: Any) -> Any:
+        feed = _feeds.get(self) or _open(self, None)
+        try:
+            batch = advance(self)
+        except StopIteration:
+            _finish(feed, exhausted=True)
+            raise
+        rows, size = _rows(self, feed, batch), _size(self)
+        for tracker in list(_trackers):
+            tracker.delivered(feed, rows, size)
+        return batch
+
+    def _reset(self: Any, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        reset(self, loader, first_iter)
+        if not first_iter:  # a persistent iterator starts its next pass
+            if self in _feeds:
+                _finish(_feeds[self])
+            _open(self, loader)
+
+    for method in (__init__, __next__, _reset):
+        setattr(_BaseDataLoaderIter, method.__name__, method)
+
+
+def _unwatch() -> None:
+    for name, original in _originals.items():
+        setattr(_BaseDataLoaderIter, name, original)
+    _originals.clear()
+
+
+def _open(iterator: Any, loader: DataLoader[Any] | None) -> Feed:
+    feed = _feeds[iterator] = Feed(loader)
+    weakref.finalize(iterator, _finish, feed).atexit = False
+    return feed
+
+
+def _finish(feed: Feed, exhausted: bool = False) -> None:
+    for tracker in list(_trackers):
+        tracker.finished(feed, exhausted)
+
+
+def _size(iterator: Any) -> int | None:
+    """Samples in the data set; None for a stream, whose passes only StopIteration ends."""
+    try:
+        return len(iterator._dataset)
+    except TypeError:
+        return None
+
+
+def _rows(iterator: Any, feed: Feed, batch: Any) -> int:
+    """Samples that all ranks together took with this batch."""
+    loader = feed.loader() if feed.loader is not None else None
+    rows = getattr(loader, "batch_size", None)
+    if rows is None:  # a batch sampler of the user's
+        tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+        rows = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return int(rows) * (torch.distributed.get_world_size() if distributed else 1)

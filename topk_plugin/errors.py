@@ -1,0 +1,37 @@
+"""Every error a user can meet. A message says what was found, what was expected and what to do."""
+
+
+class TopKError(Exception):
+    """Base of all errors that topk_plugin raises on purpose."""
+
+
+class ConfigError(TopKError):
+    """A setting is unknown, of the wrong type, or out of its range."""
+
+
+class SeamNotFound(TopKError):
+    """The place for top-k (a class, a function) does not exist or was never used."""
+
+
+class UnsupportedUpstream(TopKError):
+    """An upstream repository differs from the one that an adapter was written against."""
+
+
+class NoEffectError(TopKError):
+    """Training ran, yet no generator step passed through top-k."""
+
+
+class ScoreShapeError(TopKError):
+    """The critic's output does not hold one score per sample."""
+
+
+class DirectionUnknown(TopKError):
+    """The loss does not say which end of the scores is more realistic."""
+
+
+class GeneratorStepUnknown(TopKError):
+    """Nothing tells generator steps from critic steps, so they have to be marked by hand."""
+
+
+class ResumeMismatch(TopKError):
+    """A checkpoint was written under other top-k settings than the present ones."""

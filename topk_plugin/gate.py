@@ -1,0 +1,265 @@
+"""The two gates: identities in the forward pass that keep k rows of the gradient in the backward.
+
+``ScoreGate`` sits on the critic's scores and masks what passes through it (paper, section 3.3:
+``generator_loss(topk(scores))``). The shielded gate (``gate_outputs`` after ``gate_inputs``)
+sends the masked gradient to the critic's input only: whatever the critic's parameters receive is
+what they receive without the plugin, so it may stand in a critic step too.
+
+Nothing here branches on a tensor or moves a number to the host. k is computed on the device from
+a 0-d tensor, so one compiled or captured graph serves all epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from topk_plugin.errors import GeneratorStepUnknown
+from topk_plugin.ranking import ballot, kept_rows
+
+BALLOT, CALLS, ROWS, KEPT, NONFINITE, KEPT_SUM, DROPPED_SUM, THRESHOLD = range(8)
+"""What a tally counts; each entry adds up over calls."""
+TALLY_SIZE = 8
+
+Mode = Literal["observe", "score", "shielded"]
+
+
+class GateState(NamedTuple):
+    """What a gate reads at backward time; all 0-d float64 on the scores' device."""
+
+    fraction: Tensor  # of the batch that is kept, in (0, 1]
+    decided: Tensor  # direction: 1 high, -1 low, 0 still voting
+    vote: Tensor  # sum of the generator steps' ballots so far
+
+
+class Choice(NamedTuple):
+    """What one backward pass keeps."""
+
+    kept: Tensor  # (B,) bool
+    scale: Tensor  # 0-d float64, weight of a kept row
+    tally: Tensor  # (TALLY_SIZE,) float64
+
+
+def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) -> Choice:
+    """Rank a batch and say which rows' gradients pass, and with what weight.
+
+    Args:
+        ranking: (B,) scores.
+        row_gradient: (B,) gradient of the loss by each row's score; only its signs are used.
+        state: present fraction and direction.
+        mean: kept rows weigh B/k (a mean over the batch becomes a mean over k rows, paper section
+            3.3), else 1 (the sum over k rows of section 3.1).
+    """
+    batch = ranking.shape[0]
+    # schedule.k_of on the device, in the same precision
+    k = torch.floor(state.fraction * batch + 1e-9).clamp(min=1)
+    vote = ballot(row_gradient)
+    running = torch.where(state.vote != 0, state.vote, vote)
+    sign = torch.where(torch.where(state.decided != 0, state.decided, running) < 0, -1.0, 1.0)
+    kept = kept_rows(ranking, k, sign.to(ranking.dtype))
+    scale = batch / k if mean else torch.ones_like(k)
+
+    wide = ranking.to(torch.float64)
+    worst = torch.where(kept, wide * sign, torch.inf).min() * sign
+    tally = torch.stack(
+        [
+            vote,
+            torch.ones_like(k),
+            torch.full_like(k, batch),
+            k,
+            (~torch.isfinite(wide)).sum().to(torch.float64),
+            torch.where(kept, wide, 0.0).sum(),
+            torch.where(kept, 0.0, wide).sum(),
+            worst,
+        ]
+    )
+    return Choice(kept, scale, tally)
+
+
+def keep(gradient: Tensor, choice: Choice) -> Tensor:
+    """``gradient`` (B, ...) with the dropped rows zero and the kept rows times ``scale``."""
+    batch = choice.kept.shape[0]
+    rows = (
+        choice.kept.reshape([batch] + [1] * (gradient.dim() - 1))
+        if gradient.dim()
+        else (choice.kept.reshape([]))
+    )
+    # B/k in 16 bits is off by up to 4e-3: multiply in float32 at least, then round once
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    scaled = (gradient.to(wide) * choice.scale.to(wide)).to(gradient.dtype)
+    # where, not a product: 0 * NaN of a dropped row is NaN
+    return torch.where(rows, scaled, torch.zeros_like(scaled))
+
+
+def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
+    """Gradient of the loss by each row's score, (B,): summed over heads and patches."""
+    rows = [g.reshape(batch, -1).sum(dim=1) for g in gradients if g is not None]
+    return rows[0] if len(rows) == 1 else torch.stack([r.double() for r in rows]).sum(dim=0)
+
+
+class ScoreGate(torch.autograd.Function):
+    """Line A's gate: ``apply(weigh, arrived, inbox, ranking, fraction, decided, vote, *heads)``.
+
+    ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only. Returns
+    the heads unchanged, as a tuple. The backward adds its tally to ``inbox`` in place and, where
+    Python runs, calls ``arrived``; nothing else leaves it, so it compiles with ``fullgraph=True``.
+    """
+
+    @staticmethod
+    def forward(
+        weigh: str, arrived: Callable[[], None] | None, inbox: Tensor, ranking: Tensor,
+        fraction: Tensor, decided: Tensor, vote: Tensor, *heads: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        # detach shares memory but, unlike a view, may be changed in place by the loop
+        return tuple(head.detach() for head in heads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.weigh, ctx.arrived, ctx.inbox, ranking, *state = inputs[:7]
+        ctx.save_for_backward(ranking)
+        # not saved tensors: two calls may share them, and the first one's backward writes inbox
+        ctx.state = tuple(state)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 7
+        compiling = torch.compiler.is_compiling()
+        # inside a gate's backward, grad mode means create_graph
+        if (torch.is_grad_enabled() and not compiling) or all(g is None for g in gradients):
+            return nothing + gradients
+        (ranking,) = ctx.saved_tensors
+        fraction, decided, vote = ctx.state
+        # what is in the inbox has not reached the vote yet
+        state = GateState(fraction, decided, vote + ctx.inbox[BALLOT])
+        rows = row_gradient(gradients, ranking.shape[0])
+        choice = choose(ranking, rows, state, ctx.weigh == "mean")
+        ctx.inbox.add_(choice.tally)
+        if ctx.arrived is not None and not compiling:
+            ctx.arrived()
+        if ctx.weigh == "none":
+            return nothing + gradients
+        return nothing + tuple(None if g is None else keep(g, choice) for g in gradients)
+
+
+class GatedCall:
+    """One call of an attached critic: what its gates need at backward time.
+
+    Args:
+        mode: "observe" (k = B: count and vote only), "score" or "shielded".
+        ranking: (B,) detached scores.
+        state: fraction and direction; read at backward time.
+        mean: see :func:`choose`.
+        generator_node: the gradient accumulator of a generator parameter upstream of the input.
+        arrived: told the tally, on the host, when a backward went through.
+        box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
+    """
+
+    def __init__(
+        self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
+        arrived: Callable[[Tensor], None], box: list[Tensor | None],
+    ) -> None:  # fmt: skip
+        self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
+        self.generator_node, self.arrived, self.box = generator_node, arrived, box
+        self.outputs: tuple[GradientEdge, ...] = ()
+        self.inputs: tuple[GradientEdge, ...] = ()
+
+    def reached(self) -> bool:
+        """Whether the running backward goes on to the generator's parameters.
+
+        It does not for an input gradient (anomaly scores, latent optimisation): those are no
+        generator steps and have to stay as they are.
+        """
+        try:
+            return torch._C._will_engine_execute_node(self.generator_node)
+        except RuntimeError:  # autograd.grad by that very parameter: captured, not executed
+            return True
+
+    def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
+        """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
+        self.box.clear()
+        heads, others = gradients[:scores], gradients[scores:]
+        # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
+        if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
+            return gradients
+        rows = row_gradient(heads, self.ranking.shape[0])
+        choice = choose(self.ranking, rows, self.state, self.mean)
+        self.arrived(choice.tally)
+        if self.mode == "observe":
+            return gradients
+        masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
+        if self.mode == "score":
+            return masked
+        sent = [(edge, g) for edge, g in zip(self.outputs, masked, strict=True) if g is not None]
+        try:
+            self.box[:] = torch.autograd.grad(
+                [edge for edge, _ in sent], self.inputs, [g for _, g in sent],
+                retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise GeneratorStepUnknown(
+                "the critic's graph cannot be replayed, which top-k needs where nothing tells a "
+                "generator step from a critic step (reentrant checkpointing, or a critic compiled "
+                "before it was attached). Mark the generator step by hand: "
+                "`with topk.generator_step():` around its forward and backward, or use "
+                "checkpoint(..., use_reentrant=False), or attach the critic before its first "
+                f"compiled call. The replay said: {error}"
+            ) from error
+        return gradients
+
+
+class _OutputGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: GatedCall, scores: int, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.scores = call, scores
+        ctx.set_materialize_grads(False)
+        return tuple(output.detach() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        return (None, None, *ctx.call.backward(gradients, ctx.scores))
+
+
+class _InputGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, box: list[Tensor | None], index: int, tensor: Tensor) -> Tensor:
+        ctx.box, ctx.index = box, index
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        if not ctx.box:  # no masked gradient was formed in this backward
+            return None, None, gradient
+        # taken once: a later backward that does not pass the scores must not find it
+        shielded, ctx.box[ctx.index] = ctx.box[ctx.index], None
+        return None, None, gradient if shielded is None else shielded
+
+
+def gate_inputs(tensors: Sequence[Tensor], box: list[Tensor | None]) -> list[Tensor]:
+    """Identities on the critic's inputs, whose backward gives what the output gate puts in ``box``.
+
+    The box, not the call, is what they share: the call holds edges of the critic's graph, whose
+    nodes hold these gates, and that cycle would never be collected.
+    """
+    return [_InputGate.apply(box, index, tensor) for index, tensor in enumerate(tensors)]
+
+
+def gate_outputs(
+    call: GatedCall, heads: Sequence[Tensor], others: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Identities on the critic's outputs, heads first; joined, as one gradient needs them all.
+
+    Args:
+        others: differentiable outputs that are no heads; gated only if the call is shielded.
+        inputs: what :func:`gate_inputs` gave, if the call is shielded.
+    """
+    outputs = (*heads, *others) if call.mode == "shielded" else tuple(heads)
+    if call.mode == "shielded":
+        # edges, not tensors: no activation outlives the backward for our sake
+        call.outputs = tuple(get_gradient_edge(output) for output in outputs)
+        call.inputs = tuple(get_gradient_edge(tensor) for tensor in inputs)
+    return _OutputGate.apply(call, len(heads), *outputs)

@@ -1,0 +1,157 @@
+"""`topk run`: a script or module runs as under plain Python, with its critic gated by class name.
+
+topk run --critic __main__:Discriminator --gamma 0.99 -- train.py --dataset C10
+topk run --critic model:DCGAN_D.main -- -m package.train
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib.util
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from topk_plugin.config import TopKConfig
+from topk_plugin.epochs import EpochTracker
+from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.monitor import Monitor
+from topk_plugin.seams import CriticPath, CriticSeam
+from topk_plugin.steps import listen, unlisten
+from topk_plugin.topk import TopK
+
+USAGE_STATUS = 2
+"""Exit status for a mistake in the command or the settings."""
+
+NO_EFFECT_STATUS = 3
+"""Exit status where top-k could not do its work."""
+
+
+def run(critic: str, config: TopKConfig, command: Sequence[str], log: Path | None = None) -> int:
+    """Run ``command`` (a script or ``-m module``, with its arguments) with top-k in it.
+
+    Returns the exit status: the script's own, or 3 where it succeeded and top-k had no effect.
+
+    Raises:
+        ConfigError: no such script or module, or a malformed critic path.
+    """
+    path = CriticPath.parse(critic)
+    start = _prepare(command)
+    if not config.enabled:
+        return _execute(start)[0]
+    topk = TopK(config)
+    seam = CriticSeam(path, topk)
+    tracker = EpochTracker(topk)
+    monitor = Monitor(seam, tracker, log)
+    process, status, succeeded = os.getpid(), 1, False
+    seam.apply()
+    tracker.start()
+    listen(topk.ledger)
+    try:
+        status, succeeded = _execute(start)
+    finally:  # Ctrl-C passes through, with its verdict
+        error = None
+        if os.getpid() == process:  # a forked child that came back here has no say
+            tracker.stop()
+            unlisten(topk.ledger)
+            error = monitor.close(succeeded)
+            seam.undo()
+    return status if error is None else _failed(error)
+
+
+def _prepare(command: Sequence[str]) -> Callable[[], None]:
+    """What runs ``command``: its code is found and compiled now, so that mistakes show at once."""
+    if not command:
+        raise ConfigError(
+            "topk run: found no script, expected one after --: topk run … -- train.py"
+        )
+    if command[0] == "-m":
+        if len(command) < 2:
+            raise ConfigError("topk run: -m needs a module, as in: -- -m package.train")
+        return functools.partial(_start_module, command[1], list(command[2:]))
+    script = Path(command[0])
+    if not script.is_file():
+        hint = "a script" if not script.is_dir() else "a script, not a folder"
+        raise ConfigError(
+            f"topk run: can't find {str(script)!r} in {os.getcwd()}; expected {hint} after --, "
+            "or -m and a module"
+        )
+    return functools.partial(_start_script, script, list(command[1:]))
+
+
+def _start_script(script: Path, arguments: list[str]) -> None:
+    path = str(script)
+    sys.argv = [path, *arguments]
+    if not sys.flags.safe_path:
+        sys.path[0] = str(script.resolve().parent)
+    main = _main_module(path)
+    code = compile(script.read_bytes(), path, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+def _start_module(name: str, arguments: list[str]) -> None:
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd()
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except ModuleNotFoundError:
+        spec = None
+    code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
+    if spec is None or code is None:
+        raise ConfigError(
+            f"topk run: no module named {name!r} from {os.getcwd()}; expected one that "
+            f"`python -m {name}` runs"
+        )
+    sys.argv = [spec.origin or name, *arguments]
+    main = _main_module(spec.origin)
+    main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
+    main.__cached__ = spec.cached  # type: ignore[attr-defined]
+    exec(code, main.__dict__)
+
+
+def _main_module(path: str | None) -> types.ModuleType:
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=builtins, __annotations__={})
+    sys.modules["__main__"] = main
+    return main
+
+
+def _execute(start: Callable[[], None]) -> tuple[int, bool]:
+    """Exit status of the script, and whether it ended by itself with success."""
+    try:
+        start()
+        _join_threads()
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            status = stop.code or 0
+        else:
+            print(stop.code, file=sys.stderr)
+            status = 1
+        return status, status == 0
+    except TopKError as error:
+        return _failed(error), False
+    except Exception as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        return 1, False
+    return 0, True
+
+
+def _join_threads() -> None:
+    """Plain Python waits for the script's threads before it exits: they may be training."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+
+
+def _failed(error: TopKError) -> int:
+    print(f"topk: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS

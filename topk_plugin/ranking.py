@@ -1,0 +1,169 @@
+"""Scores of any critic output, which end of them is more realistic, and which k rows are kept.
+
+Pure functions of tensors: nothing here reads the device from the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from topk_plugin.errors import ScoreShapeError
+
+SCORE_KEYS = ("adv_output", "score", "logits")
+"""Keys of a dict output that name the score, in order (the first is StudioGAN's)."""
+
+_EXPECTED = (
+    "one score per sample, (B,), (B, 1) or (B, 1, 1, 1), or a one-channel patch map (B, 1, H, W)"
+)
+
+
+def score_heads(
+    output: Any, batch: int | None = None, heads: Sequence[str | int] = ()
+) -> list[Tensor]:
+    """The score tensors of a critic's output, in the order of ``heads``.
+
+    Of a tuple, list or dict the first floating tensor with ``batch`` rows is the score (of a dict
+    ``adv_output``, ``score`` and ``logits`` come first). ``heads`` names several outputs that
+    share one ranking, by key or index; ``"a.0"`` walks into nested containers.
+
+    Args:
+        output: whatever the critic returned.
+        batch: number of rows B of the critic's input; None if unknown.
+        heads: names of the score outputs; empty for the rule above.
+
+    Raises:
+        ScoreShapeError: no such output, or none that could be a score.
+    """
+    if heads:
+        return [_walk(output, head) for head in heads]
+    if isinstance(output, Tensor):
+        return [output]
+    candidates: list[Any] = []
+    if isinstance(output, Mapping):
+        candidates += [output[key] for key in SCORE_KEYS if key in output]
+    candidates += pytree.tree_leaves(output)
+    for leaf in candidates:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and _has_rows(leaf, batch):
+            return [leaf]
+    raise ScoreShapeError(
+        f"no score in the critic's output: found {describe(output)}"
+        f"{'' if batch is None else f' for a batch of {batch}'}; expected {_EXPECTED}. "
+        "Name the outputs that hold scores with heads=."
+    )
+
+
+def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
+    """One number a sample: (B,), (B, 1), (B, 1, 1, 1) flattened, patch maps averaged, to (B,).
+
+    (B, N) and (B, C, H, W) with several channels may be class logits, features or an image, so
+    they are only averaged where the user ``named`` them as a head.
+
+    Raises:
+        ScoreShapeError: any other shape.
+    """
+    shape = tuple(score.shape)
+    if score.dim() == 0 and batch == 1:
+        return score.reshape(1)
+    if score.dim() == 0 or shape[0] != batch:
+        if score.numel() == 1:
+            raise ScoreShapeError(
+                f"the critic's score has shape {shape} for a batch of {batch}: it is averaged "
+                f"inside the critic, so no sample has a score of its own; expected {_EXPECTED}. "
+                "Gate the module that computes the scores before the mean "
+                "(--critic module:Class.attribute, or attach(critic.attribute, ...))."
+            )
+        raise ScoreShapeError(
+            f"the critic's score has shape {shape} for a batch of {batch}; expected {_EXPECTED}."
+        )
+    width = score.numel() // batch if batch else 1
+    if width == 1:
+        return score.reshape(batch)
+    if named or (score.dim() >= 3 and shape[1] == 1) or score.dim() == 3:
+        # 16-bit averages would tie or reorder patches' means
+        wide = score.float() if score.dtype in (torch.float16, torch.bfloat16) else score
+        return wide.reshape(batch, -1).mean(dim=1)
+    raise ScoreShapeError(
+        f"the critic's score has shape {shape}: {width} numbers a sample, which may be class "
+        f"logits, features or an image; expected {_EXPECTED}. If their mean ranks the samples, "
+        "name the output with heads= (heads=(0,) for a lone tensor)."
+    )
+
+
+def ranking_scores(scores: Sequence[Tensor], batch: int, named: bool = False) -> Tensor:
+    """The numbers that rank a batch, (B,): the score, or the mean of several heads' scores.
+
+    Detached, and a copy, so that a later in-place change of the critic's output cannot move it.
+    """
+    rows = [per_sample(score.detach(), batch, named) for score in scores]
+    if len(rows) == 1:
+        return rows[0].clone()
+    dtype = torch.promote_types(torch.float32, rows[0].dtype)
+    return torch.stack([row.to(dtype) for row in rows]).mean(dim=0)
+
+
+def ballot(row_gradient: Tensor) -> Tensor:
+    """Which direction one loss asks for, 0-d float64: 1 high, -1 low, 0 undecided.
+
+    Descent moves a score against its gradient, so a negative gradient says that higher is more
+    realistic. ``row_gradient`` is (B,); NaN rows do not vote.
+    """
+    return ((row_gradient < 0).sum() - (row_gradient > 0).sum()).sign().to(torch.float64)
+
+
+def kept_rows(scores: Tensor, k: Tensor | int, sign: Tensor | float = 1.0) -> Tensor:
+    """The k most realistic rows as a mask (B,) of bool, exactly k of them.
+
+    Descending by ``sign * scores`` (sign 1: high is realistic; -1: low), ties by position, NaN
+    last. A k-th value threshold would keep too many under ties, and ``torch.topk`` ranks NaN
+    first, hence two stable sorts.
+
+    Args:
+        scores: (B,) of any floating dtype.
+        k: rows to keep, 1 to B; a 0-d tensor keeps the graph the same for all values.
+    """
+    # ascending order of the negated score: sort puts NaN, as the greatest, last
+    order = torch.argsort(-(scores * sign), stable=True)
+    rank = torch.argsort(order)
+    return rank < k
+
+
+def describe(value: Any) -> str:
+    """Shapes of a critic's output, for error messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(describe(item) for item in value) + "]"
+    return type(value).__name__
+
+
+def _has_rows(leaf: Tensor, batch: int | None) -> bool:
+    if leaf.dim() == 0:
+        return batch == 1
+    return batch is None or leaf.shape[0] == batch
+
+
+def _walk(output: Any, head: str | int) -> Tensor:
+    found = output
+    steps = head.split(".") if isinstance(head, str) else [head]
+    if isinstance(output, Tensor) and steps in ([0], ["0"]):
+        return output
+    for step in steps:
+        try:
+            found = found[int(step) if isinstance(found, Sequence) else step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ScoreShapeError(
+                f"heads names {head!r}, which the critic's output does not have: "
+                f"found {describe(output)}."
+            ) from None
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise ScoreShapeError(
+            f"heads names {head!r}, which is {describe(found)}; expected a floating tensor."
+        )
+    return found

@@ -1,0 +1,136 @@
+"""Where the epoch is kept in loops that are not ours: in the checkpoints they write anyway.
+
+The record (``TopK.state_dict()``) goes into the metadata of the critic's ``state_dict``, which
+``torch.save`` keeps and a strict load without the plugin ignores, and into an extra key of the
+generator optimizer's ``state_dict``, which ``Optimizer.load_state_dict`` ignores. Either restores.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from topk_plugin.classpatch import ClassPatches
+from topk_plugin.topk import GeneratorStep, TopK
+
+KEY = "topk_plugin"
+
+_recorded: weakref.WeakKeyDictionary[nn.Module, ResumeRecord] = weakref.WeakKeyDictionary()
+_records: weakref.WeakSet[ResumeRecord] = weakref.WeakSet()
+_originals: dict[str, Any] = {}
+
+
+class ResumeRecord:
+    """Keeps ``topk``'s epoch in the checkpoints of ``critic`` and of the generator's optimizer."""
+
+    def __init__(self, critic: nn.Module, topk: TopK) -> None:
+        self.topk = topk
+        self.modules = list(unwrapped(critic))
+        self.loaded = False  # weights were loaded into the critic
+        self.found = False  # ... or an optimizer's state, with a record
+        for module in self.modules:
+            _recorded[module] = self
+            _methods.wrap(type(module))
+        topk.observers.append(self._step_counted)
+        _records.add(self)
+        _watch_optimizers()
+
+    def remove(self) -> None:
+        """Checkpoints written from now on carry no record."""
+        for module in self.modules:
+            if _recorded.get(module) is self:
+                del _recorded[module]
+            _methods.unwrap(type(module))
+        _records.discard(self)
+        if self._step_counted in self.topk.observers:
+            self.topk.observers.remove(self._step_counted)
+        if not _records:
+            for name, original in _originals.items():
+                setattr(Optimizer, name, original)
+            _originals.clear()
+
+    def restore(self, record: Any) -> None:
+        """A checkpoint was loaded; ``record`` is None if it carries nothing of ours."""
+        self.loaded = True
+        if record is not None:
+            self.topk.load_state_dict(record)
+            self.found = True
+
+    def _step_counted(self, step: GeneratorStep) -> None:
+        config = self.topk.config
+        if self.loaded and not self.found and not config.start_epoch and config.gamma < 1:
+            warnings.warn(
+                "weights were loaded into the critic from a checkpoint without a top-k record, so "
+                "k starts at the whole batch. If this run goes on from an earlier one, say how "
+                "many epochs had ended: --start-epoch T (or TopK(start_epoch=T)).",
+                stacklevel=2,
+            )
+        self.topk.observers.remove(self._step_counted)
+
+
+def unwrapped(critic: nn.Module) -> Iterator[nn.Module]:
+    """A critic and what DataParallel, DistributedDataParallel or torch.compile wrap in it."""
+    module: Any = critic
+    while isinstance(module, nn.Module):
+        yield module
+        inner = module.__dict__.get("_modules", {})
+        wrapper = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        module = inner.get("module") if wrapper else inner.get("_orig_mod")
+
+
+def _saving(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def save(self: nn.Module, destination: Any, prefix: str, keep_vars: bool) -> None:
+        original(self, destination, prefix, keep_vars)
+        record = _recorded.get(self)
+        metadata = getattr(destination, "_metadata", None)
+        if record is not None and metadata is not None:
+            metadata.setdefault(prefix[:-1], {})[KEY] = record.topk.state_dict()
+
+    return save
+
+
+def _loading(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def load(self: nn.Module, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        record = _recorded.get(self)
+        if record is not None:
+            record.restore(metadata.get(KEY))
+        original(self, state_dict, prefix, metadata, *rest)
+
+    return load
+
+
+# every save and load of a module goes through these two
+_methods = ClassPatches({"_save_to_state_dict": _saving, "_load_from_state_dict": _loading})
+
+
+def _watch_optimizers() -> None:
+    if _originals:
+        return
+    save, load = Optimizer.state_dict, Optimizer.load_state_dict
+    _originals.update(state_dict=save, load_state_dict=load)
+
+    @functools.wraps(save)
+    def state_dict(self: Optimizer) -> dict[str, Any]:
+        state = save(self)
+        for record in list(_records):
+            owner = record.topk.ledger.generator_optimizer
+            if owner is not None and owner() is self:
+                state[KEY] = record.topk.state_dict()
+        return state
+
+    @functools.wraps(load)
+    def load_state_dict(self: Optimizer, state: dict[str, Any]) -> None:
+        load(self, state)
+        for record in list(_records) if KEY in state else ():
+            record.restore(state[KEY])
+
+    Optimizer.state_dict = state_dict  # type: ignore[method-assign]
+    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]

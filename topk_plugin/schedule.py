@@ -1,0 +1,36 @@
+"""How many rows of a batch are kept: k shrinks as epochs end (paper, section 3.2)."""
+
+import math
+from dataclasses import dataclass
+
+
+def k_of(fraction: float, batch: int) -> int:
+    """Rows kept of a batch of `batch` rows, at least one.
+
+    The paper floors the decayed float. The 1e-9 keeps a product that is an integer on paper from
+    losing a row to rounding: 0.7**2 * 100 is 48.99999999999999 in float64.
+    """
+    return max(1, math.floor(fraction * batch + 1e-9))
+
+
+@dataclass(frozen=True)
+class KSchedule:
+    """k as a pure function of the number of ended epochs, so that resuming needs that number alone.
+
+    gamma: factor by which k shrinks at the end of an epoch, in (0, 1].
+    nu: smallest fraction of the batch, in (0, 1].
+
+    The paper decays k itself, k <- max(gamma * k, nu * B); after t epochs that is the closed form
+    max(gamma**t, nu) * B (section 3.2).
+    """
+
+    gamma: float
+    nu: float
+
+    def fraction(self, epoch: int) -> float:
+        """Fraction of the batch that is kept after `epoch` >= 0 ended epochs."""
+        return max(self.gamma**epoch, self.nu)
+
+    def k(self, batch: int, epoch: int) -> int:
+        """Rows kept of a batch of `batch` rows after `epoch` >= 0 ended epochs."""
+        return k_of(self.fraction(epoch), batch)

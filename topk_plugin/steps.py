@@ -1,0 +1,187 @@
+"""Which gated calls belong to a generator step: told by the optimizers that step.
+
+A call of the critic does not say whose step it is in: many loops send un-detached fakes, augmented
+reals or interpolates through it in the critic step. So a gated call is *pending* once its backward
+ran, and the next optimizer settles it:
+
+    backward through the gate ... optimizer of the generator steps   counted, one generator step
+    backward through the gate ... optimizer of the critic steps      set aside
+    then at once: optimizer of the generator steps                   recovered: both losses were
+                                                                     backwarded before either step
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from topk_plugin.errors import GeneratorStepUnknown
+
+UNSETTLED_LIMIT = 1000
+"""Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
+
+
+class Arrival(NamedTuple):
+    """A gated call whose backward ran."""
+
+    tally: Tensor
+    batch: int
+    parameter: Tensor  # of the generator, upstream of the critic's input
+    critic: frozenset[int]  # ids of the critic's parameters
+    known: bool  # declared a generator step by the user or the seam
+
+
+class StepLedger:
+    """Pending calls and the rules that settle them.
+
+    Args:
+        counted: receives the calls of each generator step, on the host, after the optimizer.
+    """
+
+    def __init__(self, counted: Callable[[list[Arrival]], None]) -> None:
+        self.counted = counted
+        self.pending: list[Arrival] = []
+        self.aside: list[Arrival] = []
+        self.line_called = False  # a gate of line A saw a backward
+        self.settled = False  # an optimizer settled, and nothing arrived since
+        self.explicit = False  # the user marks generator steps: optimizers decide nothing
+        self.optimizer_steps = 0
+        self.on_optimizer_step: Callable[[], None] | None = None
+        self.generator_optimizer: weakref.ref[Optimizer] | None = None
+        self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
+
+    def arrive(self, arrival: Arrival) -> None:
+        """A backward went through a gate."""
+        self.aside.clear()
+        self.settled = False
+        self.pending.append(arrival)
+        if len(self.pending) > UNSETTLED_LIMIT:
+            raise GeneratorStepUnknown(
+                f"{UNSETTLED_LIMIT} backward passes went through the critic and no optimizer of "
+                "torch.optim stepped that owns a generator parameter, so generator steps cannot "
+                f"be told from critic steps. {HOW_TO_MARK}"
+            )
+
+    def settle(self) -> None:
+        """Count what is pending, or was just set aside, as one generator step."""
+        calls = self.pending or self.aside
+        self.pending, self.aside, self.line_called = [], [], False
+        self.settled = True
+        self.counted(calls)
+
+    def mark(self) -> None:
+        """``topk.step()``: one generator step, told by hand.
+
+        Counts even where nothing is pending, as in a replayed CUDA graph, which runs no Python;
+        but not twice where the optimizer's step, just before the first mark, was counted.
+        """
+        counted_already = self.settled and not self.explicit
+        self.explicit = True
+        if not counted_already:
+            self.settle()
+
+    def settle_known(self) -> None:
+        """The end of ``with topk.generator_step()``: its calls count, others do not."""
+        known = [call for call in self.pending if call.known]
+        if known or self.line_called:
+            self.pending = known
+            self.settle()
+
+    def optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """An outermost optimizer step ended."""
+        self.optimizer_steps += 1
+        if self.on_optimizer_step is not None:
+            self.on_optimizer_step()
+        if self.line_called or any(call.known for call in self.pending):
+            self.pending = [call for call in self.pending if call.known]
+            self.settle()
+            return
+        calls = self.pending or self.aside
+        if not calls:
+            return
+        if self.explicit:
+            self.aside, self.pending = calls, []
+            return
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        generator = any(id(call.parameter) in owned for call in calls)
+        critic = any(not owned.isdisjoint(call.critic) for call in calls)
+        if generator and critic:
+            raise GeneratorStepUnknown(
+                f"one {type(optimizer).__name__} owns parameters of both the generator and the "
+                f"critic, so its steps do not tell generator steps from critic steps. {HOW_TO_MARK}"
+            )
+        if generator:
+            self.generator_optimizer = weakref.ref(optimizer)
+            self.settle()
+        elif critic:
+            self.aside, self.pending = self.pending, []
+
+    def enter(self, optimizer: Optimizer, frame: FrameType) -> None:
+        """An optimizer's step begins; it may hold closures and the steps of inner optimizers."""
+        while self._stack and not _is_running(self._stack[-1][1]):
+            self._stack.pop()  # that step ended by an exception
+        self._stack.append((weakref.ref(optimizer), frame))
+
+    def leave(self, optimizer: Optimizer) -> None:
+        """An optimizer's step ended; only the outermost one settles."""
+        while self._stack:
+            entered, _ = self._stack.pop()
+            if entered() is optimizer:
+                break
+        if not self._stack:
+            self.optimizer_stepped(optimizer)
+
+
+HOW_TO_MARK = (
+    "Put `with topk.generator_step():` around the generator step's forward and backward, or call "
+    "`topk.step()` after its backward and before the optimizer's step; where the critic step "
+    "sends fakes through the critic that are not detached, put `with topk.paused():` around it."
+)
+
+_ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
+_handles: list[Any] = []
+
+
+def listen(ledger: StepLedger) -> None:
+    """Let the optimizers of this process tell ``ledger`` of their steps."""
+    _ledgers.add(ledger)
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_before_step))
+        _handles.append(register_optimizer_step_post_hook(_after_step))
+
+
+def unlisten(ledger: StepLedger) -> None:
+    """Undo :func:`listen`."""
+    _ledgers.discard(ledger)
+    if not _ledgers:
+        while _handles:
+            _handles.pop().remove()
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for ledger in list(_ledgers):
+        ledger.enter(optimizer, sys._getframe(1))
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for ledger in list(_ledgers):
+        ledger.leave(optimizer)
+
+
+def _is_running(frame: FrameType) -> bool:
+    running: FrameType | None = sys._getframe(1)
+    while running is not None:
+        if running is frame:
+            return True
+        running = running.f_back
+    return False

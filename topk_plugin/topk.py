@@ -1,0 +1,402 @@
+"""TopK: the settings, the schedule, the gates and what they counted, in one object."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from topk_plugin import gate, ranking
+from topk_plugin.config import TopKConfig
+from topk_plugin.errors import ConfigError, DirectionUnknown, ResumeMismatch, ScoreShapeError
+from topk_plugin.gate import GateState, ScoreGate
+from topk_plugin.schedule import KSchedule
+from topk_plugin.steps import Arrival, StepLedger, listen
+
+VOTING_STEPS = 100
+"""Generator steps that vote on the direction, usually while k = B. Later votes would let a
+target-seeking loss such as LSGAN turn the direction round."""
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratorStep:
+    """What observers are told when a generator step was counted; reading ``tally`` synchronises."""
+
+    step: int  # generator steps so far, this one included
+    epoch: int  # ended epochs while it ran
+    batch: int  # rows, over all critic calls of the step; 0 for line A, whose rows tally[ROWS] has
+    tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.gate
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened so far (see :meth:`TopK.report`)."""
+
+    steps: int  # generator steps gated, those with k = B included
+    epochs: int  # epochs ended
+    fraction: float  # of a batch that is kept now
+    rows: int  # rows that generator steps sent through the gate
+    dropped: int  # rows of them that were dropped
+    nonfinite: int  # scores that were NaN or infinite
+    direction: str  # "high", "low", or "undecided"
+    threshold: float | None  # score of the worst row kept in the last generator step
+    last_batch: int  # rows of a critic call in the last generator step (mean, if they differ)
+    last_k: int  # rows of them that were kept (mean, if they differ)
+
+
+class TopK:
+    """Top-k training of a generator: keep the gradient of the k most realistic samples.
+
+    In a loop of one's own the call is the paper's one line (section 3.3)::
+
+        topk = TopK(gamma=0.99, nu=0.5)
+        loss = generator_loss(topk(critic(fake)))
+        ...
+        topk.end_epoch()
+
+    For a loop that is not one's own see :func:`topk_plugin.attach`.
+
+    Args:
+        config: the settings; or give them as keywords, see :class:`TopKConfig`.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type or out of range.
+    """
+
+    def __init__(self, config: TopKConfig | None = None, /, **settings: Any) -> None:
+        if config is not None and not isinstance(config, TopKConfig):
+            raise ConfigError(
+                f"TopK: found {config!r} as its settings, expected a TopKConfig or keywords such "
+                "as TopK(gamma=0.99, nu=0.5)"
+            )
+        if config is not None and settings:
+            raise ConfigError("TopK: give a TopKConfig or keywords, not both")
+        self.config = config or TopKConfig.from_config(settings, path="TopK")
+        self.schedule = KSchedule(self.config.gamma, self.config.nu)
+        self.epoch = self.config.start_epoch
+        self.steps = 0
+        self.ledger = StepLedger(self._count)
+        self.observers: list[Callable[[GeneratorStep], None]] = []
+        self._paused = 0
+        self._marked = 0
+        self._voting = VOTING_STEPS if self.config.direction == "auto" else 0
+        sign = {"auto": 0.0, "high": 1.0, "low": -1.0}[self.config.direction]
+        self._fraction = torch.tensor(self.fraction, dtype=torch.float64)
+        self._decided = torch.tensor(sign, dtype=torch.float64)
+        self._vote = torch.zeros((), dtype=torch.float64)
+        self._disagreed = torch.zeros((), dtype=torch.float64)
+        self._inbox = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)  # line A, not yet counted
+        self._totals = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)
+        self._last = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> TopK:
+        """From the flags that :func:`topk_plugin.add_arguments` added; off without ``--topk``."""
+        return cls(TopKConfig.from_args(args))
+
+    @classmethod
+    def from_config(cls, mapping: Mapping[str, Any]) -> TopK:
+        """From a mapping of settings, such as a section of a YAML file."""
+        return cls(TopKConfig.from_config(mapping))
+
+    # --- schedule -------------------------------------------------------------------------------
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of a batch that is kept now, ``max(gamma**epoch, nu)``."""
+        return self.schedule.fraction(self.epoch)
+
+    def k(self, batch: int) -> int:
+        """Rows kept of a batch of ``batch`` rows now."""
+        return self.schedule.k(batch, self.epoch)
+
+    def end_epoch(self) -> None:
+        """One pass over the real data ended: k decays (paper, section 3.2)."""
+        self.epoch += 1
+        self._fraction.fill_(self.fraction)
+
+    # --- gating ---------------------------------------------------------------------------------
+
+    def __call__(self, scores: Any) -> Any:
+        """The paper's one line: scores in, the same scores out, their gradient kept for k rows.
+
+        The shape stays, so labels of the batch's size still fit.
+
+        Args:
+            scores: the critic's output in the generator step: (B,), (B, 1), (B, 1, 1, 1), a patch
+                map (B, 1, H, W), or a tuple, list or dict that holds it.
+
+        Raises:
+            ScoreShapeError: no score per sample in it.
+        """
+        if not self.config.enabled or self._paused or not torch.is_grad_enabled():
+            return scores
+        return self._gate(scores, self.config.reduction)
+
+    def gather(self, scores: Tensor, *companions: Tensor) -> Any:
+        """The literal form: the k rows themselves, for losses that couple the rows of a batch.
+
+        The rows keep their order in the batch, so that at k = B nothing changes. Companions
+        (labels, auxiliary outputs, real scores they are paired with) follow.
+
+        Args:
+            scores: (B, ...) one score per sample.
+            companions: tensors (B, ...).
+
+        Returns:
+            (k, ...) scores; with companions a tuple of them all.
+
+        Raises:
+            ScoreShapeError: a companion has another number of rows.
+            DirectionUnknown: k < B, the direction is "auto", and no generator step voted yet.
+        """
+        batch, order = self._rank([scores])
+        for companion in companions:
+            if companion.shape[:1] != scores.shape[:1]:
+                raise ScoreShapeError(
+                    f"gather: a companion has shape {tuple(companion.shape)}, expected {batch} "
+                    "rows, as many as the scores have"
+                )
+        if self.is_paused:
+            return (scores, *companions) if companions else scores
+        k, kept = self.k(batch), None
+        if k < batch:
+            if self.direction_unseen:
+                raise DirectionUnknown(
+                    f"gather: {k} of {batch} rows are to be kept, but no loss has been seen, so "
+                    'which end is realistic is unknown. Give TopK(direction="high"), or "low" for '
+                    "energies."
+                )
+            state = self.gate_state(order.device)
+            vote = torch.where(state.decided != 0, state.decided, state.vote)
+            mask = ranking.kept_rows(order, k, torch.where(vote < 0, -1.0, 1.0).to(order.dtype))
+            # the k kept positions in batch order, without asking the device how many they are
+            kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
+        # in front of the selection, so that the loss votes and the dropped rows are counted
+        gated = self._gate(scores, "none") if torch.is_grad_enabled() else scores
+        rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *companions)]
+        return tuple(rows) if companions else rows[0]
+
+    @contextmanager
+    def generator_step(self) -> Iterator[None]:
+        """Marks a generator step by hand: its forward and backward, perhaps its optimizer step.
+
+        Needed with ``attach`` or ``topk run`` where one optimizer owns both networks, or where
+        optimizers are not those of torch.optim.
+        """
+        self.ledger.explicit = True
+        self._marked += 1
+        try:
+            yield
+        finally:
+            self._marked -= 1
+        if not self._marked:
+            self.ledger.settle_known()
+
+    def step(self) -> None:
+        """Says by hand that the backward passes since the last step were one generator step."""
+        self.ledger.mark()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Critic calls inside are left alone: samplers, critic steps, input gradients."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    @property
+    def is_paused(self) -> bool:
+        """Inside ``with topk.paused()``, or disabled."""
+        return bool(self._paused) or not self.config.enabled
+
+    @property
+    def is_marked(self) -> bool:
+        """Inside ``with topk.generator_step()``."""
+        return bool(self._marked)
+
+    def to(self, device: torch.device | str) -> TopK:
+        """Moves what the gates read to ``device``; otherwise done at the first gated call."""
+        for name in ("_fraction", "_decided", "_vote", "_disagreed", "_inbox", "_totals", "_last"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def gate_state(self, device: torch.device) -> GateState:
+        """The tensors that gates on ``device`` read."""
+        if self._fraction.device != device:
+            self.to(device)
+        return GateState(self._fraction, self._decided, self._vote)
+
+    # --- counting -------------------------------------------------------------------------------
+
+    def _rank(self, heads: list[Tensor]) -> tuple[int, Tensor]:
+        """The batch size and the (B,) ranking of a critic output whose input is not known."""
+        if not heads[0].dim():
+            raise ScoreShapeError(
+                "the critic's score has shape (): it is averaged inside the critic, or squeezed "
+                "from a batch of one; expected one score per sample. Give top-k the scores before "
+                "the mean, and squeeze one dimension by name (squeeze(1))."
+            )
+        batch = heads[0].shape[0]
+        return batch, ranking.ranking_scores(heads, batch, named=bool(self.config.heads))
+
+    def _gate(self, output: Any, weigh: str) -> Any:
+        heads = ranking.score_heads(output, None, self.config.heads)
+        if not any(head.requires_grad for head in heads):
+            return output
+        _, order = self._rank(heads)
+        arrived = None
+        if torch.compiler.is_compiling():
+            self.ledger.line_called = True  # a compiled backward runs no Python
+        else:
+            arrived = self._line_arrived
+            listen(self.ledger)
+        state = self.gate_state(order.device)
+        gated = ScoreGate.apply(weigh, arrived, self._inbox, order, *state, *heads)
+        return replace(output, heads, gated)
+
+    def _line_arrived(self) -> None:
+        self.ledger.line_called = True
+
+    def _count(self, calls: list[Arrival]) -> None:
+        """One generator step: votes, statistics, and k where it decays by steps."""
+        tally = self._inbox.clone()
+        self._inbox.zero_()
+        for call in calls:
+            tally += call.tally.to(tally.device)
+        self.steps += 1
+        if self._voting:
+            ballots = [call.tally[gate.BALLOT].to(tally.device) for call in calls]
+            self._vote += tally[gate.BALLOT].sign()
+            if len(ballots) > 1:
+                cast = torch.stack(ballots)
+                self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
+            self._voting -= 1
+            if not self._voting:
+                self.check_direction()
+                self._decided.copy_(self._vote.sign())
+        self._totals += tally
+        self._last.copy_(tally)
+        step = GeneratorStep(self.steps, self.epoch, sum(call.batch for call in calls), tally)
+        for observer in list(self.observers):
+            observer(step)
+        if self.config.every != "epoch" and self.steps % self.config.every == 0:
+            self.end_epoch()
+
+    def check_direction(self) -> None:
+        """Reads the vote (the device is waited for).
+
+        Raises:
+            DirectionUnknown: the calls of most generator steps asked for opposite directions, or
+                no loss asked for any.
+        """
+        if self.config.direction != "auto" or not self.steps or float(self._decided):
+            return
+        voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
+        if 2 * disagreed > voted or not float(self._vote):
+            found = (
+                f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
+                "critic call and lowered those of another"
+                if disagreed
+                else f"in {voted} generator steps the loss raised as many scores as it lowered"
+            )
+            raise DirectionUnknown(
+                f"{found}, so it does not say which scores are realistic. Set the direction: "
+                '--direction high (or TopK(direction="high")) if the critic gives real samples '
+                "high scores, low if it gives them low ones."
+            )
+
+    @property
+    def direction_unseen(self) -> bool:
+        """The direction is read from the loss, and no generator step has shown it yet."""
+        return self._voting == VOTING_STEPS
+
+    @property
+    def direction(self) -> str:
+        """Which scores are realistic: "high", "low", or "undecided" (the device is waited for)."""
+        sign = float(self._decided) or float(self._vote) or float(self._inbox[gate.BALLOT])
+        return "undecided" if not sign else "high" if sign > 0 else "low"
+
+    def report(self) -> Report:
+        """What was gated so far. The only place that reads the device."""
+        rows, kept, nonfinite = (
+            int(self._totals[i]) for i in (gate.ROWS, gate.KEPT, gate.NONFINITE)
+        )
+        last = self._last.tolist()
+        calls = max(1, int(last[gate.CALLS]))
+        return Report(
+            steps=self.steps,
+            epochs=self.epoch,
+            fraction=self.fraction,
+            rows=rows,
+            dropped=rows - kept,
+            nonfinite=nonfinite,
+            direction=self.direction,
+            threshold=last[gate.THRESHOLD] / calls if self.steps else None,
+            last_batch=round(last[gate.ROWS] / calls),
+            last_k=round(last[gate.KEPT] / calls),
+        )
+
+    # --- resume ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": self.epoch,
+            "steps": self.steps,
+            # on the device: some loops take the critic's state_dict at every step
+            "votes": torch.stack([self._vote, self._decided, self._disagreed]),
+            "voting": self._voting,
+            "settings": self.config.ranking_settings(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            ResumeMismatch: it was written under other settings, or ``start_epoch`` contradicts it.
+        """
+        mine = self.config.ranking_settings()
+        theirs = state["settings"]
+        differ = [
+            f"{name}: {theirs.get(name)!r} in the checkpoint, {mine.get(name)!r} now"
+            for name in {**theirs, **mine}
+            if theirs.get(name) != mine.get(name)
+        ]
+        if self.config.start_epoch and state["epoch"] != self.config.start_epoch:
+            differ.append(
+                f"epoch: {state['epoch']} in the checkpoint, start_epoch "
+                f"{self.config.start_epoch} now"
+            )
+        if differ:
+            raise ResumeMismatch(
+                "the checkpoint was written under other top-k settings:\n  "
+                + "\n  ".join(differ)
+                + "\nResume with the settings of the checkpoint, or start anew without it."
+            )
+        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
+        self._voting = int(state["voting"])
+        for tensor, value in zip(
+            (self._vote, self._decided, self._disagreed), state["votes"], strict=True
+        ):
+            tensor.copy_(value)
+        self._fraction.fill_(self.fraction)
+
+
+def replace(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:
+    """``output`` with the tensors ``old`` in it replaced by ``new``, all else as it is."""
+    if isinstance(output, Tensor):
+        return new[0]
+    leaves, spec = pytree.tree_flatten(output)
+    places = {id(tensor): gated for tensor, gated in zip(old, new, strict=True)}
+    return pytree.tree_unflatten([places.get(id(leaf), leaf) for leaf in leaves], spec)
