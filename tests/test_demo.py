@@ -16,6 +16,12 @@ BATCH = 64
 STEPS_PER_EPOCH = 1797 // BATCH  # scikit-learn's digits, last partial batch dropped
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Threads that wait for a busy core make these short runs many times slower."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def weights(out: Path, arm: str) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(out / arm / "checkpoint.pt", weights_only=True)
     return {

@@ -8,6 +8,7 @@ deepcopy (EMA) or a pickled critic is the plain module it was.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections import deque
@@ -95,6 +96,7 @@ class Attachment:
             intercept(module, self)
             self._undo.append(functools.partial(release, module))
         self._undo.append(ResumeRecord(critic, topk).remove)
+        _keep_buffers()
         _attachments.add(self)
         listen(topk.ledger)
         if tracker is not None:
@@ -108,6 +110,8 @@ class Attachment:
         _attachments.discard(self)
         if not any(other.topk is self.topk for other in _attachments):
             unlisten(self.topk.ledger)
+        if not _attachments and _donated:
+            torch._functorch.config.donated_buffer = _donated.pop()
 
     def __enter__(self) -> Attachment:
         return self
@@ -251,9 +255,7 @@ def intercept(module: nn.Module, interceptor: Interceptor) -> None:
     # torch.compile's wrapper, which leaves its forward out of copies and pickles
     @functools.wraps(own)
     def gated(*args: Any, **kwargs: Any) -> Any:
-        # a gate may replay the critic's graph, which donated buffers forbid
-        with torch._functorch.config.patch(donated_buffer=False):
-            return interceptor.call(own, args, kwargs)
+        return interceptor.call(own, args, kwargs)
 
     gated.__topk_original__ = own  # type: ignore[attr-defined]
     module.__dict__["forward"] = gated
@@ -281,16 +283,33 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
     return gated
 
 
-@torch.compiler.disable(recursive=False)
+# in a compiled step the gates and the critic run eagerly, between two graphs
+@torch.compiler.disable(reason="top-k cannot be traced here: attach the compiled critic instead")
 def _call_eagerly(interceptor: Interceptor, original: Any, args: Any, kwargs: Any) -> Any:
-    """Dynamo cannot trace the search for the generator: attach the compiled critic instead."""
     return interceptor.call(original, args, kwargs)
 
 
 _interceptors: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _forwards = ClassPatches({"forward": _gated})
+_donated: list[bool] = []  # torch.compile's setting before the first attachment
 _inside = threading.local()  # a critic called by an attached critic is part of it
+
+
+def _keep_buffers() -> None:
+    """Let compiled critics be replayed.
+
+    The shielded gate runs a critic's backward twice, and torch.compile by default lets the first
+    run overwrite what was saved. What was compiled before is compiled anew: its backward would
+    read garbage.
+    """
+    if _donated:
+        return
+    _donated.append(torch._functorch.config.donated_buffer)
+    if _donated[0]:
+        torch._functorch.config.donated_buffer = False
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
 
 def _entrances(critic: nn.Module) -> Iterator[nn.Module]:

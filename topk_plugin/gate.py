@@ -203,11 +203,10 @@ class GatedCall:
         except RuntimeError as error:
             raise GeneratorStepUnknown(
                 "the critic's graph cannot be replayed, which top-k needs where nothing tells a "
-                "generator step from a critic step (reentrant checkpointing, or a critic compiled "
-                "before it was attached). Mark the generator step by hand: "
-                "`with topk.generator_step():` around its forward and backward, or use "
-                "checkpoint(..., use_reentrant=False), or attach the critic before its first "
-                f"compiled call. The replay said: {error}"
+                "generator step from a critic step (reentrant checkpointing does that). Mark the "
+                "generator step by hand, `with topk.generator_step():` around its forward and "
+                "backward, or use checkpoint(..., use_reentrant=False). "
+                f"The replay said: {error}"
             ) from error
         return gradients
 
