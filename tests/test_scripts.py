@@ -59,6 +59,8 @@ CASES = [
     Case("cut_short.py", 6, 18),
     Case("backward_inputs.py", 5, 20),
     Case("two_calls.py", 5, 20),
+    Case("info_step.py", 5, 20),
+    Case("scaler_critic_skipped.py", 5, 19),
 ]
 
 

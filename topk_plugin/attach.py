@@ -189,7 +189,8 @@ class Attachment:
             return output
 
         def arrived(tally: Tensor) -> None:
-            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known))
+            task = torch._C._current_graph_task_id()
+            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known, task))
 
         parameter = node.variable  # type: ignore[attr-defined]
         state = topk.gate_state(order.device)

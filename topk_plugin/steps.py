@@ -8,6 +8,9 @@ ran, and the next optimizer settles it:
     backward through the gate ... optimizer of the critic steps      set aside
     then at once: optimizer of the generator steps                   recovered: both losses were
                                                                      backwarded before either step
+
+A call whose gradient was thrown away by ``zero_grad()`` before the step counts for nothing. (Seen
+where ``zero_grad`` sets gradients to None, its default.)
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ class Arrival(NamedTuple):
     parameter: Tensor  # of the generator, upstream of the critic's input
     critic: frozenset[int]  # ids of the critic's parameters
     known: bool  # declared a generator step by the user or the seam
+    task: int  # which backward pass it was
 
 
 class StepLedger:
@@ -51,7 +55,7 @@ class StepLedger:
     def __init__(self, counted: Callable[[list[Arrival]], None]) -> None:
         self.counted = counted
         self.pending: list[Arrival] = []
-        self.aside: list[Arrival] = []
+        self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
         self.settled = False  # an optimizer settled, and nothing arrived since
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
@@ -64,6 +68,12 @@ class StepLedger:
         """A backward went through a gate."""
         self.aside.clear()
         self.settled = False
+        if arrival.parameter.grad is None:  # so what earlier passes left there was thrown away
+            self.pending = [
+                call
+                for call in self.pending
+                if call.task == arrival.task or call.parameter is not arrival.parameter
+            ]
         self.pending.append(arrival)
         if len(self.pending) > UNSETTLED_LIMIT:
             raise GeneratorStepUnknown(
@@ -74,7 +84,7 @@ class StepLedger:
 
     def settle(self) -> None:
         """Count what is pending, or was just set aside, as one generator step."""
-        calls = self.pending or self.aside
+        calls = self.pending or self._recoverable()
         self.pending, self.aside, self.line_called = [], [], False
         self.settled = True
         self.counted(calls)
@@ -106,11 +116,11 @@ class StepLedger:
             self.pending = [call for call in self.pending if call.known]
             self.settle()
             return
-        calls = self.pending or self.aside
+        calls = self.pending or self._recoverable()
         if not calls:
             return
         if self.explicit:
-            self.aside, self.pending = calls, []
+            self._set_aside(calls)
             return
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         generator = any(id(call.parameter) in owned for call in calls)
@@ -124,7 +134,18 @@ class StepLedger:
             self.generator_optimizer = weakref.ref(optimizer)
             self.settle()
         elif critic:
-            self.aside, self.pending = self.pending, []
+            self._set_aside(self.pending)
+
+    def _set_aside(self, calls: list[Arrival]) -> None:
+        self.aside, self.pending = [(call, call.parameter.grad) for call in calls], []
+
+    def _recoverable(self) -> list[Arrival]:
+        """What was set aside, as far as the generator's gradients are still those of then."""
+        return [
+            call
+            for call, gradient in self.aside
+            if gradient is None or call.parameter.grad is gradient
+        ]
 
     def enter(self, optimizer: Optimizer, frame: FrameType) -> None:
         """An optimizer's step begins; it may hold closures and the steps of inner optimizers."""
