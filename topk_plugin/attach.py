@@ -84,7 +84,9 @@ class Attachment:
         tracker: EpochTracker | None = None,
     ) -> None:
         self.topk = topk
-        self._critic, self._generator, self._tracker = critic, generator, tracker
+        # weakly: the table of interceptors, which holds this object, must not keep networks alive
+        self._critic = weakref.ref(critic)
+        self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
         for module in modules:
             if is_intercepted(module):
@@ -93,8 +95,7 @@ class Attachment:
                     "first attachment before attaching it again."
                 )
         for module in modules:
-            intercept(module, self)
-            self._undo.append(functools.partial(release, module))
+            self._undo.append(intercept(module, self))
         self._undo.append(ResumeRecord(critic, topk).remove)
         _keep_buffers()
         _attachments.add(self)
@@ -142,7 +143,9 @@ class Attachment:
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         topk, settings = self.topk, self.topk.config
-        critic_ids = frozenset(map(id, self._critic.parameters()))
+        critic = self._critic()
+        assert critic is not None  # it is being called
+        critic_ids = frozenset(map(id, critic.parameters()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places: list[int] = []
         node = None
@@ -158,7 +161,7 @@ class Attachment:
         if node is None:
             return original(*args, **kwargs)
 
-        frozen = not any(p.requires_grad for p in self._critic.parameters())
+        frozen = not any(p.requires_grad for p in critic.parameters())
         known = topk.is_marked
         mode: gate.Mode = "shielded"
         if settings.gate == "score" or (settings.gate == "auto" and (known or frozen)):
@@ -211,7 +214,8 @@ class Attachment:
 
         Breadth first: the generator's last layer is a few nodes away.
         """
-        mine = self._generator and {id(p) for p in self._generator.parameters()}
+        generator = self._generator() if self._generator is not None else None
+        mine = {id(p) for p in generator.parameters()} if generator is not None else None
         queue, seen = deque([tensor.grad_fn]), set()
         while queue:
             node = queue.popleft()
@@ -245,32 +249,35 @@ def is_intercepted(module: nn.Module) -> bool:
     return module in _interceptors
 
 
-def intercept(module: nn.Module, interceptor: Interceptor) -> None:
-    """Lead the calls of ``module`` through ``interceptor``, by wrapping its class's ``forward``."""
+def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]:
+    """Lead the calls of ``module`` through ``interceptor``; the returned function undoes it.
+
+    By its class's ``forward``, or by its own where it has one: that is torch.compile's wrapper,
+    which leaves it out of copies and pickles.
+    """
     _interceptors[module] = interceptor
+    cls, reference = type(module), weakref.ref(module)
     own = module.__dict__.get("forward")
     if own is None:
-        _forwards.wrap(type(module))
-        return
-
-    # torch.compile's wrapper, which leaves its forward out of copies and pickles
-    @functools.wraps(own)
-    def gated(*args: Any, **kwargs: Any) -> Any:
-        return interceptor.call(own, args, kwargs)
-
-    gated.__topk_original__ = own  # type: ignore[attr-defined]
-    module.__dict__["forward"] = gated
-
-
-def release(module: nn.Module) -> None:
-    """Undo :func:`intercept`."""
-    if _interceptors.pop(module, None) is None:
-        return
-    own = getattr(module.__dict__.get("forward"), "__topk_original__", None)
-    if own is None:
-        _forwards.unwrap(type(module))
+        _forwards.wrap(cls)
     else:
-        module.__dict__["forward"] = own
+
+        @functools.wraps(own)
+        def gated(*args: Any, **kwargs: Any) -> Any:
+            return interceptor.call(own, args, kwargs)
+
+        module.__dict__["forward"] = gated
+
+    def undo() -> None:
+        alive = reference()
+        if alive is not None:
+            del _interceptors[alive]
+        if own is None:
+            _forwards.unwrap(cls)
+        elif alive is not None:
+            alive.__dict__["forward"] = own
+
+    return undo
 
 
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:

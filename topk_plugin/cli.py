@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from topk_plugin import __version__
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import TopKError
-from topk_plugin.launch import NO_EFFECT_STATUS, USAGE_STATUS, ConfigError, run
+from topk_plugin.launch import failed, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except TopKError as error:
-        print(f"topk: {type(error).__name__}: {error}", file=sys.stderr)
-        return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS
+        return failed(error)
 
 
 def _parser() -> argparse.ArgumentParser:

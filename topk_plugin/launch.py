@@ -60,7 +60,7 @@ def run(critic: str, config: TopKConfig, command: Sequence[str], log: Path | Non
             unlisten(topk.ledger)
             error = monitor.close(succeeded)
             seam.undo()
-    return status if error is None else _failed(error)
+    return status if error is None else failed(error)
 
 
 def _prepare(command: Sequence[str]) -> Callable[[], None]:
@@ -135,7 +135,7 @@ def _execute(start: Callable[[], None]) -> tuple[int, bool]:
             status = 1
         return status, status == 0
     except TopKError as error:
-        return _failed(error), False
+        return failed(error), False
     except Exception as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -152,6 +152,7 @@ def _join_threads() -> None:
             thread.join()
 
 
-def _failed(error: TopKError) -> int:
+def failed(error: TopKError) -> int:
+    """Prints the error; the exit status it ends in."""
     print(f"topk: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS

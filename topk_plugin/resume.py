@@ -31,10 +31,10 @@ class ResumeRecord:
 
     def __init__(self, critic: nn.Module, topk: TopK) -> None:
         self.topk = topk
-        self.modules = list(unwrapped(critic))
+        self._classes = [type(module) for module in unwrapped(critic)]
         self.loaded = False  # weights were loaded into the critic
         self.found = False  # ... or an optimizer's state, with a record
-        for module in self.modules:
+        for module in unwrapped(critic):
             _recorded[module] = self
             _methods.wrap(type(module))
         topk.observers.append(self._step_counted)
@@ -43,10 +43,11 @@ class ResumeRecord:
 
     def remove(self) -> None:
         """Checkpoints written from now on carry no record."""
-        for module in self.modules:
-            if _recorded.get(module) is self:
+        for module, record in list(_recorded.items()):
+            if record is self:
                 del _recorded[module]
-            _methods.unwrap(type(module))
+        for cls in self._classes:
+            _methods.unwrap(cls)
         _records.discard(self)
         if self._step_counted in self.topk.observers:
             self.topk.observers.remove(self._step_counted)
@@ -133,4 +134,4 @@ def _watch_optimizers() -> None:
             record.restore(state[KEY])
 
     Optimizer.state_dict = state_dict  # type: ignore[method-assign]
-    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from topk_plugin.attach import Attachment, intercept, is_intercepted, release
+from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.errors import ConfigError, SeamNotFound
 from topk_plugin.topk import TopK
 
@@ -86,10 +86,10 @@ class CriticSeam:
         def wrap(module: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
             parallel(module, *args, **kwargs)
             if is_intercepted(module.module):  # its replicas see a shard each
-                self._gate(module, module)
+                self.gate(module, module)
 
-        nn.Module.__init__ = recognise  # type: ignore[method-assign]
-        nn.DataParallel.__init__ = wrap  # type: ignore[method-assign]
+        nn.Module.__init__ = recognise  # type: ignore[method-assign, assignment]
+        nn.DataParallel.__init__ = wrap  # type: ignore[method-assign, assignment]
 
     def undo(self) -> None:
         """Put every class back as it was, in reverse order."""
@@ -98,13 +98,13 @@ class CriticSeam:
 
     def _attach(self, module: nn.Module, attribute: str | None = None) -> None:
         if attribute is None:
-            self._gate(module, module)
+            self.gate(module, module)
         else:
             # the attribute does not exist yet: attach it when its owner is first called
-            intercept(module, _Owner(self, module, attribute))
-            self._undo.append(functools.partial(release, module))
+            self._undo.append(intercept(module, _Owner(self, module, attribute)))
 
-    def _gate(self, module: nn.Module, critic: nn.Module) -> None:
+    def gate(self, module: nn.Module, critic: nn.Module) -> None:
+        """Attach ``module``, which scores; ``critic`` owns the critic's parameters."""
         self._undo.append(Attachment([module], critic, self.topk).remove)
 
 
@@ -116,13 +116,14 @@ class _Owner:
 
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         owner = self.owner()
+        assert owner is not None  # it is being called
         scorer = getattr(owner, self.attribute, None)
-        if owner is not None and not isinstance(scorer, nn.Module):
+        if not isinstance(scorer, nn.Module):
             names = ", ".join(name for name, _ in owner.named_children())
             raise SeamNotFound(
                 f"--critic {self.seam.path}: {type(owner).__qualname__} has no submodule "
                 f"{self.attribute!r}; expected one of: {names or '(it has none)'}."
             )
-        if owner is not None and not is_intercepted(scorer):
-            self.seam._gate(scorer, owner)
+        if not is_intercepted(scorer):
+            self.seam.gate(scorer, owner)
         return original(*args, **kwargs)

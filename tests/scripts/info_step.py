@@ -1,4 +1,4 @@
-"""Un-detached fakes in the critic steps, then an information step that owns G and calls no critic."""
+"""Un-detached fakes in the critic steps, then an information step that calls no critic."""
 
 import sys
 

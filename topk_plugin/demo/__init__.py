@@ -152,7 +152,9 @@ def _mean(scores: Iterable[float | None]) -> float:
 def _stream(label: str, command: Sequence[str]) -> int:
     """Run a command, print it and its output line by line behind `label`; its exit status."""
     print(f"{label}$ {shlex.join(command)}", flush=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress shows while the child runs
+    # Unbuffered, so that progress shows while the child runs. Passive, because on a busy machine
+    # OpenMP threads that spin for each other make an epoch up to ten times slower.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
