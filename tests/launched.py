@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _SERVER = """
-import json, os, runpy, signal, sys
+import json, multiprocessing.process, os, runpy, signal, sys
 import torch
 import topk_plugin.cli
 
@@ -29,6 +29,7 @@ else:
 signal.alarm(60)
 job = json.loads(line)
 os.chdir(job["cwd"])
+multiprocessing.process.ORIGINAL_DIR = job["cwd"]
 os.environ.update(job["env"])
 for number, name in enumerate((os.devnull, job["out"], job["err"])):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)

@@ -76,6 +76,12 @@ class ByHand:
 '''
 
 SETTINGS = ("--gamma", "0.5", "--nu", "0.25")
+TRAIN_AND_WRITE = """
+from gan import *
+D, G = Critic(), make_generator()
+train(D, G)
+write(D, G)
+"""
 TRAIN = "from gan import *\ntrain(Critic(), make_generator())\n"
 
 
@@ -225,13 +231,14 @@ ENDINGS = {
 
 @pytest.mark.parametrize("text", ENDINGS, ids=lambda text: text.splitlines()[-1])
 def test_ends_as_under_plain_python(folder, text):
-    script(folder, text)
+    script(folder, "import sys\n" + text)
     plain, done = python(folder, "train.py"), topk_run(folder, "train.py")
     assert plain.status == ENDINGS[text]
     assert (done.status, done.out) == (plain.status, plain.out)
     said = [line for line in done.err.splitlines() if not line.startswith("top-k verdict")]
     # the traceback too: frames of the script, none of the launcher
-    assert said == plain.err.splitlines()
+    full = [line.replace('File "train.py"', f'File "{folder}/train.py"') for line in said]
+    assert full == plain.err.splitlines()
 
 
 @pytest.mark.parametrize("how", ["python -m topk_plugin", "topk"])
@@ -260,7 +267,7 @@ def test_an_exception_in_mid_training_keeps_status_and_gives_the_verdict(folder)
     script(folder, TRAIN + "raise RuntimeError('disk full')\n")
     done = topk_run(folder, "train.py")
     assert done.status == 1
-    assert "top-k verdict: 12 generator steps gated, 0 of 96 rows dropped, 3 epochs" in done.err
+    assert "top-k verdict: 12 generator steps gated, 8 of 96 rows dropped, 3 epochs" in done.err
     assert "RuntimeError: disk full" in done.err
 
 
@@ -341,19 +348,17 @@ def test_forked_children_say_nothing_and_change_nothing(folder):
     assert done.err.count("verdict") == 1
 
 
+THREAD = """
+from gan import *
+import threading, time
+D, G = Critic(), make_generator()
+threading.Thread(target=lambda: (time.sleep(0.3), train(D, G))).start()
+"""
+
+
 @pytest.mark.parametrize("ending", ["", "import sys; sys.exit(0)\n"], ids=["falls off", "sys.exit"])
 def test_training_in_a_thread_that_outlives_the_main_one(folder, ending):
-    script(
-        folder,
-        """
-        from gan import *
-        import threading, time
-        D, G = Critic(), make_generator()
-        threading.Thread(target=lambda: (time.sleep(0.3), train(D, G))).start()
-        """
-        + " " * 8
-        + ending,
-    )
+    script(folder, THREAD + ending)
     done = topk_run(folder, "train.py")
     assert done.status == 0
     assert "ACTIVE" in done.err
@@ -548,7 +553,7 @@ WHILE_RUNNING = {
             (G(torch.randn(8, 3)) - x).square().mean().backward(); optG.step()
         """,
         "gan:Critic",
-        ["NoEffectError: 8 optimizer steps and no generator step went through gan:Critic"]
+        ["NoEffectError: 8 optimizer steps ran and no generator step went through gan:Critic"]
         + ["Expected loss = f(critic(generator(z)))"],
     ),
     "the critic's steps alone": (
@@ -853,7 +858,7 @@ def test_a_critic_class_of_any_shape_is_gated_or_an_error(shape, folder):
     done = topk_run(folder, "train.py", critic=critic, flags=SETTINGS)
     assert done.status in (0, 3), done.err
     if done.status == 3:
-        assert re.search(r"topk: \w+: \w+", done.err)
+        assert re.search(r"topk: \w+: .", done.err)
         assert "trained" in shape, f"expected to be gated:\n{done.err}"
     else:
         assert "verdict: 12 generator steps gated" in done.err
@@ -924,9 +929,7 @@ def test_a_flag_beats_the_environment_beats_the_default(folder, flags, env, last
 
 @pytest.mark.parametrize("critic", ["gan:Critic", "gan:NoSuchClass"])
 def test_disabled_is_the_identity(folder, critic):
-    script(
-        folder, "from gan import *\nD, G = Critic(), make_generator()\ntrain(D, G)\nwrite(D, G)\n"
-    )
+    script(folder, TRAIN_AND_WRITE)
     plain_run(folder, "train.py")
     plain = weights(folder)
     for flags, env in ((["--no-enabled"], {}), ([], {"TOPK_ENABLED": "0"})):
@@ -939,9 +942,7 @@ def test_disabled_is_the_identity(folder, critic):
 
 
 def test_k_equal_to_the_batch_is_bit_identical(folder):
-    script(
-        folder, "from gan import *\nD, G = Critic(), make_generator()\ntrain(D, G)\nwrite(D, G)\n"
-    )
+    script(folder, TRAIN_AND_WRITE)
     plain_run(folder, "train.py")
     plain = weights(folder)
     done = topk_run(folder, "train.py", flags=["--gamma", "1"])
@@ -991,7 +992,8 @@ def test_the_log_holds_one_correct_line_a_generator_step(folder):
     assert len(found) == len(expected)
     for line, right in zip(found, expected, strict=True):
         assert list(line) == list(right)
-        assert line == pytest.approx(right, rel=1e-12)
+        for name, value in right.items():
+            assert line[name] == (value if value is None else pytest.approx(value, rel=1e-12))
 
 
 def test_the_log_survives_ctrl_c_and_nan(folder):
@@ -1024,6 +1026,8 @@ def test_a_run_leaves_the_process_as_it_found_it(folder):
         folder,
         """
         import sys, torch
+        from torch.optim.optimizer import _global_optimizer_post_hooks as post_hooks
+        from torch.optim.optimizer import _global_optimizer_pre_hooks as pre_hooks
         from torch.utils.data.dataloader import _BaseDataLoaderIter as It
         from topk_plugin import cli
 
@@ -1031,9 +1035,7 @@ def test_a_run_leaves_the_process_as_it_found_it(folder):
             methods = [torch.nn.Module.__init__, torch.nn.DataParallel.__init__]
             methods += [It.__init__, It.__next__, It._reset]
             methods += [torch.optim.Optimizer.state_dict, torch.optim.Optimizer.load_state_dict]
-            hooks = torch.optim.optimizer
-            return methods, len(hooks._global_optimizer_post_hooks), len(
-                hooks._global_optimizer_pre_hooks)
+            return methods, len(post_hooks), len(pre_hooks)
 
         before = patched()
         sys.path.insert(0, ".")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,7 @@ class Attachment:
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
+        self._before = (topk.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
                 raise ConfigError(
@@ -124,6 +126,17 @@ class Attachment:
         trace: TracebackType | None,
     ) -> None:
         self.remove()
+        if error is None:
+            self.topk.check_audits()
+            steps, optimizer_steps = self._before
+            ran = self.topk.ledger.optimizer_steps - optimizer_steps
+            if ran and self.topk.steps == steps:
+                warnings.warn(
+                    f"attach: {ran} optimizer steps ran and no generator step was gated. Expected "
+                    "loss = f(critic(generator(z))), its backward, and a step of an optimizer that "
+                    "owns the generator's parameters.",
+                    stacklevel=2,
+                )
 
     # --- one call of the critic -----------------------------------------------------------------
 
@@ -168,7 +181,7 @@ class Attachment:
             mode = "score"
         elif topk.fraction == 1:
             mode = "observe"
-        box: list[Tensor | None] = []
+        box = gate.Box()
         inputs: list[Tensor] = []
         if mode == "shielded":
             inputs = gate.gate_inputs([leaves[place] for place in places], box)
@@ -193,12 +206,12 @@ class Attachment:
 
         def arrived(tally: Tensor) -> None:
             task = torch._C._current_graph_task_id()
-            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known, task))
+            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known, task, box))
 
         parameter = node.variable  # type: ignore[attr-defined]
         state = topk.gate_state(order.device)
         mean = settings.reduction == "mean"
-        call = gate.GatedCall(mode, order, state, mean, node, arrived, box)
+        call = gate.GatedCall(mode, order, state, mean, node, arrived, box, topk.audits)
         others = [
             leaf
             for leaf in pytree.tree_leaves(output)

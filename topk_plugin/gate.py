@@ -146,6 +146,28 @@ class ScoreGate(torch.autograd.Function):
         return nothing + tuple(None if g is None else keep(g, choice) for g in gradients)
 
 
+class Box:
+    """What the output gate of a shielded call leaves for its input gates."""
+
+    def __init__(self) -> None:
+        self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
+        self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
+        self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
+
+    def take(self, index: int, gradient: Tensor) -> Tensor:
+        """What goes back from input ``index``, which received ``gradient`` from the critic."""
+        if not self.masked:  # no masked gradient was formed in this backward
+            return gradient
+        # taken once: a later backward that does not pass the scores must not find it
+        masked, self.masked[index] = self.masked[index], None
+        if self.plain and (plain := self.plain[index]) is not None:
+            wide = plain.double()
+            coarse = plain.dtype in (torch.float16, torch.bfloat16)
+            error = (gradient.double() - wide).norm() / wide.norm().clamp(min=1e-300)
+            self.bypassed.append(error > (5e-2 if coarse else 1e-3))
+        return gradient if masked is None else masked
+
+
 class GatedCall:
     """One call of an attached critic: what its gates need at backward time.
 
@@ -157,14 +179,17 @@ class GatedCall:
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         arrived: told the tally, on the host, when a backward went through.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
+        audit: whether to look for a path from the critic's input to the loss that passes none of
+            its outputs (an activation kept in an attribute, say): the shield would cut it off.
     """
 
     def __init__(
         self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
-        arrived: Callable[[Tensor], None], box: list[Tensor | None],
+        arrived: Callable[[Tensor], None], box: Box, audit: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
-        self.generator_node, self.arrived, self.box = generator_node, arrived, box
+        self.generator_node, self.arrived = generator_node, arrived
+        self.box, self.audit = box, audit
         self.outputs: tuple[GradientEdge, ...] = ()
         self.inputs: tuple[GradientEdge, ...] = ()
 
@@ -181,7 +206,7 @@ class GatedCall:
 
     def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
-        self.box.clear()
+        self.box.masked, self.box.plain = [], []
         heads, others = gradients[:scores], gradients[scores:]
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
@@ -194,12 +219,21 @@ class GatedCall:
         masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
         if self.mode == "score":
             return masked
-        sent = [(edge, g) for edge, g in zip(self.outputs, masked, strict=True) if g is not None]
+        self.box.masked = self._replay(masked)
+        if self.audit:
+            self.box.plain = self._replay(gradients)
+        return gradients
+
+    def _replay(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """The gradient by the critic's inputs that ``gradients`` of its outputs give."""
+        sent = [(e, g) for e, g in zip(self.outputs, gradients, strict=True) if g is not None]
+        edges, values = zip(*sent, strict=True)
         try:
-            self.box[:] = torch.autograd.grad(
-                [edge for edge, _ in sent], self.inputs, [g for _, g in sent],
-                retain_graph=True, allow_unused=True,
-            )  # fmt: skip
+            return list(
+                torch.autograd.grad(
+                    edges, self.inputs, values, retain_graph=True, allow_unused=True
+                )
+            )
         except RuntimeError as error:
             raise GeneratorStepUnknown(
                 "the critic's graph cannot be replayed, which top-k needs where nothing tells a "
@@ -208,7 +242,6 @@ class GatedCall:
                 "backward, or use checkpoint(..., use_reentrant=False). "
                 f"The replay said: {error}"
             ) from error
-        return gradients
 
 
 class _OutputGate(torch.autograd.Function):
@@ -225,20 +258,16 @@ class _OutputGate(torch.autograd.Function):
 
 class _InputGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, box: list[Tensor | None], index: int, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, box: Box, index: int, tensor: Tensor) -> Tensor:
         ctx.box, ctx.index = box, index
         return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        if not ctx.box:  # no masked gradient was formed in this backward
-            return None, None, gradient
-        # taken once: a later backward that does not pass the scores must not find it
-        shielded, ctx.box[ctx.index] = ctx.box[ctx.index], None
-        return None, None, gradient if shielded is None else shielded
+        return None, None, ctx.box.take(ctx.index, gradient)
 
 
-def gate_inputs(tensors: Sequence[Tensor], box: list[Tensor | None]) -> list[Tensor]:
+def gate_inputs(tensors: Sequence[Tensor], box: Box) -> list[Tensor]:
     """Identities on the critic's inputs, whose backward gives what the output gate puts in ``box``.
 
     The box, not the call, is what they share: the call holds edges of the critic's graph, whose

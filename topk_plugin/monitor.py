@@ -128,6 +128,7 @@ class Monitor:
             unfed = "" if self.tracker.fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")
         try:
+            topk.check_audits()
             topk.check_direction()
         except TopKError as error:
             return error if succeeded else None

@@ -29,6 +29,7 @@ from torch.optim.optimizer import (
 )
 
 from topk_plugin.errors import GeneratorStepUnknown
+from topk_plugin.gate import Box
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
@@ -43,6 +44,7 @@ class Arrival(NamedTuple):
     critic: frozenset[int]  # ids of the critic's parameters
     known: bool  # declared a generator step by the user or the seam
     task: int  # which backward pass it was
+    box: Box  # what became of a shielded call's audit
 
 
 class StepLedger:

@@ -14,7 +14,13 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin import gate, ranking
 from topk_plugin.config import TopKConfig
-from topk_plugin.errors import ConfigError, DirectionUnknown, ResumeMismatch, ScoreShapeError
+from topk_plugin.errors import (
+    ConfigError,
+    DirectionUnknown,
+    GeneratorStepUnknown,
+    ResumeMismatch,
+    ScoreShapeError,
+)
 from topk_plugin.gate import GateState, ScoreGate
 from topk_plugin.schedule import KSchedule
 from topk_plugin.steps import Arrival, StepLedger, listen
@@ -22,6 +28,9 @@ from topk_plugin.steps import Arrival, StepLedger, listen
 VOTING_STEPS = 100
 """Generator steps that vote on the direction, usually while k = B. Later votes would let a
 target-seeking loss such as LSGAN turn the direction round."""
+
+AUDITED_STEPS = 2
+"""Shielded generator steps that are checked for a path around the critic's outputs."""
 
 STATE_VERSION = 1
 
@@ -87,6 +96,8 @@ class TopK:
         self.observers: list[Callable[[GeneratorStep], None]] = []
         self._paused = 0
         self._marked = 0
+        self._unaudited = AUDITED_STEPS
+        self._bypassed: list[Tensor] = []  # what the audits found, not yet read
         self._voting = VOTING_STEPS if self.config.direction == "auto" else 0
         sign = {"auto": 0.0, "high": 1.0, "low": -1.0}[self.config.direction]
         self._fraction = torch.tensor(self.fraction, dtype=torch.float64)
@@ -122,6 +133,7 @@ class TopK:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
         self.epoch += 1
         self._fraction.fill_(self.fraction)
+        self.check_audits()
 
     # --- gating ---------------------------------------------------------------------------------
 
@@ -224,6 +236,11 @@ class TopK:
         """Inside ``with topk.generator_step()``."""
         return bool(self._marked)
 
+    @property
+    def audits(self) -> bool:
+        """Shielded calls are still checked for paths around the critic's outputs."""
+        return self._unaudited > 0
+
     def to(self, device: torch.device | str) -> TopK:
         """Moves what the gates read to ``device``; otherwise done at the first gated call."""
         for name in ("_fraction", "_decided", "_vote", "_disagreed", "_inbox", "_totals", "_last"):
@@ -274,6 +291,9 @@ class TopK:
         for call in calls:
             tally += call.tally.to(tally.device)
         self.steps += 1
+        if any(call.box.plain for call in calls):
+            self._unaudited -= 1
+            self._bypassed += [flag for call in calls for flag in call.box.bypassed]
         if self._voting:
             ballots = [call.tally[gate.BALLOT].to(tally.device) for call in calls]
             self._vote += tally[gate.BALLOT].sign()
@@ -291,6 +311,23 @@ class TopK:
             observer(step)
         if self.config.every != "epoch" and self.steps % self.config.every == 0:
             self.end_epoch()
+
+    def check_audits(self) -> None:
+        """Reads what the audits of shielded steps found (the device is waited for, once).
+
+        Raises:
+            GeneratorStepUnknown: the loss reads the critic past its outputs.
+        """
+        bypassed = any(bool(flag) for flag in self._bypassed)
+        self._bypassed.clear()
+        if bypassed:
+            raise GeneratorStepUnknown(
+                "the generator's loss reads the critic not only through what it returns "
+                "(features kept in an attribute or taken by a hook, for example), and that part "
+                "is lost where nothing tells a generator step from a critic step. Mark the "
+                "generator step, `with topk.generator_step():` around its forward and backward, "
+                "or let the critic return what the loss reads."
+            )
 
     def check_direction(self) -> None:
         """Reads the vote (the device is waited for).
@@ -328,9 +365,8 @@ class TopK:
 
     def report(self) -> Report:
         """What was gated so far. The only place that reads the device."""
-        rows, kept, nonfinite = (
-            int(self._totals[i]) for i in (gate.ROWS, gate.KEPT, gate.NONFINITE)
-        )
+        totals = (self._totals + self._inbox).tolist()  # line A may have seen no optimizer yet
+        rows, kept, nonfinite = (int(totals[i]) for i in (gate.ROWS, gate.KEPT, gate.NONFINITE))
         last = self._last.tolist()
         calls = max(1, int(last[gate.CALLS]))
         return Report(

@@ -1,0 +1,144 @@
+"""What top-k costs a generator step, as ratios of interleaved pairs.
+
+    python tests/benchmarks/overhead.py [--rounds 200] [--threads N] [--model dcgan] [--model mlp]
+
+Every round runs each arm once, in random order, on the same networks and noise. A row is the
+median over rounds of (time of the arm / time of the baseline in the same round) with a 95%
+bootstrap interval. k is half the batch. Each arm is a whole generator step: noise, generator,
+critic, loss, backward, Adam. The shielded gate runs the critic's backward to its input twice; it
+is used where a generator step cannot be known in advance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.nn.functional import softplus
+
+from topk_plugin import TopK, attach
+
+
+def dcgan() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """32x32 DCGAN of width 64, batch 64; noise (B, 128, 1, 1)."""
+
+    def up(n: int, m: int, first: bool = False) -> list[nn.Module]:
+        place = {"stride": 1, "padding": 0} if first else {"stride": 2, "padding": 1}
+        return [nn.ConvTranspose2d(n, m, 4, bias=False, **place), nn.BatchNorm2d(m), nn.ReLU(True)]
+
+    def down(n: int, m: int) -> list[nn.Module]:
+        return [nn.Conv2d(n, m, 4, 2, 1, bias=False), nn.BatchNorm2d(m), nn.LeakyReLU(0.2, True)]
+
+    generator = nn.Sequential(*up(128, 256, True), *up(256, 128), *up(128, 64))
+    generator.append(nn.ConvTranspose2d(64, 3, 4, 2, 1)).append(nn.Tanh())
+    critic = nn.Sequential(nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2, True))
+    critic.extend([*down(64, 128), *down(128, 256), nn.Conv2d(256, 1, 4)])
+    return generator, critic, (64, 128, 1, 1)
+
+
+def mlp() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """Four linear layers of 256, batch 256, as in the mixture experiment; noise (B, 2)."""
+
+    def net(out: int) -> nn.Module:
+        hidden = [nn.Linear(256, 256), nn.ReLU()] * 2
+        return nn.Sequential(nn.Linear(2, 256), nn.ReLU(), *hidden, nn.Linear(256, out))
+
+    return net(2), net(1), (256, 2)
+
+
+def arms(generator: nn.Module, critic: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable]:
+    """One generator step each way."""
+    batch = shape[0]
+    optimizer = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999))
+
+    def step(line: Callable, around: Callable = contextlib.nullcontext) -> None:
+        generator.zero_grad()
+        critic.zero_grad()
+        with around():
+            softplus(-line(critic(generator(torch.randn(shape))))).mean().backward()
+        optimizer.step()
+
+    def half(**settings: str) -> TopK:
+        topk = TopK(gamma=0.5, nu=0.5, **settings)
+        topk.end_epoch()
+        return topk
+
+    def attached(marked: bool = False, freeze: bool = False, **settings: str) -> Callable:
+        topk = half(**settings)
+
+        def run() -> None:
+            critic.requires_grad_(not freeze)
+            with attach(critic, topk):
+                start = time.perf_counter()
+                around = topk.generator_step if marked else contextlib.nullcontext
+                step(lambda scores: scores, around)
+                run.seconds = time.perf_counter() - start  # without attaching and removing
+            critic.requires_grad_(True)
+
+        return run
+
+    line = half()
+    return {
+        "nothing": lambda: step(lambda scores: scores),
+        "gather by hand": lambda: step(lambda scores: scores.flatten().topk(batch // 2).values),
+        "line A, topk(scores)": lambda: step(line),
+        "attach, marked step (score gate)": attached(marked=True),
+        "attach, gate=score": attached(gate="score"),
+        "attach, nothing known (shielded)": attached(),
+        "attach, critic frozen (score gate)": attached(freeze=True),
+    }
+
+
+def bootstrap(ratios: list[float], rounds: int = 2000) -> tuple[float, float]:
+    """95% interval of the median."""
+    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(rounds))
+    return medians[int(0.025 * rounds)], medians[int(0.975 * rounds)]
+
+
+def measure(name: str, rounds: int, console: Console) -> None:
+    """Time all arms of one model and print the table."""
+    torch.manual_seed(0)
+    random.seed(0)
+    steps = arms(*{"dcgan": dcgan, "mlp": mlp}[name]())
+    times: dict[str, list[float]] = {arm: [] for arm in steps}
+    for round_ in track(range(-10, rounds), description=name, console=console):
+        for arm in random.sample(list(steps), len(steps)):
+            start = time.perf_counter()
+            steps[arm]()
+            seconds = time.perf_counter() - start
+            if round_ >= 0:  # the first ten warm up
+                times[arm].append(getattr(steps[arm], "seconds", seconds))
+    table = Table(title=f"{name}: generator step, {rounds} interleaved rounds")
+    for column in ("arm", "median ms", "/ gather by hand", "/ nothing"):
+        table.add_column(column)
+    for arm, mine in times.items():
+        cells = []
+        for base in ("gather by hand", "nothing"):
+            ratios = [a / b for a, b in zip(mine, times[base], strict=True)]
+            low, high = bootstrap(ratios)
+            cells.append(f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
+        table.add_row(arm, f"{1e3 * statistics.median(mine):.2f}", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--model", action="append", choices=("dcgan", "mlp"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=110)
+    console.print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads")
+    for model in options.model or ("dcgan", "mlp"):
+        measure(model, options.rounds, console)
