@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -41,13 +42,10 @@ def loader(**options) -> DataLoader:
 class Endless(Sampler):
     """Indices without end, as StyleGAN's."""
 
-    def __init__(self, size=len(DATA)):
-        self.size = size
-
     def __iter__(self):
         n = 0
         while True:
-            yield n % self.size
+            yield n % len(DATA)
             n += 1
 
 
@@ -319,10 +317,32 @@ def test_a_batch_sampler_of_one_pass(topk, tracker):
 
 
 def test_samples_that_are_not_batched(topk, tracker):
-    for _ in range(2):
+    for epoch in range(2):
         for _ in DataLoader(DATA, batch_size=None):
+            assert topk.epoch == epoch
             topk.step()
     assert topk.epoch == 2
+
+
+def test_a_data_set_of_ready_batches(topk, tracker):
+    """Its length counts batches, not samples."""
+    batches = list(torch.randn(6, 4, 2))
+    for epoch in range(2):
+        for _ in DataLoader(batches, batch_size=None):
+            assert topk.epoch == epoch
+            topk.step()
+    assert topk.epoch == 2
+
+
+def test_indices_in_bulk(topk, tracker):
+    """A batch sampler given as the sampler: the data set is indexed by lists."""
+    sampler = BatchSampler(Endless(), batch_size=5, drop_last=False)
+    batches, seen = iter(DataLoader(DATA, sampler=sampler, batch_size=None)), []
+    for _ in range(6):
+        next(batches)
+        seen.append(topk.epoch)
+        topk.step()
+    assert seen == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("dataset", [Stream(), Sized()], ids=["without a length", "sized"])

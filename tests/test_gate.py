@@ -567,6 +567,22 @@ def test_input_gradients_are_untouched(leaf, frozen, norm):
         assert torch.equal(norms(), expected)
 
 
+@pytest.mark.parametrize("way", ["line", "score", "shielded"])
+def test_a_generator_gradient_that_is_differentiated_again_is_untouched(way):
+    """As unrolled GANs and penalties on the generator's gradient need it (create_graph=True)."""
+    loss = LOSSES["non-saturating"]
+    G, D, z = make_generator(), Critic("layer"), noise()
+    weights = tuple(G.parameters())
+    expected = torch.autograd.grad(loss.of(D(G(z))), weights, create_graph=True)
+    topk = make_topk(3, gate="auto" if way == "line" else way)
+    with ExitStack() as stack:
+        if way != "line":
+            stack.enter_context(attach(D, topk))
+        scores = topk(D(G(z))) if way == "line" else D(G(z))
+        found = torch.autograd.grad(loss.of(scores), weights, create_graph=True)
+        assert_same(list(found), list(expected))
+
+
 # --- k = B --------------------------------------------------------------------------------------
 
 
@@ -779,7 +795,7 @@ def test_no_number_is_read_from_the_device(way):
                 out = D(G(noise()))
                 F.softplus(-(topk(out) if way == "line" else out)).mean().backward()
                 optimizer.step()
-                topk.end_epoch()
+            topk.end_epoch()
             assert any("sort" in name for name in recorder.names), "the gate did not run"
             found = [n for n in recorder.names if "_local_scalar_dense" in n or "nonzero" in n]
             assert found == []

@@ -288,6 +288,15 @@ def test_an_exception_before_anything_was_gated_stays_the_scripts_own(folder):
     assert "Error" not in done.err
 
 
+def test_an_import_that_fails_inside_the_package_is_named(folder):
+    script(folder, "import no_such_dependency\n", "package/__init__.py")
+    script(folder, "", "package/train.py")
+    assert "no_such_dependency" in python(folder, "-m", "package.train").err
+    done = topk_run(folder, "-m", "package.train")
+    assert done.status in (1, 2)
+    assert "no_such_dependency" in done.err
+
+
 def test_sys_exit_after_training_is_success_with_all_checks(folder):
     script(folder, TRAIN + "import sys; sys.exit(0)\n")
     assert topk_run(folder, "train.py").status == 0
@@ -422,7 +431,7 @@ BEFORE_THE_SCRIPT = {
     "a critic without a module": (["--critic", ":Critic", "--", "train.py"], ["found ':Critic'"]),
     "a critic given as a path": (
         ["--critic", "models/critic.py:Critic", "--", "train.py"],
-        ["--critic: found 'models/critic.py:Critic'", "models.critic:Critic"],
+        ["--critic: found 'models/critic.py:Critic', expected module:Class"],
     ),
     "a typo in a flag": (
         ["--critic", "m:C", "--gama", "0.9", "--", "train.py"],

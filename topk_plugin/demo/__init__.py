@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCRIPT = Path(__file__).with_name("dcgan_digits.py")
-GAMMA = 0.98  # reaches nu = 0.5 after 35 of the script's 50 epochs
+GAMMA = 0.98  # reaches nu = 0.5 after 35 of the script's 40 epochs
 NU = 0.5
 
 Record = Mapping[str, Any]

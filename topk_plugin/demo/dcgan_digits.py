@@ -1,6 +1,6 @@
 """Train a small DCGAN on scikit-learn's handwritten digits, upsampled to 32x32.
 
-    python dcgan_digits.py --epochs 50 --seed 0 --out runs/digits
+    python dcgan_digits.py --epochs 40 --seed 0 --out runs/digits
 
 Writes samples.png (8x8 images from fixed noise) and checkpoint.pt to --out.
 """
@@ -85,7 +85,7 @@ def save_grid(images: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="DCGAN on scikit-learn's digits")
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
