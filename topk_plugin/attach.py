@@ -7,6 +7,7 @@ deepcopy (EMA) or a pickled critic is the plain module it was.
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from topk_plugin import gate, ranking
@@ -160,20 +161,6 @@ class Attachment:
         assert critic is not None  # it is being called
         critic_ids = frozenset(map(id, critic.parameters()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        places: list[int] = []
-        node = None
-        for place, leaf in enumerate(leaves):
-            if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
-                continue
-            if places and leaf.shape[0] != leaves[places[0]].shape[0]:
-                continue
-            found = self._generator_node(leaf, critic_ids)
-            if found is not None:
-                places.append(place)
-                node = node or found
-        if node is None:
-            return original(*args, **kwargs)
-
         frozen = not any(p.requires_grad for p in critic.parameters())
         known = topk.is_marked
         mode: gate.Mode = "shielded"
@@ -181,10 +168,30 @@ class Attachment:
             mode = "score"
         elif topk.fraction == 1:
             mode = "observe"
+        places: list[int] = []
+        node, unshielded = None, False
+        for place, leaf in enumerate(leaves):
+            if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
+                continue
+            if places and leaf.shape[0] != leaves[places[0]].shape[0]:
+                continue
+            found, own = self._upstream(leaf, critic_ids, whole=mode == "shielded")
+            if found is not None:
+                places.append(place)
+                node = node or found
+                unshielded |= own
+        if node is None:
+            return original(*args, **kwargs)
+        if unshielded:
+            # a masked gradient would reach the critic from behind: TopK objects if a generator
+            # step turns out to depend on it
+            mode = "observe"
+
         box = gate.Box()
-        inputs: list[Tensor] = []
+        edges: list[GradientEdge] = []
         if mode == "shielded":
             inputs = gate.gate_inputs([leaves[place] for place in places], box)
+            edges = [get_gradient_edge(tensor) for tensor in inputs]
             for place, tensor in zip(places, inputs, strict=True):
                 leaves[place] = tensor
             args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -206,7 +213,9 @@ class Attachment:
 
         def arrived(tally: Tensor) -> None:
             task = torch._C._current_graph_task_id()
-            topk.ledger.arrive(Arrival(tally, batch, parameter, critic_ids, known, task, box))
+            topk.ledger.arrive(
+                Arrival(tally, batch, parameter, critic_ids, known, task, box, unshielded)
+            )
 
         parameter = node.variable  # type: ignore[attr-defined]
         state = topk.gate_state(order.device)
@@ -219,32 +228,40 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
-        gated = gate.gate_outputs(call, heads, others, inputs)
+        gated = gate.gate_outputs(call, heads, others, edges)
         return replace(output, [*heads, *others][: len(gated)], gated)
 
-    def _generator_node(self, tensor: Tensor, critic_ids: frozenset[int]) -> Node | None:
-        """The gradient accumulator of the nearest generator parameter upstream, if there is one.
+    def _upstream(
+        self, tensor: Tensor, critic_ids: frozenset[int], whole: bool
+    ) -> tuple[Node | None, bool]:
+        """What parameters ``tensor`` was computed from.
 
-        Breadth first: the generator's last layer is a few nodes away.
+        Breadth first: the generator's last layer is a few nodes away, and only where the whole
+        graph matters it is walked.
+
+        Returns:
+            the gradient accumulator of the nearest generator parameter, or None; and, if
+            ``whole``, whether there are parameters of the critic as well.
         """
         generator = self._generator() if self._generator is not None else None
         mine = {id(p) for p in generator.parameters()} if generator is not None else None
-        queue, seen = deque([tensor.grad_fn]), set()
-        while queue:
+        found, own = None, False
+        queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
+        while queue and (whole or found is None):
             node = queue.popleft()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
             leaf = getattr(node, "variable", None)
             if leaf is None:
-                queue.extend(parent for parent, _ in node.next_functions)
-            elif (
-                (id(leaf) in mine)
-                if mine
-                else (isinstance(leaf, nn.Parameter) and id(leaf) not in critic_ids)
+                for parent, _ in node.next_functions if node is not None else ():
+                    if parent is not None and parent not in seen:
+                        seen.add(parent)
+                        queue.append(parent)
+            elif id(leaf) in critic_ids:
+                own = True
+            elif found is None and (
+                id(leaf) in mine if mine is not None else isinstance(leaf, nn.Parameter)
             ):
-                return node
-        return None
+                found = node
+        return found, own
 
 
 # --- the class's forward ------------------------------------------------------------------------
@@ -265,8 +282,7 @@ def is_intercepted(module: nn.Module) -> bool:
 def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]:
     """Lead the calls of ``module`` through ``interceptor``; the returned function undoes it.
 
-    By its class's ``forward``, or by its own where it has one: that is torch.compile's wrapper,
-    which leaves it out of copies and pickles.
+    By its class's ``forward``, or by its own where it has one, as torch.compile's wrapper does.
     """
     _interceptors[module] = interceptor
     cls, reference = type(module), weakref.ref(module)
@@ -274,12 +290,7 @@ def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]
     if own is None:
         _forwards.wrap(cls)
     else:
-
-        @functools.wraps(own)
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            return interceptor.call(own, args, kwargs)
-
-        module.__dict__["forward"] = gated
+        module.__dict__["forward"] = _OwnForward(own, interceptor)
 
     def undo() -> None:
         alive = reference()
@@ -291,6 +302,26 @@ def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]
             alive.__dict__["forward"] = own
 
     return undo
+
+
+class _OwnForward:
+    """Stands in for an instance's own ``forward``; a copy or a pickle holds the original."""
+
+    def __init__(self, own: Callable[..., Any], interceptor: Interceptor) -> None:
+        self.own, self.interceptor = own, interceptor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.interceptor.call(self.own, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.own, memo)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.own,)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:

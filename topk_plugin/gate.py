@@ -277,17 +277,21 @@ def gate_inputs(tensors: Sequence[Tensor], box: Box) -> list[Tensor]:
 
 
 def gate_outputs(
-    call: GatedCall, heads: Sequence[Tensor], others: Sequence[Tensor], inputs: Sequence[Tensor]
+    call: GatedCall,
+    heads: Sequence[Tensor],
+    others: Sequence[Tensor],
+    inputs: Sequence[GradientEdge],
 ) -> tuple[Tensor, ...]:
     """Identities on the critic's outputs, heads first; joined, as one gradient needs them all.
 
     Args:
         others: differentiable outputs that are no heads; gated only if the call is shielded.
-        inputs: what :func:`gate_inputs` gave, if the call is shielded.
+        inputs: edges of what :func:`gate_inputs` gave, if the call is shielded; taken before the
+            critic ran, which may change its input in place.
     """
     outputs = (*heads, *others) if call.mode == "shielded" else tuple(heads)
     if call.mode == "shielded":
         # edges, not tensors: no activation outlives the backward for our sake
         call.outputs = tuple(get_gradient_edge(output) for output in outputs)
-        call.inputs = tuple(get_gradient_edge(tensor) for tensor in inputs)
+        call.inputs = tuple(inputs)
     return _OutputGate.apply(call, len(heads), *outputs)

@@ -41,7 +41,7 @@ def score_heads(
     """
     if heads:
         return [_walk(output, head) for head in heads]
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor) and output.is_floating_point():
         return [output]
     candidates: list[Any] = []
     if isinstance(output, Mapping):
@@ -60,8 +60,8 @@ def score_heads(
 def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
     """One number a sample: (B,), (B, 1), (B, 1, 1, 1) flattened, patch maps averaged, to (B,).
 
-    (B, N) and (B, C, H, W) with several channels may be class logits, features or an image, so
-    they are only averaged where the user ``named`` them as a head.
+    (B, N) and whatever has several channels may be class logits, features or an image, so they
+    are only averaged where the user ``named`` them as a head.
 
     Raises:
         ScoreShapeError: any other shape.
@@ -83,7 +83,7 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
     width = score.numel() // batch if batch else 1
     if width == 1:
         return score.reshape(batch)
-    if named or (score.dim() >= 3 and shape[1] == 1) or score.dim() == 3:
+    if named or (score.dim() >= 3 and shape[1] == 1):
         # 16-bit averages would tie or reorder patches' means
         wide = score.float() if score.dtype in (torch.float16, torch.bfloat16) else score
         return wide.reshape(batch, -1).mean(dim=1)
@@ -156,6 +156,8 @@ def _walk(output: Any, head: str | int) -> Tensor:
         return output
     for step in steps:
         try:
+            if isinstance(found, Tensor):
+                raise KeyError  # indexing would take a row
             found = found[int(step) if isinstance(found, Sequence) else step]
         except (KeyError, IndexError, TypeError, ValueError):
             raise ScoreShapeError(

@@ -45,6 +45,7 @@ class Arrival(NamedTuple):
     known: bool  # declared a generator step by the user or the seam
     task: int  # which backward pass it was
     box: Box  # what became of a shielded call's audit
+    unshielded: bool  # no gate could be exact, so it was left alone; see Attachment
 
 
 class StepLedger:
@@ -84,6 +85,10 @@ class StepLedger:
                 f"be told from critic steps. {HOW_TO_MARK}"
             )
 
+    def line_arrive(self) -> None:
+        """A backward went through a gate of line A, which only generator steps have."""
+        self.line_called, self.settled = True, False
+
     def settle(self) -> None:
         """Count what is pending, or was just set aside, as one generator step."""
         calls = self.pending or self._recoverable()
@@ -95,12 +100,12 @@ class StepLedger:
         """``topk.step()``: one generator step, told by hand.
 
         Counts even where nothing is pending, as in a replayed CUDA graph, which runs no Python;
-        but not twice where the optimizer's step, just before the first mark, was counted.
+        but not twice where the optimizer's step just before it was counted.
         """
-        counted_already = self.settled and not self.explicit
         self.explicit = True
-        if not counted_already:
+        if not self.settled:
             self.settle()
+        self.settled = False
 
     def settle_known(self) -> None:
         """The end of ``with topk.generator_step()``: its calls count, others do not."""

@@ -273,16 +273,13 @@ class TopK:
         _, order = self._rank(heads)
         arrived = None
         if torch.compiler.is_compiling():
-            self.ledger.line_called = True  # a compiled backward runs no Python
+            self.ledger.line_arrive()  # a compiled backward runs no Python
         else:
-            arrived = self._line_arrived
+            arrived = self.ledger.line_arrive
             listen(self.ledger)
         state = self.gate_state(order.device)
         gated = ScoreGate.apply(weigh, arrived, self._inbox, order, *state, *heads)
         return replace(output, heads, gated)
-
-    def _line_arrived(self) -> None:
-        self.ledger.line_called = True
 
     def _count(self, calls: list[Arrival]) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
@@ -290,6 +287,14 @@ class TopK:
         self._inbox.zero_()
         for call in calls:
             tally += call.tally.to(tally.device)
+        if any(call.unshielded for call in calls):
+            raise GeneratorStepUnknown(
+                "the critic's parameters lie upstream of its own input (unrolled latent "
+                "optimisation, a generator that reads the critic's features), so no gate can spare "
+                "the critic where nothing tells a generator step from a critic step; this "
+                "generator step was left ungated. Mark it: `with topk.generator_step():` around "
+                "its forward and backward."
+            )
         self.steps += 1
         if any(call.box.plain for call in calls):
             self._unaudited -= 1
