@@ -874,9 +874,11 @@ def test_in_place_operations(where, after, way):
         assert_same(gradients(D), gradients(D2))
 
 
-@pytest.mark.parametrize("way", ["score", "shielded"])
-def test_a_fake_that_the_critic_changed_and_the_loss_reads_again(way):
-    """Without the plugin the changed fake carries the change's gradient; so it has to with it."""
+def test_a_fake_that_the_critic_changed_and_the_loss_reads_again():
+    """Without the plugin the changed fake carries the change's gradient; so it has to with it.
+
+    Not so for the shielded gate, which stands between the two: see attach().
+    """
     loss = LOSSES["non-saturating"]
     G = nn.Sequential(nn.Linear(LATENT, 10), nn.ReLU(), nn.Linear(10, WIDTH)).double()
     D, z = InPlace("input"), noise()
@@ -888,6 +890,6 @@ def test_a_fake_that_the_critic_changed_and_the_loss_reads_again(way):
 
     G1, D1 = copy.deepcopy((G, D))
     total(G1, D1, lambda scores: literal(loss, scores, 3)).backward()
-    with attach(D, make_topk(3, gate=way)):
+    with attach(D, make_topk(3, gate="score")):
         total(G, D, loss.of).backward()
     assert error(gradients(G), gradients(G1)) <= 1e-12

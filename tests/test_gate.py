@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from topk_plugin import TopK, attach
+from topk_plugin.errors import GeneratorStepUnknown
 
 TOLERANCE = 1e-12
 KS = [BATCH, 6, 4, 1]
@@ -543,10 +544,24 @@ def test_generator_step_with_latent_optimisation(norm, create_graph):
     expected, _ = backward(literal(loss, scores(G1, D1), 4), G1, D1)
     G2, D2 = copy.deepcopy((G, D))
     _, ungated = backward(loss.of(scores(G2, D2)), G2, D2)
-    with attach(D, make_topk(4)):
-        found, critic = backward(loss.of(scores(G, D)), G, D)
-    assert error(found, expected) <= TOLERANCE
-    assert_same(critic, ungated)
+    topk = make_topk(4)
+    optimizer = torch.optim.SGD(G.parameters(), 0.0)
+    if not create_graph:
+        with attach(D, topk):
+            found, critic = backward(loss.of(scores(G, D)), G, D)
+        assert error(found, expected) <= TOLERANCE
+        assert_same(critic, ungated)
+        return
+    # the critic's parameters lie upstream of its own input: nothing can spare them unless the
+    # step is known
+    with attach(D, topk):
+        _, critic = backward(loss.of(scores(G, D)), G, D)
+        assert_same(critic, ungated)
+        with pytest.raises(GeneratorStepUnknown, match="upstream of its own input"):
+            optimizer.step()
+        with topk.generator_step():
+            found, _ = backward(loss.of(scores(G, D)), G, D)
+        assert error(found, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("norm", ["plain", "batch"])

@@ -45,6 +45,10 @@ def attach(
     :mod:`topk_plugin.steps`; the gate is the shielded one wherever the step is not known in
     advance, so a critic step keeps exactly the gradients it had.
 
+    A loss that reads the critic past what it returns is an error that is found at the next end of
+    an epoch. A critic that changes its input in place is fine, but a loss that reads the changed
+    input again is not: mark such generator steps with ``topk.generator_step()``.
+
     Args:
         critic: called as ``critic(x)`` or ``critic.forward(x)`` with x (B, ...); may be wrapped
             in DataParallel, DistributedDataParallel or torch.compile.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topk_plugin import __version__
-from topk_plugin.config import TopKConfig, add_run_arguments
-from topk_plugin.errors import TopKError
+from topk_plugin.config import TopKConfig, add_run_arguments, unknown_name
+from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.launch import failed, run
 
 
@@ -20,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     could not do its work.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     try:
+        if unknown:
+            known = [flag for a in options.parser._actions for flag in a.option_strings]
+            raise unknown_name(unknown[0], "option", unknown[0], known)
         return int(options.command(options))
     except TopKError as error:
         return failed(error)
@@ -43,7 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.add_argument(
         "--critic",
-        required=True,
         metavar="MODULE:CLASS",
         help="the critic's class; __main__:CLASS for a class of the script itself; "
         "MODULE:CLASS.ATTRIBUTE for a submodule, where the critic averages inside",
@@ -53,18 +55,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run_arguments(launch)
     launch.add_argument("script", nargs=argparse.REMAINDER, help="after --, as python gets it")
-    launch.set_defaults(command=_run)
+    launch.set_defaults(command=_run, parser=launch)
 
     demo = commands.add_parser(
         "demo", help="train a small DCGAN on digits with and without top-k (CPU, minutes)"
     )
     demo.add_argument("--out", type=Path, default=Path("topk-demo"), help="folder for the results")
     demo.add_argument("--epochs", type=int, help="passes over the data of each arm")
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=_demo, parser=demo)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.critic is None:
+        raise ConfigError(
+            "topk run: --critic is missing, expected the critic's class, such as "
+            "--critic model:Discriminator, before the script"
+        )
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     config = TopKConfig.from_sources(vars(options), os.environ)
     return run(options.critic, config, script, options.log)

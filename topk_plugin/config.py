@@ -145,7 +145,7 @@ class TopKConfig:
             )
         for key in mapping:
             if key not in _FIELDS:
-                raise _unknown(f"{path}.{key}", "key", str(key), _FIELDS)
+                raise unknown_name(f"{path}.{key}", "key", str(key), _FIELDS)
         return cls(**{k: _checked(k, value, f"{path}.{k}") for k, value in mapping.items()})
 
     @classmethod
@@ -177,7 +177,7 @@ class TopKConfig:
                 continue
             if variable not in variables:
                 known = (*variables, *RESERVED_VARIABLES)
-                raise _unknown(variable, "environment variable", variable, known)
+                raise unknown_name(variable, "environment variable", variable, known)
             name = variables[variable]
             try:
                 value = _FIELDS[name].metadata["kind"].parse(text)
@@ -262,7 +262,8 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         ) from None
 
 
-def _unknown(origin: str, what: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown_name(origin: str, what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a misspelt name at ``origin``, with the nearest of the ``known`` ones."""
     lowered = {word.lower(): word for word in known}
     nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.7)
     guess = f" did you mean {lowered[nearest[0]]!r}?" if nearest else ""

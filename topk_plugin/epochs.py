@@ -10,14 +10,15 @@ that fetches batches ahead may end the epoch one batch early.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
 from topk_plugin.topk import GeneratorStep, TopK
 
@@ -27,10 +28,15 @@ class Feed:
 
     def __init__(self, loader: DataLoader[Any] | None) -> None:
         self.loader = None if loader is None else weakref.ref(loader)
-        self.samples = 0
+        self.batches = self.samples = 0
+        self.length: int | None = None  # batches of a pass, where that is known
         self.steps = 0  # generator steps it fed
         self.ended = False
         self.endless = False  # it went on after a whole pass
+
+    def is_complete(self) -> bool:
+        """Whether its last batch was delivered; not known of streams and endless samplers."""
+        return self.batches == self.length
 
 
 class EpochTracker:
@@ -43,7 +49,6 @@ class EpochTracker:
 
     def __init__(self, topk: TopK, loader: DataLoader[Any] | None = None) -> None:
         self.topk, self.loader = topk, loader
-        self.first_epoch, self.first_step = topk.epoch, topk.steps  # those of earlier runs
         self.fed = False  # a generator step was fed by a DataLoader that counts
         self._open: list[Feed] = []  # passes under way, the one that delivered last at the end
         self._feeder: Feed | None = None  # fed the latest generator step
@@ -70,7 +75,7 @@ class EpochTracker:
             self._end(feed)
             feed.samples -= size
             feed.steps, feed.ended, feed.endless = 0, False, True
-        feed.samples += rows
+        feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
         self._close(feed)
         self._open.append(feed)
 
@@ -95,6 +100,8 @@ class EpochTracker:
             self._feeder = self._open[-1]
             self._feeder.steps += 1
             self.fed = True
+            if self.topk.config.every == "epoch":
+                self.topk.pass_complete = self._feeder.is_complete()
 
 
 _trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()
@@ -145,6 +152,9 @@ def _unwatch() -> None:
 
 def _open(iterator: Any, loader: DataLoader[Any] | None) -> Feed:
     feed = _feeds[iterator] = Feed(loader)
+    if iterator._dataset_kind == _DatasetKind.Map:
+        with contextlib.suppress(TypeError):  # an endless sampler
+            feed.length = len(iterator)
     weakref.finalize(iterator, _finish, feed).atexit = False
     return feed
 
@@ -166,7 +176,9 @@ def _rows(iterator: Any, feed: Feed, batch: Any) -> int:
     """Samples that all ranks together took with this batch."""
     loader = feed.loader() if feed.loader is not None else None
     rows = getattr(loader, "batch_size", None)
-    if rows is None:  # a batch sampler of the user's
+    if not iterator._auto_collation and not isinstance(iterator._index_sampler, BatchSampler):
+        rows = 1  # items are not batched: the length of the data set counts them
+    elif rows is None:  # a batch sampler of the user's
         tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
         rows = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -58,7 +59,8 @@ def run(critic: str, config: TopKConfig, command: Sequence[str], log: Path | Non
         if os.getpid() == process:  # a forked child that came back here has no say
             tracker.stop()
             unlisten(topk.ledger)
-            error = monitor.close(succeeded)
+            mistaken = status == USAGE_STATUS and not topk.ledger.optimizer_steps
+            error = monitor.close(succeeded, verdict=not mistaken)
             seam.undo()
     return status if error is None else failed(error)
 
@@ -80,16 +82,18 @@ def _prepare(command: Sequence[str]) -> Callable[[], None]:
             f"topk run: can't find {str(script)!r} in {os.getcwd()}; expected {hint} after --, "
             "or -m and a module"
         )
-    return functools.partial(_start_script, script, list(command[1:]))
+    return functools.partial(_start_script, command[0], list(command[1:]))
 
 
-def _start_script(script: Path, arguments: list[str]) -> None:
-    path = str(script)
-    sys.argv = [path, *arguments]
+def _start_script(script: str, arguments: list[str]) -> None:
+    path = os.path.join(os.getcwd(), script)  # absolute, as Python has it
+    sys.argv = [script, *arguments]
     if not sys.flags.safe_path:
-        sys.path[0] = str(script.resolve().parent)
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
     main = _main_module(path)
-    code = compile(script.read_bytes(), path, "exec", dont_inherit=True)
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    main.__cached__ = None  # type: ignore[attr-defined]
+    code = compile(Path(script).read_bytes(), path, "exec", dont_inherit=True)
     exec(code, main.__dict__)
 
 
@@ -100,7 +104,9 @@ def _start_module(name: str, arguments: list[str]) -> None:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{name}.__main__")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.__main__.".startswith(f"{error.name}."):
+            raise  # an import of the package's own
         spec = None
     code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
     if spec is None or code is None:
@@ -125,8 +131,10 @@ def _main_module(path: str | None) -> types.ModuleType:
 def _execute(start: Callable[[], None]) -> tuple[int, bool]:
     """Exit status of the script, and whether it ended by itself with success."""
     try:
-        start()
-        _join_threads()
+        try:
+            start()
+        finally:
+            _join_threads()
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             status = stop.code or 0
@@ -136,10 +144,12 @@ def _execute(start: Callable[[], None]) -> tuple[int, bool]:
         return status, status == 0
     except TopKError as error:
         return failed(error), False
+    except KeyboardInterrupt as error:
+        show, trace = sys.excepthook, _of_the_script(error)
+        sys.excepthook = lambda kind, e, _: show(kind, e.with_traceback(trace), trace)
+        raise
     except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
+        trace = _of_the_script(error)
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1, False
     return 0, True
@@ -156,3 +166,11 @@ def failed(error: TopKError) -> int:
     """Prints the error; the exit status it ends in."""
     print(f"topk: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS
+
+
+def _of_the_script(error: BaseException) -> types.TracebackType | None:
+    """The traceback without the launcher's frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace

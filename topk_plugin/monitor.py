@@ -81,8 +81,8 @@ class Monitor:
         return f"{self.seam}, direction {self.topk.direction}, k {k} of {batch}, {decay}"
 
     def _optimizer_stepped(self) -> None:
-        late = self.topk.ledger.optimizer_steps >= SILENT_STEPS and not self.topk.steps
-        if late and not self._warned:
+        late = self.topk.ledger.optimizer_steps >= SILENT_STEPS
+        if late and not self._headed and not self._warned:
             self._warned = True
             self.say(f"NOT ACTIVE yet: {SILENT_STEPS} optimizer steps, none through {self.seam}")
 
@@ -105,22 +105,27 @@ class Monitor:
         self._unwritten.clear()
         self._log.flush()
 
-    def close(self, succeeded: bool) -> TopKError | None:
-        """Print the verdict; the error to end in, if the run ``succeeded`` without effect."""
+    def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
+        """Print the ``verdict``; the error to end in, if the run ``succeeded`` without effect."""
         self._write()
         if self._log is not None:
             self._log.close()
+        if not verdict:
+            return None
         topk, ledger = self.topk, self.topk.ledger
-        if topk.steps == self.tracker.first_step:
+        if topk.steps == self.topk.first_step:
             if not ledger.optimizer_steps and not ledger.pending:
-                self.say("verdict: no optimizer stepped, so there was nothing to gate")
+                self.say(
+                    "verdict: no optimizer stepped, so there was nothing to gate (in this process; "
+                    "those that the script starts are not covered)"
+                )
                 return None
             self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
             return self._no_effect() if succeeded else None
         report = topk.report()
-        ended = report.epochs - self.tracker.first_epoch
+        ended = report.epochs - self.topk.first_epoch
         self.say(
-            f"verdict: {report.steps - self.tracker.first_step} generator steps gated, "
+            f"verdict: {report.steps - self.topk.first_step} generator steps gated, "
             f"{report.dropped} of {report.rows} rows dropped, {ended} epochs ended, last k "
             f"{report.last_k} of {report.last_batch}, {report.nonfinite} non-finite scores"
         )
@@ -159,7 +164,8 @@ class Monitor:
         return NoEffectError(
             f"{steps} and no generator step went through {path}: no gradient of its score reached "
             "a parameter outside it. Expected loss = f(critic(generator(z))), its backward, and a "
-            "step of the generator's optimizer. Is this the critic of the generator's loss?"
+            "step of the generator's optimizer. Is this the critic of the generator's loss? "
+            "(Copies of a critic and critics that were unpickled are not gated.)"
         )
 
 

@@ -53,7 +53,7 @@ def score_heads(
     raise ScoreShapeError(
         f"no score in the critic's output: found {describe(output)}"
         f"{'' if batch is None else f' for a batch of {batch}'}; expected {_EXPECTED}. "
-        "Name the outputs that hold scores with heads=."
+        "Name the outputs that hold scores: --heads, or TopK(heads=...)."
     )
 
 
@@ -90,7 +90,7 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
     raise ScoreShapeError(
         f"the critic's score has shape {shape}: {width} numbers a sample, which may be class "
         f"logits, features or an image; expected {_EXPECTED}. If their mean ranks the samples, "
-        "name the output with heads= (heads=(0,) for a lone tensor)."
+        "name the output: --heads 0, or TopK(heads=(0,)), for a lone tensor."
     )
 
 

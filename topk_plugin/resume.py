@@ -58,6 +58,8 @@ class ResumeRecord:
 
     def restore(self, record: Any) -> None:
         """A checkpoint was loaded; ``record`` is None if it carries nothing of ours."""
+        if self.topk.steps != self.topk.first_step:
+            return  # weights put back in mid-run: the passes over the data are not undone
         self.loaded = True
         if record is not None:
             self.topk.load_state_dict(record)

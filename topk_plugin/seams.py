@@ -31,7 +31,7 @@ class CriticPath:
         """Raises ConfigError for anything else."""
         module, _, path = text.partition(":")
         names = tuple(path.split("."))
-        if not module or not all(names):
+        if not all(part.isidentifier() for part in module.split(".")) or not all(names):
             raise ConfigError(
                 f"--critic: found {text!r}, expected module:Class or module:Class.attribute, such "
                 "as model:Discriminator; __main__:Discriminator for a class of the script itself"
@@ -48,6 +48,8 @@ class CriticPath:
         names = {c.__qualname__ for c in cls.__mro__ if c.__module__ in modules}
         if ".".join(self.names) in names:
             return ()
+        if isinstance(getattr(cls, self.names[-1], None), type):  # a class in that class
+            return None
         return self.names[-1:] if ".".join(self.names[:-1]) in names else None
 
 

@@ -90,8 +90,9 @@ class TopK:
             raise ConfigError("TopK: give a TopKConfig or keywords, not both")
         self.config = config or TopKConfig.from_config(settings, path="TopK")
         self.schedule = KSchedule(self.config.gamma, self.config.nu)
-        self.epoch = self.config.start_epoch
-        self.steps = 0
+        self.epoch = self.first_epoch = self.config.start_epoch
+        self.steps = self.first_step = 0  # first_: where this process began
+        self.pass_complete = False  # the epoch's last batch was delivered
         self.ledger = StepLedger(self._count)
         self.observers: list[Callable[[GeneratorStep], None]] = []
         self._paused = 0
@@ -132,6 +133,7 @@ class TopK:
     def end_epoch(self) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
         self.epoch += 1
+        self.pass_complete = False
         self._fraction.fill_(self.fraction)
         self.check_audits()
 
@@ -393,7 +395,7 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         return {
             "version": STATE_VERSION,
-            "epoch": self.epoch,
+            "epoch": self.epoch + self.pass_complete,
             "steps": self.steps,
             # on the device: some loops take the critic's state_dict at every step
             "votes": torch.stack([self._vote, self._decided, self._disagreed]),
@@ -426,6 +428,7 @@ class TopK:
                 + "\nResume with the settings of the checkpoint, or start anew without it."
             )
         self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
+        self.first_epoch, self.first_step, self.pass_complete = self.epoch, self.steps, False
         self._voting = int(state["voting"])
         for tensor, value in zip(
             (self._vote, self._decided, self._disagreed), state["votes"], strict=True

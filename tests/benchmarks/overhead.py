@@ -87,21 +87,38 @@ def arms(generator: nn.Module, critic: nn.Module, shape: tuple[int, ...]) -> dic
 
         return run
 
+    def by_hand(scores: torch.Tensor) -> torch.Tensor:
+        return scores.flatten().topk(batch // 2).values
+
+    def frozen(line: Callable) -> Callable:
+        def run() -> None:
+            critic.requires_grad_(False)
+            start = time.perf_counter()
+            step(line)
+            run.seconds = time.perf_counter() - start
+            critic.requires_grad_(True)
+
+        return run
+
     line = half()
     return {
         "nothing": lambda: step(lambda scores: scores),
-        "gather by hand": lambda: step(lambda scores: scores.flatten().topk(batch // 2).values),
+        "gather by hand": lambda: step(by_hand),
         "line A, topk(scores)": lambda: step(line),
         "attach, marked step (score gate)": attached(marked=True),
         "attach, gate=score": attached(gate="score"),
         "attach, nothing known (shielded)": attached(),
+        "nothing, critic frozen": frozen(lambda scores: scores),
+        "gather by hand, critic frozen": frozen(by_hand),
         "attach, critic frozen (score gate)": attached(freeze=True),
     }
 
 
 def bootstrap(ratios: list[float], rounds: int = 2000) -> tuple[float, float]:
     """95% interval of the median."""
-    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(rounds))
+    medians = sorted(
+        statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(rounds)
+    )
     return medians[int(0.025 * rounds)], medians[int(0.975 * rounds)]
 
 
@@ -124,7 +141,9 @@ def measure(name: str, rounds: int, console: Console) -> None:
     for arm, mine in times.items():
         cells = []
         for base in ("gather by hand", "nothing"):
-            ratios = [a / b for a, b in zip(mine, times[base], strict=True)]
+            # the critic's parameters get no gradient in the frozen arms: compare like with like
+            like = f"{base}, critic frozen" if "frozen" in arm else base
+            ratios = [a / b for a, b in zip(mine, times[like], strict=True)]
             low, high = bootstrap(ratios)
             cells.append(f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]")
         table.add_row(arm, f"{1e3 * statistics.median(mine):.2f}", *cells)
