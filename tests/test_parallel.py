@@ -94,7 +94,9 @@ def rank_gradient(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_rank_their_own_rows(tmp_path):
-    torch.multiprocessing.spawn(rank_gradient, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(
+        rank_gradient, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
     generator, critic = networks()
     z = torch.randn(2, BATCH, 4, generator=torch.Generator().manual_seed(1)).double()
     mean = (expected(generator, critic, z[0])[0] + expected(generator, critic, z[1])[0]) / 2
