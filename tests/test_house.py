@@ -1,0 +1,52 @@
+"""Who may import whom: each module only those above it, and nobody an adapter or a patch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "topk_plugin"
+ORDER = [
+    "errors",
+    "ranking",
+    "gate",
+    "schedule",
+    "config",
+    "classpatch",
+    "steps",
+    "topk",
+    "epochs",
+    "resume",
+    "attach",
+    "seams",
+    "monitor",
+    "launch",
+    "demo",
+    "cli",
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Names of this package's modules that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    inside = {name.split(".")[1] for name in names if name.startswith("topk_plugin.")}
+    return inside & {*ORDER, "adapters", "patches", "reference"}
+
+
+def test_every_module_has_its_place():
+    found = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    assert found - {"__init__", "__main__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_up_only(name):
+    path = PACKAGE / f"{name}.py"
+    path = path if path.exists() else PACKAGE / name / "__init__.py"
+    assert imported(path) <= set(ORDER[: ORDER.index(name)])
