@@ -83,11 +83,8 @@ def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) 
 def keep(gradient: Tensor, choice: Choice) -> Tensor:
     """``gradient`` (B, ...) with the dropped rows zero and the kept rows times ``scale``."""
     batch = choice.kept.shape[0]
-    rows = (
-        choice.kept.reshape([batch] + [1] * (gradient.dim() - 1))
-        if gradient.dim()
-        else (choice.kept.reshape([]))
-    )
+    # () is the score of a batch of one
+    rows = choice.kept.reshape([batch] + [1] * (gradient.dim() - 1) if gradient.dim() else [])
     # B/k in 16 bits is off by up to 4e-3: multiply in float32 at least, then round once
     wide = torch.promote_types(gradient.dtype, torch.float32)
     scaled = (gradient.to(wide) * choice.scale.to(wide)).to(gradient.dtype)
