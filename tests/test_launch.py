@@ -377,6 +377,17 @@ def test_training_in_a_thread_that_outlives_the_main_one(folder, ending):
     assert "verdict: 12 generator steps gated" in done.err
 
 
+def test_an_idle_executor_is_not_waited_for(folder):
+    """Its workers are no daemons, and stop only when the interpreter tells them to."""
+    (folder / "train.py").write_text(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "pool = ThreadPoolExecutor(1)\n"
+        "pool.submit(print, 'worked').result()\n"
+    )
+    done = topk_run(folder, "train.py")
+    assert (done.status, done.out) == (0, "worked\n"), done.err
+
+
 def test_of_a_torchrun_only_rank_0_speaks_and_all_gate(folder):
     script(folder, TRAIN + "print('trained')\n")
     done = topk_run(folder, "train.py", env={"RANK": "1"}, flags=["--log", "log"])

@@ -1,6 +1,8 @@
 """Critics wrapped for several devices or ranks, and mixed precision. Everything runs on the CPU."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,23 +82,11 @@ def test_distributed_data_parallel(unused):
             critic.zero_grad()
 
 
-def rank_gradient(rank: int, folder: str) -> None:
-    """One rank of two: its own batch, its own k rows; DDP averages."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/pair", rank=rank, world_size=2)
-    generator, critic = networks()
-    wrapped = DistributedDataParallel(generator)
-    with attach(critic, half()):
-        z = torch.randn(2, BATCH, 4, generator=torch.Generator().manual_seed(1)).double()
-        softplus(-critic(wrapped(z[rank]))).mean().backward()
-    torch.save(gradients(generator), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_ranks_rank_their_own_rows(tmp_path):
-    torch.multiprocessing.start_processes(
-        rank_gradient, (str(tmp_path),), nprocs=2, start_method="fork"
-    )
+    """Each rank has its own batch and its own k rows; DDP averages."""
+    command = [sys.executable, __file__, str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
     generator, critic = networks()
     z = torch.randn(2, BATCH, 4, generator=torch.Generator().manual_seed(1)).double()
     mean = (expected(generator, critic, z[0])[0] + expected(generator, critic, z[1])[0]) / 2
@@ -130,3 +120,19 @@ def test_autocast_and_loss_scaling(how):
     assert (found - by_hand).norm() <= 1e-2 * by_hand.norm()
     everything = backward(lambda scores: scores)
     assert (everything - by_hand).norm() > 1e-1 * by_hand.norm()
+
+
+def rank_gradient(folder: str, rank: int) -> None:
+    """What one of the two ranks does."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/pair", rank=rank, world_size=2)
+    generator, critic = networks()
+    wrapped = DistributedDataParallel(generator)
+    with attach(critic, half()):
+        z = torch.randn(2, BATCH, 4, generator=torch.Generator().manual_seed(1)).double()
+        softplus(-critic(wrapped(z[rank]))).mean().backward()
+    torch.save(gradients(generator), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    rank_gradient(sys.argv[1], int(sys.argv[2]))

@@ -7,6 +7,7 @@ topk run --critic model:DCGAN_D.main -- -m package.train
 from __future__ import annotations
 
 import builtins
+import concurrent.futures.thread
 import functools
 import importlib.machinery
 import importlib.util
@@ -130,11 +131,12 @@ def _main_module(path: str | None) -> types.ModuleType:
 
 def _execute(start: Callable[[], None]) -> tuple[int, bool]:
     """Exit status of the script, and whether it ended by itself with success."""
+    before = set(threading.enumerate())
     try:
         try:
             start()
         finally:
-            _join_threads()
+            _join_threads(before)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             status = stop.code or 0
@@ -155,10 +157,14 @@ def _execute(start: Callable[[], None]) -> tuple[int, bool]:
     return 0, True
 
 
-def _join_threads() -> None:
-    """Plain Python waits for the script's threads before it exits: they may be training."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+def _join_threads(before: set[threading.Thread]) -> None:
+    """Plain Python waits for the script's threads before it exits: they may be training.
+
+    Not for idle workers of executors, which only the interpreter's exit tells to stop.
+    """
+    workers = concurrent.futures.thread._threads_queues
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon and thread not in workers:
             thread.join()
 
 
