@@ -893,3 +893,35 @@ def test_a_fake_that_the_critic_changed_and_the_loss_reads_again():
     with attach(D, make_topk(3, gate="score")):
         total(G, D, loss.of).backward()
     assert error(gradients(G), gradients(G1)) <= 1e-12
+
+
+def test_a_saturated_loss_postpones_the_vote():
+    """No gradient reaches the scores for 150 steps; then the direction is still to be found."""
+    torch.manual_seed(0)
+    G, D = nn.Linear(2, 2).double(), nn.Linear(2, 1).double()
+    optimizer = torch.optim.SGD(G.parameters(), 0.0)
+    topk = TopK(gamma=0.5, nu=0.5)
+    with attach(D, topk):
+        for step in range(260):
+            scores = D(G(torch.randn(4, 2).double()))
+            optimizer.zero_grad()
+            (scores * (0.0 if step < 150 else 1.0)).mean().backward()
+            optimizer.step()
+    assert (topk.steps, topk.direction) == (260, "low")
+
+
+def test_outputs_like_scores_that_are_left_alone_are_named():
+    torch.manual_seed(0)
+    G, D = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = D, nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.first(x), self.second(x)
+
+    critic = Pair()
+    with attach(critic, TopK()), pytest.warns(UserWarning, match=r"--heads 0,1"):
+        critic(G(torch.randn(4, 2)))

@@ -12,6 +12,8 @@ from torch.nn.functional import softplus
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from topk_plugin import TopK, attach
+from topk_plugin.errors import SeamNotFound
+from topk_plugin.seams import CriticPath, CriticSeam
 
 BATCH = 16
 
@@ -59,6 +61,28 @@ def test_data_parallel(through):
     wrapped = DataParallel(critic)
     with attach(wrapped, half()):
         check_step(generator, critic, wrapped if through == "wrapper" else wrapped.module)
+
+
+def test_a_critic_inside_a_data_parallel_of_several_devices_is_refused(monkeypatch):
+    """Its replicas are no instances that were built, so nothing would be gated."""
+
+    class Critic(nn.Linear):
+        pass
+
+    def over_two_devices(self, module):
+        nn.Module.__init__(self)
+        self.module, self.device_ids = module, [0, 1]
+
+    monkeypatch.setattr(DataParallel, "__init__", over_two_devices)
+    seam = CriticSeam(CriticPath(Critic.__module__, (Critic.__qualname__,)), TopK())
+    seam.apply()
+    try:
+        both = nn.Sequential(nn.Linear(2, 2), Critic(2, 1))
+        with pytest.raises(SeamNotFound, match="one process a device"):
+            DataParallel(both)
+        DataParallel(both[1])  # the critic itself: the wrapper's output is gated
+    finally:
+        seam.undo()
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ class Attachment:
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
+        self._warned = False
         self._before = (topk.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
@@ -232,6 +233,15 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
+        alike = [leaf for leaf in others if ranking.resembles_score(leaf, batch)]
+        if alike and not named and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the critic returns {ranking.describe(output)}: only the first score is gated, "
+                f"not {ranking.describe(alike)}. If the generator's loss reads those as scores "
+                "too, name all of them: --heads 0,1 or TopK(heads=(0, 1)).",
+                stacklevel=2,
+            )
         gated = gate.gate_outputs(call, heads, others, edges)
         return replace(output, [*heads, *others][: len(gated)], gated)
 

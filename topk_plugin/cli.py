@@ -51,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         "MODULE:CLASS.ATTRIBUTE for a submodule, where the critic averages inside",
     )
     launch.add_argument(
-        "--log", type=Path, metavar="FILE", help="write one JSON line a generator step"
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="write one JSON line a generator step; its batch and k are sums over the critic calls "
+        "of the step",
     )
     add_run_arguments(launch)
     launch.add_argument("script", nargs=argparse.REMAINDER, help="after --, as python gets it")

@@ -78,7 +78,10 @@ class Monitor:
             decay = (
                 f"decays x{config.gamma:g} each {each} to {max(1, int(config.nu * batch + 1e-9))}"
             )
-        return f"{self.seam}, direction {self.topk.direction}, k {k} of {batch}, {decay}"
+        direction = self.topk.direction
+        if direction == "undecided":
+            direction += " (no gradient reached the scores yet)"
+        return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}"
 
     def _optimizer_stepped(self) -> None:
         late = self.topk.ledger.optimizer_steps >= SILENT_STEPS
@@ -113,7 +116,7 @@ class Monitor:
         if not verdict:
             return None
         topk, ledger = self.topk, self.topk.ledger
-        if topk.steps == self.topk.first_step:
+        if topk.steps == topk.first_step:
             if not ledger.optimizer_steps and not ledger.pending:
                 self.say(
                     "verdict: no optimizer stepped, so there was nothing to gate (in this process; "
@@ -123,15 +126,17 @@ class Monitor:
             self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
             return self._no_effect() if succeeded else None
         report = topk.report()
-        ended = report.epochs - self.topk.first_epoch
+        ended = report.epochs + topk.pass_complete - topk.first_epoch
         self.say(
-            f"verdict: {report.steps - self.topk.first_step} generator steps gated, "
+            f"verdict: {report.steps - topk.first_step} generator steps gated, "
             f"{report.dropped} of {report.rows} rows dropped, {ended} epochs ended, last k "
             f"{report.last_k} of {report.last_batch}, {report.nonfinite} non-finite scores"
         )
         if topk.config.gamma < 1 and not ended:
             unfed = "" if self.tracker.fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")
+        if report.direction == "undecided":
+            self.say("verdict: no gradient reached the scores, is the generator's loss saturated?")
         try:
             topk.check_audits()
             topk.check_direction()
@@ -143,7 +148,9 @@ class Monitor:
         path, ledger = self.seam.path, self.topk.ledger
         steps = f"{ledger.optimizer_steps} optimizer steps ran"
         if not self.seam.built:
-            built = sorted(name for name in self.seam.seen if not name.startswith("torch."))
+            built = sorted(
+                name for name in self.seam.seen if not name.startswith(("torch.", "torchvision."))
+            )
             near = difflib.get_close_matches(str(path), built, n=1, cutoff=0.5)
             module = sys.modules.get(path.module)
             lacks = module is not None and not hasattr(module, path.names[0])

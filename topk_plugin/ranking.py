@@ -90,8 +90,15 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
     raise ScoreShapeError(
         f"the critic's score has shape {shape}: {width} numbers a sample, which may be class "
         f"logits, features or an image; expected {_EXPECTED}. If their mean ranks the samples, "
-        "name the output: --heads 0, or TopK(heads=(0,)), for a lone tensor."
+        "name the outputs that are scores: --heads 0,1 or TopK(heads=(0, 1)); 0 for a lone tensor."
     )
+
+
+def resembles_score(leaf: Tensor, batch: int) -> bool:
+    """Whether :func:`per_sample` would take ``leaf`` without its being named."""
+    if not leaf.dim() or leaf.shape[0] != batch or not leaf.is_floating_point():
+        return False
+    return leaf.numel() == batch or (leaf.dim() >= 3 and leaf.shape[1] == 1)
 
 
 def ranking_scores(scores: Sequence[Tensor], batch: int, named: bool = False) -> Tensor:

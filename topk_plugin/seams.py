@@ -89,6 +89,13 @@ class CriticSeam:
             parallel(module, *args, **kwargs)
             if is_intercepted(module.module):  # its replicas see a shard each
                 self.gate(module, module)
+            elif len(module.device_ids) > 1 and any(map(is_intercepted, module.modules())):
+                raise SeamNotFound(
+                    f"--critic {self.path}: it runs inside a DataParallel of a "
+                    f"{type(module.module).__qualname__} over {len(module.device_ids)} devices, "
+                    "where every replica sees a shard of the batch. Use one device, or one process "
+                    "a device (DistributedDataParallel)."
+                )
 
         nn.Module.__init__ = recognise  # type: ignore[method-assign, assignment]
         nn.DataParallel.__init__ = wrap  # type: ignore[method-assign, assignment]

@@ -310,7 +310,10 @@ class TopK:
             self._voting -= 1
             if not self._voting:
                 self.check_direction()
-                self._decided.copy_(self._vote.sign())
+                if float(self._vote):
+                    self._decided.copy_(self._vote.sign())
+                else:  # a saturated loss sent no gradient so far
+                    self._voting = VOTING_STEPS
         self._totals += tally
         self._last.copy_(tally)
         step = GeneratorStep(self.steps, self.epoch, sum(call.batch for call in calls), tally)
@@ -340,23 +343,17 @@ class TopK:
         """Reads the vote (the device is waited for).
 
         Raises:
-            DirectionUnknown: the calls of most generator steps asked for opposite directions, or
-                no loss asked for any.
+            DirectionUnknown: the calls of most generator steps asked for opposite directions.
         """
-        if self.config.direction != "auto" or not self.steps or float(self._decided):
+        if self.config.direction != "auto" or float(self._decided):
             return
         voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
-        if 2 * disagreed > voted or not float(self._vote):
-            found = (
-                f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
-                "critic call and lowered those of another"
-                if disagreed
-                else f"in {voted} generator steps the loss raised as many scores as it lowered"
-            )
+        if 2 * disagreed > voted:
             raise DirectionUnknown(
-                f"{found}, so it does not say which scores are realistic. Set the direction: "
-                '--direction high (or TopK(direction="high")) if the critic gives real samples '
-                "high scores, low if it gives them low ones."
+                f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
+                "critic call and lowered those of another, so it does not say which scores are "
+                'realistic. Set the direction: --direction high (or TopK(direction="high")) if '
+                "the critic gives real samples high scores, low if it gives them low ones."
             )
 
     @property
