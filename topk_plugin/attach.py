@@ -28,7 +28,7 @@ from topk_plugin.classpatch import ClassPatches
 from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, ScoreShapeError
 from topk_plugin.resume import ResumeRecord
-from topk_plugin.steps import Arrival, listen, unlisten
+from topk_plugin.steps import Arrival, listen, unlisten, watch_zeroing
 from topk_plugin.topk import TopK, replace
 
 
@@ -67,6 +67,13 @@ def attach(
             f"attach: found a {type(critic).__name__} as the critic, expected a torch.nn.Module "
             "(not scripted). Gate a function's scores with topk(scores) instead."
         )
+    if not isinstance(topk, TopK):
+        raise ConfigError(f"attach: found a {type(topk).__name__} as topk, expected a TopK")
+    if generator is not None and not isinstance(generator, nn.Module):
+        raise ConfigError(
+            f"attach: found a {type(generator).__name__} as the generator, expected a "
+            "torch.nn.Module (of several, an nn.ModuleList)"
+        )
     tracker = None
     if loader is not None:
         if not isinstance(loader, torch.utils.data.DataLoader):
@@ -95,6 +102,7 @@ class Attachment:
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
         self._warned = False
+        self._walked: dict[int, frozenset[int]] = {}  # leaves upstream, by the nearest parameter
         self._before = (topk.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
@@ -105,6 +113,7 @@ class Attachment:
         for module in modules:
             self._undo.append(intercept(module, self))
         self._undo.append(ResumeRecord(critic, topk).remove)
+        self._undo.append(watch_zeroing())
         _keep_buffers()
         _attachments.add(self)
         listen(topk.ledger)
@@ -174,25 +183,28 @@ class Attachment:
         elif topk.fraction == 1:
             mode = "observe"
         places: list[int] = []
-        node, unshielded = None, False
+        node, upstream = None, frozenset[int]()
         for place, leaf in enumerate(leaves):
             if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
                 continue
             if places and leaf.shape[0] != leaves[places[0]].shape[0]:
                 continue
-            found, own = self._upstream(leaf, critic_ids, whole=mode == "shielded")
+            found, parameters = self._upstream(leaf, critic_ids, whole=mode == "shielded")
             if found is not None:
                 places.append(place)
                 node = node or found
-                unshielded |= own
+                upstream |= parameters
         if node is None:
             return original(*args, **kwargs)
+        learned = topk.ledger.of_critic if topk.ledger.undetached else set()
+        unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
         if unshielded:
             # a masked gradient would reach the critic from behind: TopK objects if a generator
             # step turns out to depend on it
             mode = "observe"
 
         box = gate.Box()
+        sources = [leaves[place].grad_fn for place in places]
         edges: list[GradientEdge] = []
         if mode == "shielded":
             inputs = gate.gate_inputs([leaves[place] for place in places], box)
@@ -219,13 +231,26 @@ class Attachment:
         def arrived(tally: Tensor) -> None:
             task = torch._C._current_graph_task_id()
             topk.ledger.arrive(
-                Arrival(tally, batch, parameter, critic_ids, known, task, box, unshielded)
+                Arrival(
+                    tally,
+                    batch,
+                    parameter,
+                    upstream - critic_ids,
+                    critic_ids,
+                    known,
+                    task,
+                    box,
+                    unshielded,
+                )  # fmt: skip
             )
 
+        accepts = self._accepts(critic_ids)
         parameter = node.variable  # type: ignore[attr-defined]
         state = topk.gate_state(order.device)
         mean = settings.reduction == "mean"
-        call = gate.GatedCall(mode, order, state, mean, node, arrived, box, topk.audits)
+        call = gate.GatedCall(
+            mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits
+        )
         others = [
             leaf
             for leaf in pytree.tree_leaves(output)
@@ -245,37 +270,60 @@ class Attachment:
         gated = gate.gate_outputs(call, heads, others, edges)
         return replace(output, [*heads, *others][: len(gated)], gated)
 
-    def _upstream(
-        self, tensor: Tensor, critic_ids: frozenset[int], whole: bool
-    ) -> tuple[Node | None, bool]:
-        """What parameters ``tensor`` was computed from.
-
-        Breadth first: the generator's last layer is a few nodes away, and only where the whole
-        graph matters it is walked.
-
-        Returns:
-            the gradient accumulator of the nearest generator parameter, or None; and, if
-            ``whole``, whether there are parameters of the critic as well.
-        """
+    def _accepts(self, critic_ids: frozenset[int]) -> Callable[[Node], bool]:
+        """Whether a node is the gradient accumulator of a generator parameter."""
+        ledger = self.topk.ledger
         generator = self._generator() if self._generator is not None else None
         mine = {id(p) for p in generator.parameters()} if generator is not None else None
-        found, own = None, False
-        queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
-        while queue and (whole or found is None):
-            node = queue.popleft()
+
+        def accepts(node: Node) -> bool:
             leaf = getattr(node, "variable", None)
-            if leaf is None:
-                for parent, _ in node.next_functions if node is not None else ():
-                    if parent is not None and parent not in seen:
-                        seen.add(parent)
-                        queue.append(parent)
-            elif id(leaf) in critic_ids:
-                own = True
-            elif found is None and (
-                id(leaf) in mine if mine is not None else isinstance(leaf, nn.Parameter)
-            ):
-                found = node
-        return found, own
+            if leaf is None or id(leaf) in critic_ids:
+                return False
+            if mine is not None:
+                return id(leaf) in mine
+            # plain tensors, such as images, are none unless an optimizer steps them
+            known = isinstance(leaf, nn.Parameter) or id(leaf) in ledger.optimized
+            return known and id(leaf) not in ledger.of_critic
+
+        return accepts
+
+    def _upstream(
+        self, tensor: Tensor, critic_ids: frozenset[int], whole: bool
+    ) -> tuple[Node | None, frozenset[int]]:
+        """What parameters ``tensor`` was computed from.
+
+        Breadth first: the generator's last layer is a few nodes away. The whole graph is walked
+        once for every nearest parameter, and where it matters whether the critic is upstream.
+
+        Returns:
+            the gradient accumulator of the nearest generator parameter, or None; and the ids of
+            all parameters upstream, the critic's included.
+        """
+        accepts = self._accepts(critic_ids)
+        found = None
+        leaves: set[int] = set()
+        queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
+        while queue:
+            node = queue.popleft()
+            if node is None:
+                continue
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                if isinstance(leaf, nn.Parameter) or id(leaf) in self.topk.ledger.optimized:
+                    leaves.add(id(leaf))
+                if found is None and accepts(node):
+                    found = node
+                    if not whole and id(leaf) in self._walked:
+                        return found, self._walked[id(leaf)]
+            for parent, _ in node.next_functions:
+                if parent is not None and parent not in seen:
+                    seen.add(parent)
+                    queue.append(parent)
+        upstream = frozenset(leaves)
+        if found is not None:
+            self._walked[id(found.variable)] = upstream  # type: ignore[attr-defined]
+        return found, upstream
 
 
 # --- the class's forward ------------------------------------------------------------------------

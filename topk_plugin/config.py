@@ -16,8 +16,8 @@ Direction = Literal["auto", "high", "low"]
 Gate = Literal["auto", "score", "shielded"]
 Reduction = Literal["mean", "sum"]
 
-# TOPK_ variables that are no settings: other parts of the package read them.
-RESERVED_VARIABLES = ("TOPK_UPSTREAMS", "TOPK_TRACE", "TOPK_DISABLE")
+# TOPK_ variables that are no settings: tests find checkouts of other projects by this one.
+RESERVED_VARIABLES = ("TOPK_UPSTREAMS",)
 
 
 class Kind(NamedTuple):

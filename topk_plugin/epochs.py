@@ -1,11 +1,11 @@
 """When an epoch ends in a loop that is not ours: told by the DataLoader that feeds it.
 
 The feeding iterator is the last DataLoader iterator, of those under way, to deliver a batch before
-a generator step.
-Its epoch ends when it raises StopIteration; when it is discarded or reset before that, having fed
-at least one generator step (a peek, ``next(iter(loader))``, feeds none); or when it has delivered
-as many samples as its data set has, over all ranks, and goes on (an endless sampler). A wrapper
-that fetches batches ahead may end the epoch one batch early.
+a generator step. Its epoch ends when it raises StopIteration; when it is discarded or reset before
+that, having fed at least one generator step (a peek, ``next(iter(loader))``, feeds none); or when
+it has delivered as many samples as its data set has, over all ranks, and goes on (an endless
+sampler). A whole pass of the same loader that only critic steps used counts too. A wrapper that
+fetches batches ahead may end the epoch one batch early.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Feed:
         self.batches = self.samples = 0
         self.length: int | None = None  # batches of a pass, where that is known
         self.steps = 0  # generator steps it fed
+        self.trained_at = 0  # optimizer steps when it began
         self.ended = False
         self.endless = False  # it went on after a whole pass
 
@@ -75,15 +76,26 @@ class EpochTracker:
             self._end(feed)
             feed.samples -= size
             feed.steps, feed.ended, feed.endless = 0, False, True
+        if not feed.batches:
+            feed.trained_at = self.topk.ledger.optimizer_steps
         feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
         self._close(feed)
         self._open.append(feed)
 
     def finished(self, feed: Feed, exhausted: bool) -> None:
         """A pass was exhausted, or else reset or discarded."""
+        if exhausted and not feed.steps and self._fed_critic(feed):
+            self._feeder, feed.steps = feed, 1  # a pass so short that it only trained the critic
         if exhausted or not feed.endless:  # the last, partial pass of an endless one is no epoch
             self._end(feed)
         self._close(feed)  # a peek between a batch and its generator step feeds nothing
+
+    def _fed_critic(self, feed: Feed) -> bool:
+        """Whether a loader that feeds the generator's steps made a pass between two of them."""
+        loader = feed.loader() if feed.loader is not None else None
+        feeder = self._feeder.loader() if self._feeder and self._feeder.loader else None
+        trained = self.topk.ledger.optimizer_steps > feed.trained_at
+        return trained and loader is not None and loader is feeder
 
     def _close(self, feed: Feed) -> None:
         self._open = [other for other in self._open if other is not feed]

@@ -174,6 +174,8 @@ class GatedCall:
         state: fraction and direction; read at backward time.
         mean: see :func:`choose`.
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
+        sources: the nodes that made the critic's inputs.
+        is_generator: whether a node is the accumulator of a generator parameter.
         arrived: told the tally, on the host, when a backward went through.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
@@ -182,10 +184,12 @@ class GatedCall:
 
     def __init__(
         self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
+        sources: Sequence[Node], is_generator: Callable[[Node], bool],
         arrived: Callable[[Tensor], None], box: Box, audit: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
         self.generator_node, self.arrived = generator_node, arrived
+        self.sources, self.is_generator = sources, is_generator
         self.box, self.audit = box, audit
         self.outputs: tuple[GradientEdge, ...] = ()
         self.inputs: tuple[GradientEdge, ...] = ()
@@ -196,10 +200,20 @@ class GatedCall:
         It does not for an input gradient (anomaly scores, latent optimisation): those are no
         generator steps and have to stay as they are.
         """
-        try:
-            return torch._C._will_engine_execute_node(self.generator_node)
-        except RuntimeError:  # autograd.grad by that very parameter: captured, not executed
+        if _executes(self.generator_node):
             return True
+        # by other parameters only, as in a gradient by the last layer's weight: look for them
+        queue, seen = list(self.sources), set(self.sources)
+        while queue:
+            node = queue.pop()
+            if not _executes(node):
+                continue
+            if self.is_generator(node):
+                return True
+            parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
+            seen |= parents
+            queue += parents
+        return False
 
     def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
@@ -239,6 +253,14 @@ class GatedCall:
                 "backward, or use checkpoint(..., use_reentrant=False). "
                 f"The replay said: {error}"
             ) from error
+
+
+def _executes(node: Node) -> bool:
+    """Whether the running backward runs ``node``, or stores what reaches it."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf in autograd.grad: captured, not executed
+        return True
 
 
 class _OutputGate(torch.autograd.Function):

@@ -80,7 +80,7 @@ class Monitor:
             )
         direction = self.topk.direction
         if direction == "undecided":
-            direction += " (no gradient reached the scores yet)"
+            direction += " (the loss does not tell yet)"
         return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}"
 
     def _optimizer_stepped(self) -> None:
@@ -136,7 +136,9 @@ class Monitor:
             unfed = "" if self.tracker.fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")
         if report.direction == "undecided":
-            self.say("verdict: no gradient reached the scores, is the generator's loss saturated?")
+            self.say(
+                "verdict: the loss never told the direction; is it saturated, without a gradient?"
+            )
         try:
             topk.check_audits()
             topk.check_direction()
@@ -170,8 +172,8 @@ class Monitor:
             )
         return NoEffectError(
             f"{steps} and no generator step went through {path}: no gradient of its score reached "
-            "a parameter outside it. Expected loss = f(critic(generator(z))), its backward, and a "
-            "step of the generator's optimizer. Is this the critic of the generator's loss? "
+            "an nn.Parameter outside it. Expected loss = f(critic(generator(z))), its backward, "
+            "and a step of the generator's optimizer. Is this the critic of the generator's loss? "
             "(Copies of a critic and critics that were unpickled are not gated.)"
         )
 

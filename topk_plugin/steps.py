@@ -9,30 +9,36 @@ ran, and the next optimizer settles it:
     then at once: optimizer of the generator steps                   recovered: both losses were
                                                                      backwarded before either step
 
-A call whose gradient was thrown away by ``zero_grad()`` before the step counts for nothing. (Seen
-where ``zero_grad`` sets gradients to None, its default.)
+A call whose gradient was thrown away by ``zero_grad()`` before the step counts for nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
+from topk_plugin.classpatch import ClassPatches
 from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.gate import Box
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
+
+
+UNCLEAR_LIMIT = 100
+"""Steps of an optimizer that owns the critic and parts of the generator's graph, before the one
+that owns the rest of that graph has to have stepped."""
 
 
 class Arrival(NamedTuple):
@@ -41,6 +47,7 @@ class Arrival(NamedTuple):
     tally: Tensor
     batch: int
     parameter: Tensor  # of the generator, upstream of the critic's input
+    upstream: frozenset[int]  # ids of all parameters there
     critic: frozenset[int]  # ids of the critic's parameters
     known: bool  # declared a generator step by the user or the seam
     task: int  # which backward pass it was
@@ -52,10 +59,11 @@ class StepLedger:
     """Pending calls and the rules that settle them.
 
     Args:
-        counted: receives the calls of each generator step, on the host, after the optimizer.
+        counted: receives the calls of each generator step, on the host, after the optimizer, and
+            whether that one maximises.
     """
 
-    def __init__(self, counted: Callable[[list[Arrival]], None]) -> None:
+    def __init__(self, counted: Callable[[list[Arrival], bool], None]) -> None:
         self.counted = counted
         self.pending: list[Arrival] = []
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
@@ -63,6 +71,11 @@ class StepLedger:
         self.settled = False  # an optimizer settled, and nothing arrived since
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
+        self.optimized: set[int] = set()  # ids of all parameters that an optimizer stepped
+        # ids of what the critic's optimizer owns: also layers and embeddings outside the critic
+        self.of_critic: set[int] = set()
+        self.undetached = False  # critic steps send fakes that are not detached
+        self._unclear = 0  # optimizer steps that own parts of both networks
         self.on_optimizer_step: Callable[[], None] | None = None
         self.generator_optimizer: weakref.ref[Optimizer] | None = None
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
@@ -78,7 +91,9 @@ class StepLedger:
                 if call.task == arrival.task or call.parameter is not arrival.parameter
             ]
         self.pending.append(arrival)
-        if len(self.pending) > UNSETTLED_LIMIT:
+        if len(self.pending) > UNSETTLED_LIMIT and self.optimized:
+            del self.pending[0]  # something else than the two networks is being optimised
+        elif len(self.pending) > UNSETTLED_LIMIT:
             raise GeneratorStepUnknown(
                 f"{UNSETTLED_LIMIT} backward passes went through the critic and no optimizer of "
                 "torch.optim stepped that owns a generator parameter, so generator steps cannot "
@@ -89,12 +104,12 @@ class StepLedger:
         """A backward went through a gate of line A, which only generator steps have."""
         self.line_called, self.settled = True, False
 
-    def settle(self) -> None:
+    def settle(self, maximizes: bool = False) -> None:
         """Count what is pending, or was just set aside, as one generator step."""
         calls = self.pending or self._recoverable()
         self.pending, self.aside, self.line_called = [], [], False
         self.settled = True
-        self.counted(calls)
+        self.counted(calls, maximizes)
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.
@@ -114,14 +129,21 @@ class StepLedger:
             self.pending = known
             self.settle()
 
+    def forget_known(self) -> None:
+        """``with topk.generator_step()`` ended by an exception."""
+        self.pending = [call for call in self.pending if not call.known]
+
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An outermost optimizer step ended."""
         self.optimizer_steps += 1
         if self.on_optimizer_step is not None:
             self.on_optimizer_step()
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        maximizes = any(group.get("maximize") for group in optimizer.param_groups)
+        self.optimized |= owned
         if self.line_called or any(call.known for call in self.pending):
             self.pending = [call for call in self.pending if call.known]
-            self.settle()
+            self.settle(maximizes)
             return
         calls = self.pending or self._recoverable()
         if not calls:
@@ -129,19 +151,44 @@ class StepLedger:
         if self.explicit:
             self._set_aside(calls)
             return
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        generator = any(id(call.parameter) in owned for call in calls)
-        critic = any(not owned.isdisjoint(call.critic) for call in calls)
+        self._attribute(optimizer, owned, calls, maximizes)
+
+    def _attribute(
+        self, optimizer: Optimizer, owned: set[int], calls: list[Arrival], maximizes: bool
+    ) -> None:
+        """Whose step it was, by what the optimizer ``owned`` of either network."""
+        upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
+        of_critic = frozenset[int]().union(*(call.critic for call in calls))
+        generator, critic = bool(upstream & owned), bool(of_critic & owned)
         if generator and critic:
-            raise GeneratorStepUnknown(
-                f"one {type(optimizer).__name__} owns parameters of both the generator and the "
-                f"critic, so its steps do not tell generator steps from critic steps. {HOW_TO_MARK}"
-            )
+            # of one of the networks it may own just layers that lie outside or are shared: then
+            # the rest of that network is another optimizer's
+            critic = bool((upstream - owned) & self.optimized)
+            generator = not critic and bool((of_critic - owned) & self.optimized)
+            if not critic and not generator:
+                self._unclear += 1
+                if upstream <= owned or self._unclear > UNCLEAR_LIMIT:
+                    raise GeneratorStepUnknown(
+                        f"one {type(optimizer).__name__} owns parameters of both the generator "
+                        "and the critic, so its steps do not tell generator steps from critic "
+                        f"steps. {HOW_TO_MARK}"
+                    )
+                self._set_aside(calls)
         if generator:
             self.generator_optimizer = weakref.ref(optimizer)
-            self.settle()
+            self.settle(maximizes)
         elif critic:
-            self._set_aside(self.pending)
+            self.of_critic |= owned
+            self.undetached |= bool(upstream - owned)
+            self._set_aside(calls)
+
+    def zeroed(self, parameters: Iterable[Tensor]) -> None:
+        """Gradients were set to zero: what calls left there is gone."""
+        if not self.pending and not self.aside:
+            return
+        gone = {id(parameter) for parameter in parameters}
+        self.pending = [call for call in self.pending if id(call.parameter) not in gone]
+        self.aside = [(call, g) for call, g in self.aside if id(call.parameter) not in gone]
 
     def _set_aside(self, calls: list[Arrival]) -> None:
         self.aside, self.pending = [(call, call.parameter.grad) for call in calls], []
@@ -204,6 +251,36 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for ledger in list(_ledgers):
         ledger.leave(optimizer)
+
+
+def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(zero_grad)
+    def zero(self: Optimizer | nn.Module, *args: Any, **kwargs: Any) -> None:
+        zero_grad(self, *args, **kwargs)
+        for ledger in list(_ledgers):
+            ledger.zeroed(
+                self.parameters()
+                if isinstance(self, nn.Module)
+                else (p for group in self.param_groups for p in group["params"])
+            )
+
+    return zero
+
+
+_zeroing = ClassPatches({"zero_grad": _telling})
+
+
+def watch_zeroing() -> Callable[[], None]:
+    """Let ``zero_grad()`` tell the ledgers what it threw away; the returned function undoes it."""
+    classes = (Optimizer, nn.Module)
+    for cls in classes:
+        _zeroing.wrap(cls)
+
+    def undo() -> None:
+        for cls in classes:
+            _zeroing.unwrap(cls)
+
+    return undo
 
 
 def _is_running(frame: FrameType) -> bool:

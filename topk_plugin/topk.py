@@ -22,7 +22,7 @@ from topk_plugin.errors import (
     ScoreShapeError,
 )
 from topk_plugin.gate import GateState, ScoreGate
-from topk_plugin.schedule import KSchedule
+from topk_plugin.schedule import KSchedule, k_of
 from topk_plugin.steps import Arrival, StepLedger, listen
 
 VOTING_STEPS = 100
@@ -110,9 +110,9 @@ class TopK:
         self._last = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> TopK:
+    def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
         """From the flags that :func:`topk_plugin.add_arguments` added; off without ``--topk``."""
-        return cls(TopKConfig.from_args(args))
+        return cls(TopKConfig.from_args(args, prefix))
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any]) -> TopK:
@@ -123,12 +123,14 @@ class TopK:
 
     @property
     def fraction(self) -> float:
-        """Fraction of a batch that is kept now, ``max(gamma**epoch, nu)``."""
+        """Fraction of a batch that is kept now, ``max(gamma**epoch, nu)``; 1 if disabled."""
+        if not self.config.enabled:
+            return 1.0
         return self.schedule.fraction(self.epoch)
 
     def k(self, batch: int) -> int:
         """Rows kept of a batch of ``batch`` rows now."""
-        return self.schedule.k(batch, self.epoch)
+        return k_of(self.fraction, batch)
 
     def end_epoch(self) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
@@ -210,6 +212,9 @@ class TopK:
         self._marked += 1
         try:
             yield
+        except BaseException:
+            self.ledger.forget_known()
+            raise
         finally:
             self._marked -= 1
         if not self._marked:
@@ -283,7 +288,7 @@ class TopK:
         gated = ScoreGate.apply(weigh, arrived, self._inbox, order, *state, *heads)
         return replace(output, heads, gated)
 
-    def _count(self, calls: list[Arrival]) -> None:
+    def _count(self, calls: list[Arrival], maximizes: bool) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
         tally = self._inbox.clone()
         self._inbox.zero_()
@@ -292,10 +297,17 @@ class TopK:
         if any(call.unshielded for call in calls):
             raise GeneratorStepUnknown(
                 "the critic's parameters lie upstream of its own input (unrolled latent "
-                "optimisation, a generator that reads the critic's features), so no gate can spare "
-                "the critic where nothing tells a generator step from a critic step; this "
-                "generator step was left ungated. Mark it: `with topk.generator_step():` around "
-                "its forward and backward."
+                "optimisation, a generator that reads the critic's features, or a critic of which "
+                "only the last layers are attached), so no gate can spare the critic where nothing "
+                "tells a generator step from a critic step; this generator step was left ungated. "
+                "Attach the module that holds all layers of the critic, or mark the step: "
+                "`with topk.generator_step():` around its forward and backward."
+            )
+        if maximizes and self.config.direction == "auto":
+            raise DirectionUnknown(
+                "the generator's optimizer maximises, so the sign of the scores' gradient does not "
+                "say which end is realistic. Set the direction: --direction high (or "
+                'TopK(direction="high")) if the critic gives real samples high scores, else low.'
             )
         self.steps += 1
         if any(call.box.plain for call in calls):
