@@ -60,6 +60,12 @@ CASES = [
     Case("backward_inputs.py", 5, 20),
     Case("two_calls.py", 5, 20),
     Case("info_step.py", 5, 20),
+    Case("sharpness_aware.py", 5, 20),
+    Case("adaptive_weight.py", 5, 20),
+    Case("outside_embedding.py", 5, 20),
+    Case("unfrozen_features.py", 5, 20),
+    Case("zeroed_in_place.py", 5, 20),
+    Case("two_critics.py", 5, 20),
     Case("scaler_critic_skipped.py", 5, 19),
 ]
 

@@ -102,7 +102,6 @@ class Attachment:
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
         self._warned = False
-        self._walked: dict[int, frozenset[int]] = {}  # leaves upstream, by the nearest parameter
         self._before = (topk.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
@@ -293,8 +292,8 @@ class Attachment:
     ) -> tuple[Node | None, frozenset[int]]:
         """What parameters ``tensor`` was computed from.
 
-        Breadth first: the generator's last layer is a few nodes away. The whole graph is walked
-        once for every nearest parameter, and where it matters whether the critic is upstream.
+        Breadth first: the generator's last layer is a few nodes away. The walk ends there if the
+        generator is known and nothing else matters.
 
         Returns:
             the gradient accumulator of the nearest generator parameter, or None; and the ids of
@@ -314,16 +313,13 @@ class Attachment:
                     leaves.add(id(leaf))
                 if found is None and accepts(node):
                     found = node
-                    if not whole and id(leaf) in self._walked:
-                        return found, self._walked[id(leaf)]
+                    if self._generator is not None and not whole:
+                        break
             for parent, _ in node.next_functions:
                 if parent is not None and parent not in seen:
                     seen.add(parent)
                     queue.append(parent)
-        upstream = frozenset(leaves)
-        if found is not None:
-            self._walked[id(found.variable)] = upstream  # type: ignore[attr-defined]
-        return found, upstream
+        return found, frozenset(leaves)
 
 
 # --- the class's forward ------------------------------------------------------------------------

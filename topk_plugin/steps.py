@@ -15,6 +15,7 @@ A call whose gradient was thrown away by ``zero_grad()`` before the step counts 
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -34,11 +35,6 @@ from topk_plugin.gate import Box
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
-
-
-UNCLEAR_LIMIT = 100
-"""Steps of an optimizer that owns the critic and parts of the generator's graph, before the one
-that owns the rest of that graph has to have stepped."""
 
 
 class Arrival(NamedTuple):
@@ -75,7 +71,8 @@ class StepLedger:
         # ids of what the critic's optimizer owns: also layers and embeddings outside the critic
         self.of_critic: set[int] = set()
         self.undetached = False  # critic steps send fakes that are not detached
-        self._unclear = 0  # optimizer steps that own parts of both networks
+        # optimizers that own parameters of both networks: whether they are the critic's
+        self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
         self.generator_optimizer: weakref.ref[Optimizer] | None = None
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
@@ -159,21 +156,18 @@ class StepLedger:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
         upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
         of_critic = frozenset[int]().union(*(call.critic for call in calls))
-        generator, critic = bool(upstream & owned), bool(of_critic & owned)
+        # where the nearest parameter has an optimizer, that one decides: another may optimise
+        # what lies behind it, latents for instance
+        nearest = {id(call.parameter) for call in calls} & self.optimized & upstream
+        generator, critic = bool((nearest or upstream) & owned), bool(of_critic & owned)
         if generator and critic:
-            # of one of the networks it may own just layers that lie outside or are shared: then
-            # the rest of that network is another optimizer's
-            critic = bool((upstream - owned) & self.optimized)
-            generator = not critic and bool((of_critic - owned) & self.optimized)
-            if not critic and not generator:
-                self._unclear += 1
-                if upstream <= owned or self._unclear > UNCLEAR_LIMIT:
-                    raise GeneratorStepUnknown(
-                        f"one {type(optimizer).__name__} owns parameters of both the generator "
-                        "and the critic, so its steps do not tell generator steps from critic "
-                        f"steps. {HOW_TO_MARK}"
-                    )
-                self._set_aside(calls)
+            critic = self._is_critics(optimizer, owned, upstream, of_critic)
+            generator = not critic
+        if generator and not owned.isdisjoint(self.of_critic - of_critic):
+            raise GeneratorStepUnknown(
+                f"this {type(optimizer).__name__} is the generator's and owns parameters outside "
+                f"the critic that the critic's optimizer owns too. {HOW_TO_MARK}"
+            )
         if generator:
             self.generator_optimizer = weakref.ref(optimizer)
             self.settle(maximizes)
@@ -182,10 +176,37 @@ class StepLedger:
             self.undetached |= bool(upstream - owned)
             self._set_aside(calls)
 
+    def _is_critics(
+        self,
+        optimizer: Optimizer,
+        owned: set[int],
+        upstream: frozenset[int],
+        of_critic: frozenset[int],
+    ) -> bool:
+        """Of an optimizer that owns parameters on both sides, whether it is the critic's.
+
+        Layers or embeddings may lie outside the critic, or be shared with it: then the rest of
+        that network, or the whole other one, is another optimizer's.
+        """
+        if optimizer not in self._critics:
+            # by type: isinstance asks lazy objects for their class, and some warn
+            alive = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
+            others = {id(p) for o in alive for group in o.param_groups for p in group["params"]}
+            others -= owned
+            if not others:
+                raise GeneratorStepUnknown(
+                    f"one {type(optimizer).__name__} owns parameters of both the generator and "
+                    "the critic, so its steps do not tell generator steps from critic steps. "
+                    + HOW_TO_MARK
+                )
+            rest_of_critic = of_critic - owned
+            self._critics[optimizer] = not (rest_of_critic & others) or bool(upstream & others)
+        return self._critics[optimizer]
+
     def zeroed(self, parameters: Iterable[Tensor]) -> None:
         """Gradients were set to zero: what calls left there is gone."""
-        if not self.pending and not self.aside:
-            return
+        if self._stack or not (self.pending or self.aside):
+            return  # an optimizer that does it inside its step has used them
         gone = {id(parameter) for parameter in parameters}
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
         self.aside = [(call, g) for call, g in self.aside if id(call.parameter) not in gone]
