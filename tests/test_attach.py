@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -925,3 +926,42 @@ def test_outputs_like_scores_that_are_left_alone_are_named():
     critic = Pair()
     with attach(critic, TopK()), pytest.warns(UserWarning, match=r"--heads 0,1"):
         critic(G(torch.randn(4, 2)))
+
+
+def test_one_optimizer_for_both_nets_beside_another_loops_optimizer():
+    """What else is alive in the process says nothing about this loop."""
+    torch.manual_seed(0)
+    other = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    G, D = nn.Linear(2, 2), nn.Linear(2, 1)
+    both = torch.optim.SGD([*G.parameters(), *D.parameters()], 0.1)
+    with attach(D, TopK()):
+        other.step()
+        D(G(torch.randn(4, 2))).mean().backward()
+        with pytest.raises(GeneratorStepUnknown, match="both the generator and the critic"):
+            both.step()
+
+
+def test_an_exception_inside_a_marked_step_leaves_nothing_to_count():
+    torch.manual_seed(0)
+    G, D, topk = nn.Linear(2, 2), nn.Linear(2, 1), TopK()
+    optimizer = torch.optim.SGD(D.parameters(), 0.1)
+    with attach(D, topk):
+        with contextlib.suppress(ZeroDivisionError), topk.generator_step():
+            D(G(torch.randn(4, 2))).mean().backward()
+            raise ZeroDivisionError
+        optimizer.step()
+        assert topk.steps == 0
+
+
+def test_a_maximizing_optimizer_needs_a_direction():
+    torch.manual_seed(0)
+    for direction in ("auto", "high"):
+        G, D = nn.Linear(2, 2), nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(G.parameters(), 0.1, maximize=True)
+        with attach(D, TopK(direction=direction)):
+            D(G(torch.randn(4, 2))).mean().backward()
+            if direction == "auto":
+                with pytest.raises(DirectionUnknown, match="maximises"):
+                    optimizer.step()
+            else:
+                optimizer.step()

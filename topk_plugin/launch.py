@@ -53,6 +53,7 @@ def run(critic: str, config: TopKConfig, command: Sequence[str], log: Path | Non
     seam.apply()
     tracker.start()
     listen(topk.ledger)
+    topk.ledger.whole_process = True
     try:
         status, succeeded = _execute(start)
     finally:  # Ctrl-C passes through, with its verdict

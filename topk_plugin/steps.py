@@ -70,6 +70,7 @@ class StepLedger:
         self.optimized: set[int] = set()  # ids of all parameters that an optimizer stepped
         # ids of what the critic's optimizer owns: also layers and embeddings outside the critic
         self.of_critic: set[int] = set()
+        self.whole_process = False  # every optimizer alive is the script's (`topk run`)
         self.undetached = False  # critic steps send fakes that are not detached
         # optimizers that own parameters of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
@@ -189,15 +190,16 @@ class StepLedger:
         that network, or the whole other one, is another optimizer's.
         """
         if optimizer not in self._critics:
-            # by type: isinstance asks lazy objects for their class, and some warn
-            alive = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
-            others = {id(p) for o in alive for group in o.param_groups for p in group["params"]}
-            others -= owned
+            if self.whole_process:
+                others = _optimizable() - owned
+            else:  # other loops of the process may have optimizers
+                others = (self.optimized - owned) & (upstream | of_critic)
             if not others:
                 raise GeneratorStepUnknown(
                     f"one {type(optimizer).__name__} owns parameters of both the generator and "
                     "the critic, so its steps do not tell generator steps from critic steps. "
-                    + HOW_TO_MARK
+                    f"{HOW_TO_MARK} If just layers of the critic lie outside the attached module, "
+                    "name the generator: attach(..., generator=G)."
                 )
             rest_of_critic = of_critic - owned
             self._critics[optimizer] = not (rest_of_critic & others) or bool(upstream & others)
@@ -302,6 +304,13 @@ def watch_zeroing() -> Callable[[], None]:
             _zeroing.unwrap(cls)
 
     return undo
+
+
+def _optimizable() -> set[int]:
+    """Ids of the parameters of all optimizers alive, those that have not stepped yet included."""
+    # by type: isinstance asks lazy objects for their class, and some warn
+    alive = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
+    return {id(p) for o in alive for group in o.param_groups for p in group["params"]}
 
 
 def _is_running(frame: FrameType) -> bool:
