@@ -380,7 +380,7 @@ class TopK:
         return "undecided" if not sign else "high" if sign > 0 else "low"
 
     def report(self) -> Report:
-        """What was gated so far. The only place that reads the device."""
+        """What was gated so far (the device is waited for)."""
         totals = (self._totals + self._inbox).tolist()  # line A may have seen no optimizer yet
         rows, kept, nonfinite = (int(totals[i]) for i in (gate.ROWS, gate.KEPT, gate.NONFINITE))
         last = self._last.tolist()
