@@ -58,23 +58,26 @@ def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) 
     # schedule.k_of on the device, in the same precision
     k = torch.floor(state.fraction * batch + 1e-9).clamp(min=1)
     vote = ballot(row_gradient)
-    running = torch.where(state.vote != 0, state.vote, vote)
-    sign = torch.where(torch.where(state.decided != 0, state.decided, running) < 0, -1.0, 1.0)
+    # what is decided beats the votes so far (whole numbers), which beat this call's own ballot
+    direction = torch.add(torch.add(vote, state.vote, alpha=2), state.decided, alpha=1e9)
+    sign = (direction >= 0) * 2.0 - 1.0
     kept = kept_rows(ranking, k, sign.to(ranking.dtype))
     scale = batch / k if mean else torch.ones_like(k)
 
+    # few operations: on a small network every one of them shows
     wide = ranking.to(torch.float64)
-    worst = torch.where(kept, wide * sign, torch.inf).min() * sign
+    oriented = wide * sign
+    kept_sum = torch.where(kept, wide, 0.0).sum()
     tally = torch.stack(
         [
             vote,
             torch.ones_like(k),
             torch.full_like(k, batch),
             k,
-            (~torch.isfinite(wide)).sum().to(torch.float64),
-            torch.where(kept, wide, 0.0).sum(),
-            torch.where(kept, 0.0, wide).sum(),
-            worst,
+            (wide - wide != 0).sum().to(torch.float64),  # of NaN and the infinities NaN
+            kept_sum,
+            wide.sum() - kept_sum,
+            torch.where(kept, oriented, torch.inf).min() * sign,
         ]
     )
     return Choice(kept, scale, tally)
@@ -89,7 +92,7 @@ def keep(gradient: Tensor, choice: Choice) -> Tensor:
     wide = torch.promote_types(gradient.dtype, torch.float32)
     scaled = (gradient.to(wide) * choice.scale.to(wide)).to(gradient.dtype)
     # where, not a product: 0 * NaN of a dropped row is NaN
-    return torch.where(rows, scaled, torch.zeros_like(scaled))
+    return torch.where(rows, scaled, 0.0)
 
 
 def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
