@@ -86,11 +86,12 @@ def run(
     arguments: Sequence[str],
     env: Mapping[str, str] | None = None,
     plain: bool = False,
+    preload: Sequence[str] = (),
 ) -> Done:
-    """``topk ARGUMENTS`` in ``folder``."""
+    """``topk ARGUMENTS`` in ``folder``, with the modules of ``preload`` imported already."""
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     job: dict[str, Any] = {"cwd": str(folder), "out": str(out), "err": str(err), "plain": plain}
-    server = _server()
+    server = _server(tuple(preload))
     assert server.stdin is not None
     assert server.stdout is not None
     server.stdin.write(json.dumps(job | {"arguments": [*arguments], "env": dict(env or {})}) + "\n")
@@ -99,9 +100,10 @@ def run(
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server(preload: tuple[str, ...]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
+    program = "".join(f"import {module}\n" for module in preload) + _SERVER
     # it ends by itself, at the end of its input
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT
+        [sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT
     )

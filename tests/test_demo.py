@@ -1,4 +1,4 @@
-"""`topk demo` from end to end, with real child processes."""
+"""`topk demo` from end to end, with real child processes and the genuine torch-mimicry."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,14 @@ import torch
 from topk_plugin import demo
 from topk_plugin.errors import ConfigError, TopKError
 
-pytest.importorskip("sklearn")
-image = pytest.importorskip("matplotlib.image")
+MISSING = [name for name in demo.NEEDED if demo.importlib.util.find_spec(name) is None]
+needs_mimicry = pytest.mark.skipif(
+    bool(MISSING), reason=f"{' and '.join(MISSING)} not installed: {demo.INSTALL}"
+)
 
-BATCH = 64
+BATCH = 256
 STEPS_PER_EPOCH = 1797 // BATCH  # scikit-learn's digits, last partial batch dropped
+TINY = ("--width", "2", "--batch-size", str(BATCH))
 
 
 @pytest.fixture(autouse=True)
@@ -22,58 +25,82 @@ def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def weights(out: Path, arm: str) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(out / arm / "checkpoint.pt", weights_only=True)
-    return {
-        f"{network}.{name}": tensor
-        for network, state in checkpoint.items()
-        for name, tensor in state.items()
-    }
+def weights(out: Path, arm: str, steps: int) -> dict[str, torch.Tensor]:
+    """Of both networks and both optimizers, from mimicry's own checkpoints."""
+    tensors = {}
+    for net in ("netG", "netD"):
+        file = out / arm / "checkpoints" / net / f"{net}_{steps}_steps.pth"
+        checkpoint = torch.load(file, weights_only=True)
+        for name, tensor in checkpoint["model_state_dict"].items():
+            tensors[f"{net}.{name}"] = tensor
+        for number, state in checkpoint["optimizer_state_dict"]["state"].items():
+            tensors[f"{net}.{number}"] = state["exp_avg"]
+    return tensors
 
 
 def log_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "topk.jsonl").read_text().splitlines()]
 
 
-def test_one_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
-    assert demo.run_demo(tmp_path, epochs=1) == 0
+def lines_with(text: str, *parts: str) -> list[str]:
+    return [line for line in text.splitlines() if all(part in line for part in parts)]
+
+
+@needs_mimicry
+def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
+    from matplotlib.image import imread
+
+    steps = 3
+    assert demo.run_demo(tmp_path, steps, arguments=TINY) == 0
 
     output = capsys.readouterr().out
-    active = [line for line in output.splitlines() if "top-k ACTIVE" in line]
-    assert len(active) == 1
-    assert active[0].startswith("[top-k] ")
-    assert "__main__:Critic" in active[0]
-    assert f"k {BATCH} of {BATCH}" in active[0]
-    verdict = [line for line in output.splitlines() if f"{STEPS_PER_EPOCH} generator steps" in line]
-    assert any(line.startswith("[top-k] ") for line in verdict)
-    assert "[plain] epoch   1/1" in output
-    assert "[top-k] epoch   1/1" in output
+    [active] = lines_with(output, "top-k ACTIVE")
+    assert active.startswith("[top-k] ")
+    assert f"k {BATCH} of {BATCH}" in active
+    [verdict] = lines_with(output, "top-k verdict", f"{steps} generator steps")
+    assert verdict.startswith("[top-k] ")
+    for arm in ("plain", "top-k"):
+        assert len(lines_with(output, f"[{arm}] ", "Global Step")) == steps  # progress
+        assert lines_with(output, f"[{arm}] ", "Training Ended")
+        assert imread(tmp_path / arm / "samples.png").shape[:2] == (274, 274)  # 8 x (32 + 2) + 2
 
     for name in ("samples.png", "topk.png"):
-        pixels = image.imread(tmp_path / name)
+        pixels = imread(tmp_path / name)
         assert pixels.shape[0] >= 400
         assert pixels.shape[1] >= 800
         assert pixels[..., :3].std() > 0.05  # not a blank page
 
     records = log_of(tmp_path)
-    assert len(records) == STEPS_PER_EPOCH
+    assert len(records) == steps
     assert {(row["epoch"], row["batch"], row["k"]) for row in records} == {(0, BATCH, BATCH)}
 
-    plain, gated = weights(tmp_path, "plain"), weights(tmp_path, "top-k")
+    plain, gated = (weights(tmp_path, arm, steps) for arm in ("plain", "top-k"))
     assert plain.keys() == gated.keys()
     for name, tensor in plain.items():
         assert torch.equal(tensor, gated[name]), name
 
 
-def test_second_epoch_keeps_fewer_rows_and_trains_differently(tmp_path):
-    assert demo.run_demo(tmp_path, epochs=2, gamma=0.5) == 0
+@needs_mimicry
+def test_second_epoch_keeps_fewer_rows_and_an_earlier_demo_is_not_resumed(tmp_path, capsys):
+    for arm in ("plain", "top-k"):  # what an earlier demo left: mimicry would refuse or resume it
+        demo._start_afresh(tmp_path / arm)
+        (tmp_path / arm / "params.json").write_text('{"num_steps": 2}')
+        for net in ("netG", "netD"):
+            file = tmp_path / arm / "checkpoints" / net / f"{net}_2_steps.pth"
+            file.parent.mkdir(parents=True)
+            file.touch()
+
+    steps = STEPS_PER_EPOCH + 3
+    assert demo.run_demo(tmp_path, steps, gamma=0.5, arguments=TINY) == 0
+    fresh = lines_with(capsys.readouterr().out, "Starting training from global step 0")
+    assert [line.split()[0] for line in fresh] == ["[plain]", "[top-k]"]
 
     records = log_of(tmp_path)
-    assert [row["k"] for row in records] == [64] * STEPS_PER_EPOCH + [32] * STEPS_PER_EPOCH
+    assert [row["k"] for row in records] == [BATCH] * STEPS_PER_EPOCH + [BATCH // 2] * 3
     for row in records[STEPS_PER_EPOCH:]:
         assert row["kept_score"] >= row["threshold"] >= row["dropped_score"]
 
-    plain, gated = weights(tmp_path, "plain"), weights(tmp_path, "top-k")
+    plain, gated = (weights(tmp_path, arm, steps) for arm in ("plain", "top-k"))
     assert not all(torch.equal(plain[name], gated[name]) for name in plain)
 
 
@@ -84,6 +111,7 @@ def test_script_knows_nothing_of_topk():
 
 
 def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "NEEDED", ("matplotlib",))
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit(7)\n")
     monkeypatch.setattr(demo, "SCRIPT", script)
@@ -91,12 +119,29 @@ def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
     assert "plain arm failed with exit status 7" in capsys.readouterr().err
 
 
-def test_missing_package_names_the_install_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TopKError, match=r"pip install 'topk_plugin\[demo\]'"):
+def test_folder_that_no_demo_made_is_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "NEEDED", ())
+    thesis = tmp_path / "top-k" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("chapter 1")
+    with pytest.raises(ConfigError, match="top-k is there and no demo made it"):
         demo.run_demo(tmp_path)
+    assert thesis.read_text() == "chapter 1"
 
 
-def test_no_epochs_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="epochs is 0"):
-        demo.run_demo(tmp_path, epochs=0)
+@pytest.mark.parametrize("name", demo.NEEDED)
+def test_missing_package_names_the_install_line(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        demo.importlib.util, "find_spec", lambda module: None if module == name else object()
+    )
+    with pytest.raises(TopKError) as error:
+        demo.run_demo(tmp_path)
+    assert str(error.value) == (
+        f"topk demo needs {name}, which is not installed: pip install 'topk_plugin[demo]' && "
+        "pip install --no-deps torch-mimicry==0.1.16"
+    )
+
+
+def test_no_steps_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="steps is 0"):
+        demo.run_demo(tmp_path, steps=0)

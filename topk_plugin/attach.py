@@ -101,6 +101,7 @@ class Attachment:
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo: list[Callable[[], None]] = []
+        self._tracker = tracker
         self._warned = False
         self._before = (topk.steps, topk.ledger.optimizer_steps)
         for module in modules:
@@ -141,6 +142,8 @@ class Attachment:
     ) -> None:
         self.remove()
         if error is None:
+            if self._tracker is not None:
+                self._tracker.raise_failure()
             self.topk.check_audits()
             steps, optimizer_steps = self._before
             ran = self.topk.ledger.optimizer_steps - optimizer_steps
@@ -215,8 +218,7 @@ class Attachment:
 
         source: Tensor = leaves[places[0]]
         batch = source.shape[0]
-        heads = ranking.score_heads(output, batch, settings.heads)
-        named = bool(settings.heads)
+        heads, named = topk.heads_of(output, batch)
         if not named and heads[0].shape == source.shape and source.numel() > batch:
             raise ScoreShapeError(
                 f"the critic returns {ranking.describe(output)}, as large as its input "
@@ -227,11 +229,11 @@ class Attachment:
         if not any(head.requires_grad for head in heads):
             return output
 
-        def arrived(tally: Tensor) -> None:
+        def arrived(choice: gate.Choice) -> None:
             task = torch._C._current_graph_task_id()
             topk.ledger.arrive(
                 Arrival(
-                    tally,
+                    choice,
                     batch,
                     parameter,
                     upstream - critic_ids,
@@ -248,8 +250,9 @@ class Attachment:
         state = topk.gate_state(order.device)
         mean = settings.reduction == "mean"
         call = gate.GatedCall(
-            mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits
-        )
+            mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits,
+            topk.select,
+        )  # fmt: skip
         others = [
             leaf
             for leaf in pytree.tree_leaves(output)

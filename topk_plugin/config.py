@@ -1,6 +1,7 @@
 """The settings of top-k: each is declared once, as a field of `TopKConfig`.
 
-Keys of a mapping, command-line flags and environment variables are all derived from the fields.
+Keys of a mapping or a YAML file, command-line flags and environment variables are all derived
+from the fields. StudioGAN's three names are the only others.
 """
 
 import argparse
@@ -8,16 +9,27 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from topk_plugin.errors import ConfigError
+from topk_plugin.files import read_yaml
 
 Direction = Literal["auto", "high", "low"]
 Gate = Literal["auto", "score", "shielded"]
 Reduction = Literal["mean", "sum"]
 
-# TOPK_ variables that are no settings: tests find checkouts of other projects by this one.
-RESERVED_VARIABLES = ("TOPK_UPSTREAMS",)
+# TOPK_ variables that are no settings: where tests find checkouts of other projects, the switches
+# of the plugin manager, and what `topk run` tells the processes that a script starts.
+RESERVED_VARIABLES = (
+    "TOPK_UPSTREAMS",
+    "TOPK_TRACE_PLUGINS",
+    "TOPK_DISABLE_PLUGINS",
+    "TOPK_ACTIVATION",
+)
+
+# StudioGAN's keys in the section LOSS of its YAML files, and what they set here.
+STUDIOGAN = {"apply_topk": "enabled", "topk_gamma": "gamma", "topk_nu": "nu"}
 
 
 class Kind(NamedTuple):
@@ -60,16 +72,29 @@ def _check_every(value: Any) -> int | str:
     return value if value == "epoch" else _is(lambda steps: steps >= 1, int)(value)
 
 
-def _check_heads(value: Any) -> tuple[int | str, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError
-    name, index = _is(bool, str), _is(lambda _: True, int)
-    return tuple((name if isinstance(head, str) else index)(_plain(head)) for head in value)
+def _list_of(check_item: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def check(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise ValueError
+        return tuple(check_item(_plain(item)) for item in value)
+
+    return check
+
+
+_check_name = _is(bool, str)  # not empty
+
+
+def _check_head(value: Any) -> int | str:
+    return (_check_name if isinstance(value, str) else _is(lambda _: True, int))(value)
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
 
 
 def _parse_heads(text: str) -> tuple[int | str, ...]:
-    heads = [head.strip() for head in text.split(",")] if text.strip() else []
-    return tuple(int(head) if head.removeprefix("-").isdecimal() else head for head in heads)
+    names = _parse_names(text)
+    return tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
 
 
 _SWITCH = Kind("true or false", _is(lambda _: True, bool), _parse_switch, "BOOL")
@@ -81,7 +106,8 @@ _EVERY = Kind(
     lambda text: text if text == "epoch" else int(text),
     "{epoch,N}",
 )
-_HEADS = Kind("a list of names or indices", _check_heads, _parse_heads, "NAME,...")
+_HEADS = Kind("a list of names or indices", _list_of(_check_head), _parse_heads, "NAME,...")
+_NAMES = Kind("a list of names", _list_of(_check_name), _parse_names, "NAME,...")
 
 
 def _setting(default: Any, kind: Kind, text: str) -> Any:
@@ -130,6 +156,12 @@ class TopKConfig:
     start_epoch: int = _setting(
         0, _COUNT, "epochs >= 0 that had ended before this run, to resume the decay (sec. 3.2)"
     )
+    plugins: tuple[str, ...] = _setting(
+        (),
+        _NAMES,
+        "bundled plugins to switch on: bottom-k or random-k instead of top-k, for the paper's "
+        "analysis",
+    )
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
@@ -137,16 +169,13 @@ class TopKConfig:
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any], path: str = "topk") -> "TopKConfig":
-        """Settings from a mapping of field names; errors name the key below `path`."""
-        if not isinstance(mapping, Mapping):
-            raise ConfigError(
-                f"{path}: found {mapping!r}, expected a mapping; "
-                f"write settings below it, such as gamma: {cls.gamma}"
-            )
-        for key in mapping:
-            if key not in _FIELDS:
-                raise unknown_name(f"{path}.{key}", "key", str(key), _FIELDS)
-        return cls(**{k: _checked(k, value, f"{path}.{k}") for k, value in mapping.items()})
+        """Settings from a mapping of field names, or from one with StudioGAN's LOSS section.
+
+        Errors name the key below `path`.
+        """
+        _require_mapping(mapping, path, f"gamma: {cls.gamma}")
+        read = _studiogan_settings if "LOSS" in mapping else _settings
+        return cls(**read(mapping, f"{path}."))
 
     @classmethod
     def from_args(cls, namespace: argparse.Namespace, prefix: str = "topk") -> "TopKConfig":
@@ -164,13 +193,16 @@ class TopKConfig:
         return cls(**values)
 
     @classmethod
-    def from_sources(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "TopKConfig":
-        """Settings of `topk run`: a flag beats a TOPK_ variable, which beats the default.
+    def from_sources(
+        cls, flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
+    ) -> "TopKConfig":
+        """Settings of `topk run`: a flag beats a TOPK_ variable beats the file beats the default.
 
         flags: values by field name, None for a flag that was not given; other names are ignored.
         environ: such as os.environ. A TOPK_ variable that is no setting is an error.
+        file: in YAML, see `read_file`.
         """
-        values = {}
+        values = {} if file is None else read_file(file)
         variables = {f"TOPK_{name.upper()}": name for name in _FIELDS}
         for variable, text in environ.items():
             if not variable.startswith("TOPK_") or variable in RESERVED_VARIABLES:
@@ -192,10 +224,100 @@ class TopKConfig:
     def ranking_settings(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as types `torch.load` accepts safely."""
         names = ("gamma", "nu", "direction", "reduction", "every")
-        return {name: getattr(self, name) for name in names} | {"heads": list(self.heads)}
+        lists = {"heads": list(self.heads), "plugins": list(self.plugins)}
+        return {name: getattr(self, name) for name in names} | lists
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(TopKConfig)}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings that a YAML file gives, by field name, validated; errors name file and key.
+
+    The file is one of
+    - the settings themselves, `gamma: 0.99` and so on, and nothing else;
+    - a configuration of something else with a section `topk`: that section has the settings;
+    - a StudioGAN configuration, whose section `LOSS` says apply_topk, topk_gamma and topk_nu.
+    """
+    document = read_yaml(path)
+    if "topk" in document:
+        loss = document.get("LOSS")
+        if isinstance(loss, Mapping) and (twice := [key for key in STUDIOGAN if key in loss]):
+            raise ConfigError(
+                f"{path}: found a section topk and LOSS.{twice[0]}, expected one of the two; "
+                f"remove topk, or {', '.join(twice)} from LOSS"
+            )
+        _require_mapping(document["topk"], f"{path}: topk", f"gamma: {TopKConfig.gamma}")
+        return _settings(document["topk"], f"{path}: topk.")
+    if "LOSS" in document:
+        return _studiogan_settings(document, f"{path}: ")
+    return _settings(document, f"{path}: ", sections=("topk", "LOSS"))
+
+
+def _settings(
+    mapping: Mapping[str, Any], prefix: str, sections: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings in a mapping, validated; `prefix` and a key say where the user wrote it.
+
+    sections: keys that the user might have meant, besides the settings.
+    """
+    for key in mapping:
+        if key not in _FIELDS:
+            raise unknown_name(f"{prefix}{key}", "key", str(key), (*_FIELDS, *sections))
+    return {key: _checked(key, value, f"{prefix}{key}") for key, value in mapping.items()}
+
+
+def _studiogan_settings(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The settings in StudioGAN's section LOSS: on or off, and if on, gamma and nu.
+
+    All else in the mapping is StudioGAN's. It writes "N/A" for what does not apply.
+    """
+    loss, path = mapping["LOSS"], f"{prefix}LOSS"
+    _require_mapping(loss, path, "apply_topk: false")
+    for key in mapping:
+        if key in _FIELDS:
+            raise _refused(
+                f"{prefix}{key}", mapping[key], "no settings beside LOSS", "remove it or LOSS"
+            )
+    for key in loss:
+        if key not in STUDIOGAN and _means_topk(str(key)):
+            raise unknown_name(f"{path}.{key}", "key", str(key), STUDIOGAN)
+
+    on = None
+    if "apply_topk" in loss:
+        on = _checked("enabled", loss["apply_topk"], f"{path}.apply_topk", "write one of them")
+    values = {"enabled": on}
+    for key in ("topk_gamma", "topk_nu"):
+        name, given = STUDIOGAN[key], loss.get(key, "N/A")
+        if on:
+            default = _FIELDS[name].default
+            remedy = f"write one, such as {key}: {default}, or apply_topk: false"
+            if key not in loss:
+                expected = _FIELDS[name].metadata["kind"].expected
+                raise ConfigError(f"{path}.{key}: found nothing, expected {expected}; {remedy}")
+            values[name] = _checked(name, given, f"{path}.{key}", remedy)
+        elif not (isinstance(given, str) and given == "N/A"):
+            state = "missing" if on is None else "false"
+            raise _refused(
+                f"{path}.{key}",
+                given,
+                f"'N/A' or nothing while apply_topk is {state}",
+                f"write apply_topk: true, or remove {key}",
+            )
+    if on is None:
+        raise ConfigError(
+            f"{path}: found no apply_topk, expected it to turn top-k on or off; write "
+            "apply_topk: true with topk_gamma and topk_nu, or apply_topk: false"
+        )
+    return values
+
+
+def _means_topk(key: str) -> bool:
+    """Whether a key of LOSS was meant as one of StudioGAN's for top-k."""
+    word = key.lower()
+    # 0.85: apply_lo, another key of StudioGAN, is at 0.78 of apply_topk
+    close = difflib.get_close_matches(word, STUDIOGAN, n=1, cutoff=0.85)
+    return bool(close) or "topk" in word.replace("_", "")
 
 
 def add_arguments(parser: argparse.ArgumentParser, prefix: str = "topk") -> None:
@@ -249,17 +371,36 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def _checked(name: str, value: Any, origin: str) -> Any:
+def _require_mapping(value: Any, origin: str, example: str) -> None:
+    if not isinstance(value, Mapping):
+        remedy = f"write settings below it, such as {example}"
+        raise _refused(origin, value, "a mapping", remedy)
+
+
+def _checked(name: str, value: Any, origin: str, remedy: str = "") -> Any:
     """The value of setting `name`, validated; `origin` says where the user wrote it."""
     kind: Kind = _FIELDS[name].metadata["kind"]
     try:
         return kind.check(_plain(value))
     except ValueError:
         default = _FIELDS[name].default
-        raise ConfigError(
-            f"{origin}: found {value!r}, expected {kind.expected}; "
-            f"correct it or leave it out (default: {default!r})"
-        ) from None
+        remedy = remedy or f"correct it or leave it out (default: {default!r})"
+        if isinstance(value, str) and _spells(kind, value):
+            remedy += ". This is text: write it without quotes"
+            remedy += ", and an exponent as in 1.0e-3" if kind is _FRACTION else ""
+        raise _refused(origin, value, kind.expected, remedy) from None
+
+
+def _spells(kind: Kind, text: str) -> bool:
+    """Whether text spells a number or a switch that is accepted; to YAML, even 1e-3 is text."""
+    try:
+        return not isinstance(kind.check(kind.parse(text)), tuple)
+    except ValueError:
+        return False
+
+
+def _refused(origin: str, found: Any, expected: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{origin}: found {found!r}, expected {expected}; {remedy}")
 
 
 def unknown_name(origin: str, what: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
-from topk_plugin.topk import GeneratorStep, TopK
+from topk_plugin.errors import TopKError
+from topk_plugin.hooks import Selection
+from topk_plugin.topk import TopK
 
 
 class Feed:
@@ -53,6 +55,7 @@ class EpochTracker:
         self.fed = False  # a generator step was fed by a DataLoader that counts
         self._open: list[Feed] = []  # passes under way, the one that delivered last at the end
         self._feeder: Feed | None = None  # fed the latest generator step
+        self._failure: TopKError | None = None  # of an epoch that a discarded iterator ended
 
     def start(self) -> None:
         """Begin to watch."""
@@ -70,6 +73,7 @@ class EpochTracker:
 
     def delivered(self, feed: Feed, rows: int, size: int | None) -> None:
         """A batch of ``rows`` samples was delivered, of a data set of ``size``."""
+        self.raise_failure()
         if self.loader is not None and (feed.loader is None or feed.loader() is not self.loader):
             return
         if size and feed.samples >= size:  # went on after a whole pass
@@ -90,6 +94,19 @@ class EpochTracker:
             self._end(feed)
         self._close(feed)  # a peek between a batch and its generator step feeds nothing
 
+    def discarded(self, feed: Feed) -> None:
+        """A pass was left early; Python would only print what is raised here."""
+        try:
+            self.finished(feed, exhausted=False)
+        except TopKError as error:
+            self._failure = error
+
+    def raise_failure(self) -> None:
+        """Raises what an end of an epoch raised where nobody could see it."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
     def _fed_critic(self, feed: Feed) -> bool:
         """Whether a loader that feeds the generator's steps made a pass between two of them."""
         loader = feed.loader() if feed.loader is not None else None
@@ -104,15 +121,19 @@ class EpochTracker:
         if feed.ended or not feed.steps or feed is not self._feeder:
             return
         feed.ended = True
-        if self.topk.config.every == "epoch":
+        if self._decides():
             self.topk.end_epoch()
 
-    def _step_counted(self, step: GeneratorStep) -> None:
+    def _decides(self) -> bool:
+        """Whether it is DataLoaders that end the epochs, not steps or an upstream counter."""
+        return self.topk.config.every == "epoch" and not self.topk.counted
+
+    def _step_counted(self, step: Selection) -> None:
         if self._open:
             self._feeder = self._open[-1]
             self._feeder.steps += 1
             self.fed = True
-            if self.topk.config.every == "epoch":
+            if self._decides():
                 self.topk.pass_complete = self._feeder.is_complete()
 
 
@@ -167,13 +188,18 @@ def _open(iterator: Any, loader: DataLoader[Any] | None) -> Feed:
     if iterator._dataset_kind == _DatasetKind.Map:
         with contextlib.suppress(TypeError):  # an endless sampler
             feed.length = len(iterator)
-    weakref.finalize(iterator, _finish, feed).atexit = False
+    weakref.finalize(iterator, _discard, feed).atexit = False
     return feed
 
 
 def _finish(feed: Feed, exhausted: bool = False) -> None:
     for tracker in list(_trackers):
         tracker.finished(feed, exhausted)
+
+
+def _discard(feed: Feed) -> None:
+    for tracker in list(_trackers):
+        tracker.discarded(feed)
 
 
 def _size(iterator: Any) -> int | None:

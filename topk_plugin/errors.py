@@ -35,3 +35,7 @@ class GeneratorStepUnknown(TopKError):
 
 class ResumeMismatch(TopKError):
     """A checkpoint was written under other top-k settings than the present ones."""
+
+
+class HookError(TopKError):
+    """A plugin does not fit the hooks, or one of its hooks failed."""

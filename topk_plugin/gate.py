@@ -27,6 +27,8 @@ TALLY_SIZE = 8
 
 Mode = Literal["observe", "score", "shielded"]
 
+Select = Callable[[Tensor, Tensor], Tensor]
+
 
 class GateState(NamedTuple):
     """What a gate reads at backward time; all 0-d float64 on the scores' device."""
@@ -41,10 +43,17 @@ class Choice(NamedTuple):
 
     kept: Tensor  # (B,) bool
     scale: Tensor  # 0-d float64, weight of a kept row
+    scores: Tensor  # (B,) that were ranked
     tally: Tensor  # (TALLY_SIZE,) float64
 
 
-def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) -> Choice:
+def choose(
+    ranking: Tensor,
+    row_gradient: Tensor,
+    state: GateState,
+    mean: bool,
+    select: Select = kept_rows,
+) -> Choice:
     """Rank a batch and say which rows' gradients pass, and with what weight.
 
     Args:
@@ -53,6 +62,7 @@ def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) 
         state: present fraction and direction.
         mean: kept rows weigh B/k (a mean over the batch becomes a mean over k rows, paper section
             3.3), else 1 (the sum over k rows of section 3.1).
+        select: the mask (B,) of the rows to keep, of scores where higher is more realistic and k.
     """
     batch = ranking.shape[0]
     # schedule.k_of on the device, in the same precision
@@ -61,7 +71,11 @@ def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) 
     # what is decided beats the votes so far (whole numbers), which beat this call's own ballot
     direction = torch.add(torch.add(vote, state.vote, alpha=2), state.decided, alpha=1e9)
     sign = (direction >= 0) * 2.0 - 1.0
-    kept = kept_rows(ranking, k, sign.to(ranking.dtype))
+    kept = select(ranking * sign.to(ranking.dtype), k)
+    if select is not kept_rows:  # a plugin's: it may keep more or fewer than k
+        kept = kept | (k == batch)
+        k = kept.sum().to(torch.float64)
+    # of no rows infinite, and keep() takes it for none
     scale = batch / k if mean else torch.ones_like(k)
 
     # few operations: on a small network every one of them shows
@@ -80,7 +94,7 @@ def choose(ranking: Tensor, row_gradient: Tensor, state: GateState, mean: bool) 
             torch.where(kept, oriented, torch.inf).min() * sign,
         ]
     )
-    return Choice(kept, scale, tally)
+    return Choice(kept, scale, ranking, tally)
 
 
 def keep(gradient: Tensor, choice: Choice) -> Tensor:
@@ -102,7 +116,7 @@ def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
 
 
 class ScoreGate(torch.autograd.Function):
-    """Line A's gate: ``apply(weigh, arrived, inbox, ranking, fraction, decided, vote, *heads)``.
+    """Line A's gate: ``apply(weigh, select, arrived, inbox, ranking, *state, *heads)``.
 
     ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only. Returns
     the heads unchanged, as a tuple. The backward adds its tally to ``inbox`` in place and, where
@@ -111,15 +125,15 @@ class ScoreGate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weigh: str, arrived: Callable[[], None] | None, inbox: Tensor, ranking: Tensor,
-        fraction: Tensor, decided: Tensor, vote: Tensor, *heads: Tensor,
+        weigh: str, select: Select, arrived: Callable[[Choice], None] | None, inbox: Tensor,
+        ranking: Tensor, fraction: Tensor, decided: Tensor, vote: Tensor, *heads: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         # detach shares memory but, unlike a view, may be changed in place by the loop
         return tuple(head.detach() for head in heads)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.weigh, ctx.arrived, ctx.inbox, ranking, *state = inputs[:7]
+        ctx.weigh, ctx.select, ctx.arrived, ctx.inbox, ranking, *state = inputs[:8]
         ctx.save_for_backward(ranking)
         # not saved tensors: two calls may share them, and the first one's backward writes inbox
         ctx.state = tuple(state)
@@ -127,7 +141,7 @@ class ScoreGate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 7
+        nothing = (None,) * 8
         compiling = torch.compiler.is_compiling()
         # inside a gate's backward, grad mode means create_graph
         if (torch.is_grad_enabled() and not compiling) or all(g is None for g in gradients):
@@ -137,10 +151,10 @@ class ScoreGate(torch.autograd.Function):
         # what is in the inbox has not reached the vote yet
         state = GateState(fraction, decided, vote + ctx.inbox[BALLOT])
         rows = row_gradient(gradients, ranking.shape[0])
-        choice = choose(ranking, rows, state, ctx.weigh == "mean")
+        choice = choose(ranking, rows, state, ctx.weigh == "mean", ctx.select)
         ctx.inbox.add_(choice.tally)
         if ctx.arrived is not None and not compiling:
-            ctx.arrived()
+            ctx.arrived(choice)
         if ctx.weigh == "none":
             return nothing + gradients
         return nothing + tuple(None if g is None else keep(g, choice) for g in gradients)
@@ -179,21 +193,23 @@ class GatedCall:
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
-        arrived: told the tally, on the host, when a backward went through.
+        arrived: told the choice, on the host, when a backward went through.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
+        select: see :func:`choose`.
     """
 
     def __init__(
         self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
         sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[Tensor], None], box: Box, audit: bool = False,
+        arrived: Callable[[Choice], None], box: Box, audit: bool = False,
+        select: Select = kept_rows,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
-        self.box, self.audit = box, audit
+        self.box, self.audit, self.select = box, audit, select
         self.outputs: tuple[GradientEdge, ...] = ()
         self.inputs: tuple[GradientEdge, ...] = ()
 
@@ -226,8 +242,8 @@ class GatedCall:
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
         rows = row_gradient(heads, self.ranking.shape[0])
-        choice = choose(self.ranking, rows, self.state, self.mean)
-        self.arrived(choice.tally)
+        choice = choose(self.ranking, rows, self.state, self.mean, self.select)
+        self.arrived(choice)
         if self.mode == "observe":
             return gradients
         masked = tuple(None if g is None else keep(g, choice) for g in heads) + others

@@ -1,5 +1,6 @@
-"""`topk run`: a script or module runs as under plain Python, with its critic gated by class name.
+"""`topk run`: a script or module runs as under plain Python, with top-k in it.
 
+topk run --adapter mimicry --gamma 0.99 -- train.py
 topk run --critic __main__:Discriminator --gamma 0.99 -- train.py --dataset C10
 topk run --critic model:DCGAN_D.main -- -m package.train
 """
@@ -8,22 +9,33 @@ from __future__ import annotations
 
 import builtins
 import concurrent.futures.thread
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
+import json
 import os
+import shutil
 import sys
 import threading
+import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from topk_plugin.config import TopKConfig
+from topk_plugin import children
+from topk_plugin.adapter import Adapter
+from topk_plugin.children import Report, Reports
+from topk_plugin.config import TopKConfig, unknown_name
 from topk_plugin.epochs import EpochTracker
-from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.errors import ConfigError, HookError, TopKError
+from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor
-from topk_plugin.seams import CriticPath, CriticSeam
+from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.steps import listen, unlisten
+from topk_plugin.stubs import Stubs
 from topk_plugin.topk import TopK
 
 USAGE_STATUS = 2
@@ -33,38 +45,223 @@ NO_EFFECT_STATUS = 3
 """Exit status where top-k could not do its work."""
 
 
-def run(critic: str, config: TopKConfig, command: Sequence[str], log: Path | None = None) -> int:
+@dataclass(frozen=True)
+class Launch:
+    """What `topk run` was asked to do."""
+
+    config: TopKConfig
+    critic: str | None = None  # module:Class
+    adapter: str | None = None  # its name; one of the two is given
+    force: bool = False  # go on where an adapter's fingerprint does not match
+    log: Path | None = None  # JSONL file, one line a generator step
+
+
+class Activation:
+    """Top-k in this process, from ``start()`` to ``close()``.
+
+    Args:
+        launch: what to do.
+        roots: folders of the checkout that was launched.
+        reports: of the processes that the script starts, where those have top-k too.
+        child: this is one of them.
+
+    Raises:
+        ConfigError: a malformed critic path, an unknown adapter, or a log that cannot be written.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        roots: Sequence[Path],
+        reports: Reports | None = None,
+        child: bool = False,
+    ) -> None:
+        self.topk = TopK(launch.config)
+        self.seam = _seam(launch, self.topk, roots)
+        self.tracker = EpochTracker(self.topk)
+        self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
+        self.reports = reports
+        self._name = ""  # of its report
+
+    def start(self) -> None:
+        """Switch top-k on.
+
+        Raises:
+            SeamNotFound, UnsupportedUpstream: see :meth:`CallSeam.apply`; nothing is left on then.
+        """
+        _take_over()  # of two gates each would mask what the other kept
+        try:
+            self.seam.apply()
+        except BaseException:
+            self.seam.undo()
+            raise
+        self.tracker.start()
+        listen(self.topk.ledger)
+        self.topk.ledger.whole_process = True
+        if self.reports is not None:
+            children.follow(self)
+
+    def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
+        """Switch it off, and say the ``verdict``; the error to end in, if the run ``succeeded``."""
+        children.unfollow(self)
+        self.tracker.stop()
+        unlisten(self.topk.ledger)
+        try:
+            return self.monitor.close(succeeded, verdict, self.of_children())
+        finally:
+            self.seam.undo()
+
+    def of_children(self) -> list[Report]:
+        """What the processes that the script started have reported."""
+        return [] if self.reports is None or self.monitor.child else self.reports.read()
+
+    # --- in a process that the script started ---------------------------------------------------
+
+    def forking(self) -> None:
+        """This process is about to be forked."""
+        self.monitor.forking()
+
+    def forked(self) -> None:
+        """This process is a fork: a child of the script from now on."""
+        self.monitor.forked()
+        self._name = ""
+        _inherited[:] = [self]
+
+    def _begun(self) -> None:
+        """At its first optimizer step a child tells the launcher: it may be killed later."""
+        if self.monitor.child:
+            self.tell(self.report(None, ended=False))
+
+    def end(self) -> None:
+        """This child ends, or another activation takes its place: its verdict, and its report."""
+        if self in _inherited:
+            _inherited.remove(self)
+            failure = children.ending_exception()
+            fatal = children.topk_error(failure)
+            error = self.close(succeeded=failure is None)
+            if self.topk.ledger.optimizer_steps or fatal is not None:
+                self.tell(self.report(fatal or error, fatal=fatal is not None))
+
+    def report(self, error: TopKError | None, fatal: bool = False, ended: bool = True) -> Report:
+        """What was done here, for the launcher further out."""
+        steps = self.monitor.steps + sum(report.steps for report in self.of_children())
+        kind = None if error is None else type(error).__name__
+        return Report(self.monitor.process, steps, ended, kind, str(error or ""), fatal)
+
+    def tell(self, report: Report) -> None:
+        """Leave a report with the launcher."""
+        assert self.reports is not None  # only members of a run with children report
+        self._name = self._name or children.report_name()
+        try:
+            self.reports.write(self._name, report)
+        except OSError:  # the launcher has ended
+            if report.error is not None and not report.fatal:
+                failed(report.error)
+
+
+_inherited: list[Activation] = []  # what this process has from a launcher further out
+
+
+def inherit() -> None:
+    """Switch top-k on in a process that a launched script started, and that imported torch.
+
+    Raises:
+        ConfigError, SeamNotFound, UnsupportedUpstream: top-k cannot be used in this process.
+    """
+    text = os.environ.get(children.VARIABLE)
+    if text is None:  # taken away since
+        return
+    told: dict[str, Any] = json.loads(text)
+    reports = Reports(Path(told.pop("reports")))
+    roots = [Path(root) for root in told.pop("roots")]
+    if told.pop("launcher") == os.getpid():  # by os.exec: nobody is left to read reports
+        shutil.rmtree(reports.folder, ignore_errors=True)
+    config, log = TopKConfig(**told.pop("config")), told.pop("log")
+    launch = Launch(config, **told, log=None if log is None else Path(log))
+    activation = Activation(launch, roots, reports, child=True)
+    activation.start()
+    _inherited.append(activation)
+    children.tell_end(activation)
+
+
+def _take_over() -> Activation | None:
+    """The activation that this process had from a launcher further out, which has ended now."""
+    outer = _inherited[0] if _inherited else None
+    if outer is not None:
+        outer.end()
+    return outer
+
+
+@contextlib.contextmanager
+def _handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[Reports]:
+    """Processes that are started inside inherit the launch, and report."""
+    log = launch.log and launch.log.absolute()
+    with Reports.collected() as reports:
+        told = asdict(launch) | {"log": log, "roots": list(roots), "reports": reports.folder}
+        told["launcher"] = os.getpid()
+        with children.environment(json.dumps(told, default=str)):
+            yield reports
+
+
+def _seam(launch: Launch, topk: TopK, roots: Sequence[Path]) -> CriticSeam | CallSeam:
+    if (launch.critic is None) == (launch.adapter is None):
+        found = "both" if launch.critic else "neither"
+        raise ConfigError(
+            f"topk run: found {found} of --critic and --adapter, expected one: the critic's class, "
+            "such as --critic model:Discriminator, or an adapter that `topk adapters` lists"
+        )
+    if launch.critic is not None:
+        return CriticSeam(CriticPath.parse(launch.critic), topk)
+    return CallSeam(find_adapter(str(launch.adapter)), topk, roots, launch.force)
+
+
+def find_adapter(name: str) -> Adapter:
+    """The adapter of that name; raises ConfigError where there is none."""
+    known = adapters(plugin_manager())
+    if name not in known:
+        raise unknown_name(f"--adapter {name}", "adapter", name, known)
+    return known[name]
+
+
+def run(launch: Launch, command: Sequence[str]) -> int:
     """Run ``command`` (a script or ``-m module``, with its arguments) with top-k in it.
 
     Returns the exit status: the script's own, or 3 where it succeeded and top-k had no effect.
 
     Raises:
-        ConfigError: no such script or module, or a malformed critic path.
+        ConfigError: no such script or module, a malformed critic path, or an unknown adapter.
+        SeamNotFound, UnsupportedUpstream: the adapter's upstream is not what it was written for.
     """
-    path = CriticPath.parse(critic)
     start = _prepare(command)
-    if not config.enabled:
-        return _execute(start)[0]
-    topk = TopK(config)
-    seam = CriticSeam(path, topk)
-    tracker = EpochTracker(topk)
-    monitor = Monitor(seam, tracker, log)
-    process, status, succeeded = os.getpid(), 1, False
-    seam.apply()
-    tracker.start()
-    listen(topk.ledger)
-    topk.ledger.whole_process = True
-    try:
-        status, succeeded = _execute(start)
-    finally:  # Ctrl-C passes through, with its verdict
-        error = None
-        if os.getpid() == process:  # a forked child that came back here has no say
-            tracker.stop()
-            unlisten(topk.ledger)
-            mistaken = status == USAGE_STATUS and not topk.ledger.optimizer_steps
-            error = monitor.close(succeeded, verdict=not mistaken)
-            seam.undo()
+    outer = _take_over()
+    if not launch.config.enabled:
+        stubs = Stubs(find_adapter(launch.adapter)) if launch.adapter else None
+        if stubs is not None:  # so that the upstream runs with and without top-k
+            stubs.install()
+        with children.environment(None):
+            return _execute(start)[0]
+    roots = _roots(command)
+    with _handed_down(launch, roots) as reports:
+        activation = Activation(launch, roots, reports)
+        process, status, succeeded = os.getpid(), 1, False
+        activation.start()
+        try:
+            status, succeeded = _execute(start)
+        finally:  # Ctrl-C passes through, with its verdict
+            error = None
+            if os.getpid() == process:  # a forked child that came back here has no say
+                trained = activation.topk.ledger.optimizer_steps or activation.of_children()
+                mistaken = status == USAGE_STATUS and not trained
+                error = activation.close(succeeded, verdict=not mistaken)
+                if outer is not None and trained:
+                    outer.tell(activation.report(error))
     return status if error is None else failed(error)
+
+
+def _roots(command: Sequence[str]) -> list[Path]:
+    """Folders of the launched checkout: where the command runs, and where its script lies."""
+    here = Path.cwd()
+    return [here] if command[0] == "-m" else [here, (here / command[0]).resolve().parent]
 
 
 def _prepare(command: Sequence[str]) -> Callable[[], None]:
@@ -146,6 +343,7 @@ def _execute(start: Callable[[], None]) -> tuple[int, bool]:
             status = 1
         return status, status == 0
     except TopKError as error:
+        sys.last_value = error  # as Python does: atexit's functions may ask how the script ended
         return failed(error), False
     except KeyboardInterrupt as error:
         show, trace = sys.excepthook, _of_the_script(error)
@@ -153,6 +351,7 @@ def _execute(start: Callable[[], None]) -> tuple[int, bool]:
         raise
     except Exception as error:
         trace = _of_the_script(error)
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1, False
     return 0, True
@@ -163,14 +362,18 @@ def _join_threads(before: set[threading.Thread]) -> None:
 
     Not for idle workers of executors, which only the interpreter's exit tells to stop.
     """
-    workers = concurrent.futures.thread._threads_queues
+    workers = {*concurrent.futures.thread._threads_queues}
+    if "concurrent.futures.process" in sys.modules:
+        workers |= {*sys.modules["concurrent.futures.process"]._threads_wakeups}
     for thread in set(threading.enumerate()) - before:
         if not thread.daemon and thread not in workers:
             thread.join()
 
 
 def failed(error: TopKError) -> int:
-    """Prints the error; the exit status it ends in."""
+    """Prints the error, and what made a plugin fail; the exit status it ends in."""
+    if isinstance(error, HookError) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
     print(f"topk: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS
 

@@ -1,22 +1,25 @@
-"""What a launched run says: one header, a log on request, one verdict, and its last error."""
+"""What a launched run says: one header, a log on request, one verdict, and its last error.
+
+Each process that trains has its own. Of the ranks of one training only rank 0 speaks.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
+from torch import distributed
 
 from topk_plugin import gate
+from topk_plugin.children import Report
 from topk_plugin.epochs import EpochTracker
-from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, TopKError
-from topk_plugin.seams import CriticSeam
-from topk_plugin.steps import HOW_TO_MARK
-from topk_plugin.topk import GeneratorStep
+from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.hooks import Selection
+from topk_plugin.seams import CallSeam, CriticSeam
 
 SILENT_STEPS = 200
 """Optimizer steps without a generator step after which a warning is printed, once."""
@@ -30,45 +33,91 @@ class Monitor:
 
     Args:
         seam: what is gated.
-        tracker: what ends the epochs.
+        tracker: what ends the epochs, unless an upstream counter does.
         log: JSONL file, one line a generator step, or None.
+        begun: called at the process's first optimizer step.
+        child: this process was started by a launched script: it says which one it is, and nothing
+            where no optimizer steps.
 
     Raises:
         ConfigError: the log cannot be written.
     """
 
-    def __init__(self, seam: CriticSeam, tracker: EpochTracker, log: Path | None) -> None:
-        self.seam, self.tracker, self.topk = seam, tracker, seam.topk
-        self._quiet = os.environ.get("RANK", "0") != "0"  # under torchrun one rank speaks
-        self._log: TextIO | None = None
-        if log is not None:
+    def __init__(
+        self,
+        seam: CriticSeam | CallSeam,
+        tracker: EpochTracker,
+        log: Path | None,
+        begun: Callable[[], None] = lambda: None,
+        child: bool = False,
+    ) -> None:
+        self.seam, self.tracker, self.topk, self.child = seam, tracker, seam.topk, child
+        self._begun = begun
+        self._rank: int | None = None  # of torch.distributed; known also when its group is gone
+        self._before = self._at_fork = (0, 0, 0)  # rows, dropped, nonfinite: of other processes
+        self._log = None if log is None else log.absolute()
+        self._unwritten: list[Selection] = []
+        self._headed = self._warned = False
+        self.topk.observers.append(self._step_counted)
+        self.topk.ledger.on_optimizer_step = self._optimizer_stepped
+        if self._log is not None and not child and self._speaks():
             try:
-                self._log = log.open("w", encoding="utf-8")
+                self._log.write_bytes(b"")
             except OSError as error:
                 raise ConfigError(
                     f"--log: cannot write {log}: {error.strerror}; give a file in a folder that "
                     "exists"
                 ) from None
-        self._unwritten: list[GeneratorStep] = []
-        self._headed = self._warned = False
-        self.topk.observers.append(self._step_counted)
-        self.topk.ledger.on_optimizer_step = self._optimizer_stepped
+
+    @property
+    def steps(self) -> int:
+        """Generator steps gated in this process."""
+        return self.topk.steps - self.topk.first_step
+
+    def _speaks(self) -> bool:
+        if distributed.is_available() and distributed.is_initialized():
+            self._rank = distributed.get_rank() if distributed.get_world_size() > 1 else None
+        return not self._rank if self._rank is not None else os.environ.get("RANK", "0") == "0"
+
+    @property
+    def process(self) -> str:
+        """This process, in words."""
+        return f"process {os.getpid()}" if self._rank is None else f"rank {self._rank}"
 
     def say(self, text: str) -> None:
         """To stderr: standard output belongs to the script."""
-        if not self._quiet:
-            print(f"top-k {text}", file=sys.stderr, flush=True)
+        if self._speaks():
+            who = f"({self.process}) " if self.child else ""
+            print(f"top-k {who}{text}", file=sys.stderr, flush=True)
 
-    def _step_counted(self, step: GeneratorStep) -> None:
+    def forking(self) -> None:
+        """This process is about to be forked."""
+        if self.steps:
+            report = self.topk.report()  # where the device can be read
+            self._at_fork = report.rows, report.dropped, report.nonfinite
+
+    def forked(self) -> None:
+        """This process is a fork: what was counted so far is the other one's."""
+        topk = self.topk
+        topk.first_step, topk.first_epoch = topk.steps, topk.epoch + topk.pass_complete
+        topk.ledger.optimizer_steps = 0
+        self.tracker.fed = False
+        self.child, self._before = True, self._at_fork
+        self._headed = self._warned = False
+        self._unwritten.clear()
+
+    def _step_counted(self, step: Selection) -> None:
         if not self._headed:
             self._headed = True
+            for note in self.seam.notes:
+                self.say(note)
             self.say(f"ACTIVE: {self._header(step)}")
-        if self._log is not None:
+        if self._log is not None and self._speaks():
             self._unwritten.append(step)
             if len(self._unwritten) == LOG_EVERY:
                 self._write()
 
-    def _header(self, step: GeneratorStep) -> str:
+    def _header(self, step: Selection) -> str:
         config, tally = self.topk.config, step.tally.tolist()
         calls = max(1.0, tally[gate.CALLS])
         batch, k = round(tally[gate.ROWS] / calls), round(tally[gate.KEPT] / calls)
@@ -81,11 +130,15 @@ class Monitor:
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
-        return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}"
+        plugins = f", with plugin {', '.join(self.topk.plugins)}" if self.topk.plugins else ""
+        return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}{plugins}"
 
     def _optimizer_stepped(self) -> None:
-        late = self.topk.ledger.optimizer_steps >= SILENT_STEPS
-        if late and not self._headed and not self._warned:
+        steps = self.topk.ledger.optimizer_steps
+        if steps == 1:
+            self._speaks()  # ask the rank while there is one
+            self._begun()
+        if steps >= SILENT_STEPS and not self._headed and not self._warned:
             self._warned = True
             self.say(f"NOT ACTIVE yet: {SILENT_STEPS} optimizer steps, none through {self.seam}")
 
@@ -93,6 +146,7 @@ class Monitor:
         if self._log is None or not self._unwritten:
             return
         tallies = torch.stack([step.tally.cpu() for step in self._unwritten]).tolist()
+        lines = []
         for step, tally in zip(self._unwritten, tallies, strict=True):
             rows, kept = tally[gate.ROWS], tally[gate.KEPT]
             line = {
@@ -104,78 +158,84 @@ class Monitor:
                 "dropped_score": _mean(tally[gate.DROPPED_SUM], rows - kept),
                 "threshold": _mean(tally[gate.THRESHOLD], tally[gate.CALLS]),
             }
-            self._log.write(json.dumps(line) + "\n")
+            if self.child and self._rank is None:  # others may train something else meanwhile
+                line["process"] = os.getpid()
+            lines.append(json.dumps(line) + "\n")
         self._unwritten.clear()
-        self._log.flush()
+        with self._log.open("ab", buffering=0) as log:  # whole lines, whoever else writes there
+            log.write("".join(lines).encode())
 
-    def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
-        """Print the ``verdict``; the error to end in, if the run ``succeeded`` without effect."""
+    def close(
+        self, succeeded: bool, verdict: bool = True, children: Sequence[Report] = ()
+    ) -> TopKError | None:
+        """Print the ``verdict``; the error to end in, if the run ``succeeded`` without effect.
+
+        Args:
+            children: reports of the processes that the script started. The error that one of them
+                ended in is the run's, too.
+        """
         self._write()
-        if self._log is not None:
-            self._log.close()
-        if not verdict:
-            return None
+        error = self._verdict(succeeded, children) if verdict else None
+        of_children = (child.error for child in children if succeeded or child.fatal)
+        return error or next(filter(None, of_children), None)
+
+    def _verdict(self, succeeded: bool, children: Sequence[Report]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
-        if topk.steps == topk.first_step:
-            if not ledger.optimizer_steps and not ledger.pending:
-                self.say(
-                    "verdict: no optimizer stepped, so there was nothing to gate (in this process; "
-                    "those that the script starts are not covered)"
-                )
+        if not self.steps:
+            if not ledger.optimizer_steps and (self.child or not ledger.pending):
+                if not self.child:
+                    self.say(f"verdict: {_of_children(children)}")
                 return None
             self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
-            return self._no_effect() if succeeded else None
+            return self.seam.no_effect() if succeeded else None
         report = topk.report()
         ended = report.epochs + topk.pass_complete - topk.first_epoch
+        rows, dropped, nonfinite = self._before
         self.say(
-            f"verdict: {report.steps - topk.first_step} generator steps gated, "
-            f"{report.dropped} of {report.rows} rows dropped, {ended} epochs ended, last k "
-            f"{report.last_k} of {report.last_batch}, {report.nonfinite} non-finite scores"
+            f"verdict: {self.steps} generator steps gated, {report.dropped - dropped} of "
+            f"{report.rows - rows} rows dropped, {ended} epochs ended, last k {report.last_k} of "
+            f"{report.last_batch}, {report.nonfinite - nonfinite} non-finite scores"
         )
         if topk.config.gamma < 1 and not ended:
-            unfed = "" if self.tracker.fed else " (no DataLoader fed a generator step)"
+            fed = self.tracker.fed or topk.counted
+            unfed = "" if fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")
         if report.direction == "undecided":
             self.say(
                 "verdict: the loss never told the direction; is it saturated, without a gradient?"
             )
         try:
+            self.tracker.raise_failure()
             topk.check_audits()
             topk.check_direction()
         except TopKError as error:
             return error if succeeded else None
         return None
 
-    def _no_effect(self) -> TopKError:
-        path, ledger = self.seam.path, self.topk.ledger
-        steps = f"{ledger.optimizer_steps} optimizer steps ran"
-        if not self.seam.built:
-            built = sorted(
-                name for name in self.seam.seen if not name.startswith(("torch.", "torchvision."))
-            )
-            near = difflib.get_close_matches(str(path), built, n=1, cutoff=0.5)
-            module = sys.modules.get(path.module)
-            lacks = module is not None and not hasattr(module, path.names[0])
-            return SeamNotFound(
-                f"--critic {path}: "
-                + (f"module {path.module} has no such class" if lacks else "it was never built")
-                + f", while {steps}. "
-                + (f"Did you mean {near[0]}? " if near else "")
-                + f"Modules that were built: {', '.join(built) or 'only those of torch'}."
-            )
-        waiting = len(ledger.pending or ledger.aside)
-        if waiting:
-            return NoEffectError(
-                f"{waiting} backward passes went through {path}, {steps}, and none of them was of "
-                "an optimizer that owns a generator parameter and none of the critic's. "
-                + HOW_TO_MARK
-            )
-        return NoEffectError(
-            f"{steps} and no generator step went through {path}: no gradient of its score reached "
-            "an nn.Parameter outside it. Expected loss = f(critic(generator(z))), its backward, "
-            "and a step of the generator's optimizer. Is this the critic of the generator's loss? "
-            "(Copies of a critic and critics that were unpickled are not gated.)"
+
+def _of_children(children: Sequence[Report]) -> str:
+    """What is known of the processes that a script started which trained nothing itself."""
+    if not children:
+        return "no optimizer stepped, so there was nothing to gate"
+    ended = [child for child in children if child.ended]
+    gated = [child for child in ended if child.steps]
+    parts = []
+    if gated:
+        steps = sum(child.steps for child in gated)
+        parts.append(f"{_processes(len(gated))} gated, {steps} generator steps")
+    if len(gated) < len(ended):
+        names = ", ".join(child.process for child in ended if not child.steps)
+        parts.append(f"NOT ACTIVE in {names}")
+    if len(ended) < len(children):
+        parts.append(
+            f"{_processes(len(children) - len(ended))} with optimizer steps left no verdict (ended "
+            "from outside or by os._exit, or still running)"
         )
+    return "; ".join(parts)
+
+
+def _processes(n: int) -> str:
+    return f"{n} process{'' if n == 1 else 'es'}"
 
 
 def _mean(total: float, count: float) -> float | None:

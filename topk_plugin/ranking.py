@@ -134,7 +134,7 @@ def kept_rows(scores: Tensor, k: Tensor | int, sign: Tensor | float = 1.0) -> Te
         k: rows to keep, 1 to B; a 0-d tensor keeps the graph the same for all values.
     """
     # ascending order of the negated score: sort puts NaN, as the greatest, last
-    order = torch.argsort(-(scores * sign), stable=True)
+    order = torch.argsort(scores * -sign, stable=True)
     rank = torch.argsort(order)
     return rank < k
 

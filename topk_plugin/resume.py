@@ -17,7 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topk_plugin.classpatch import ClassPatches
-from topk_plugin.topk import GeneratorStep, TopK
+from topk_plugin.hooks import Selection
+from topk_plugin.topk import TopK
 
 KEY = "topk_plugin"
 
@@ -65,9 +66,10 @@ class ResumeRecord:
             self.topk.load_state_dict(record)
             self.found = True
 
-    def _step_counted(self, step: GeneratorStep) -> None:
+    def _step_counted(self, step: Selection) -> None:
         config = self.topk.config
-        if self.loaded and not self.found and not config.start_epoch and config.gamma < 1:
+        known = self.found or self.topk.counted or config.start_epoch
+        if self.loaded and not known and config.gamma < 1:
             warnings.warn(
                 "weights were loaded into the critic from a checkpoint without a top-k record, so "
                 "k starts at the whole batch. If this run goes on from an earlier one, say how "

@@ -1,22 +1,479 @@
-"""The critic seam: gate every instance of a critic class, given by name, as it is built.
+"""The ways into a loop that is not ours, and the log that undoes them.
 
-Instances are recognised when ``nn.Module.__init__`` runs, by the names in their class's MRO:
-import hooks never see a class of ``__main__``.
+The *call* seam wraps functions that an adapter names, as they are imported. The *critic* seam
+gates every instance of a critic class, given by name, as it is built: it recognises them when
+``nn.Module.__init__`` runs, by the names in their class's MRO, since import hooks never see a
+class of ``__main__``.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib.metadata
+import inspect
+import json
+import sys
+import threading
+import types
+import urllib.parse
+import urllib.request
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import wrapt
 from torch import nn
 
+from topk_plugin.adapter import Adapter, Wrap, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
-from topk_plugin.errors import ConfigError, SeamNotFound
+from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
+from topk_plugin.resume import ResumeRecord
+from topk_plugin.steps import HOW_TO_MARK
+from topk_plugin.stubs import Stubs
 from topk_plugin.topk import TopK
+
+_MISSING = object()
+
+
+class PatchLog:
+    """What was replaced, in order, so that it can be verified and undone in reverse."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Any, str, Any, Any]] = []  # owner, name, before, after
+        self.active = True  # wrappers that could not be removed do nothing once it is False
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of a module or class."""
+        # what the owner itself defines: getattr would bind, and find what is inherited
+        self._set(owner, name, vars(owner).get(name, _MISSING), value)
+
+    def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put ``wrapper(wrapped, instance, args, kwargs)`` around a function of a module or class.
+
+        Static and class methods are bound as they were.
+        """
+        before = vars(owner).get(name, _MISSING)
+        while any(
+            after is before and (other is not owner or its_name != name)
+            for other, its_name, _, after in self._entries
+        ):  # an alias, imported after what it stands for was wrapped
+            before = before.__wrapped__
+        present = inspect.getattr_static(owner, name) if before is _MISSING else before
+        wrapped = wrapt.FunctionWrapper(present, wrapper, enabled=lambda: self.active)
+        self._set(owner, name, before, wrapped)
+
+    def _set(self, owner: Any, name: str, before: Any, value: Any) -> None:
+        setattr(owner, name, value)
+        self._entries.append((owner, name, before, value))
+
+    def holds(self, owner: Any, name: str) -> bool:
+        """Whether that attribute of ``owner`` itself is one of ours."""
+        present = vars(owner).get(name, _MISSING)
+        return any(after is present for _, _, _, after in self._entries)
+
+    def verify(self) -> list[str]:
+        """Names of what somebody else has replaced since; empty if all is in place."""
+        latest = {(id(owner), name): (owner, after) for owner, name, _, after in self._entries}
+        return [
+            f"{getattr(owner, '__name__', owner)}.{name}"
+            for (_, name), (owner, after) in latest.items()
+            if vars(owner).get(name, _MISSING) is not after
+        ]
+
+    def undo(self) -> list[str]:
+        """Put back the very objects, in reverse order.
+
+        Returns:
+            names of what somebody else has replaced since: that is left as it is, and whatever it
+            calls of ours does nothing any more.
+        """
+        self.active = False
+        left: dict[str, None] = {}  # in order, each name once
+        while self._entries:
+            owner, name, before, after = self._entries.pop()
+            if vars(owner).get(name, _MISSING) is not after:
+                left[f"{getattr(owner, '__name__', owner)}.{name}"] = None
+            elif before is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+        return list(left)
+
+
+# --- the call seam ------------------------------------------------------------------------------
+
+
+class CallSeam:
+    """Wraps the functions of one adapter, from ``apply()`` to ``undo()``.
+
+    Args:
+        adapter: what to wrap.
+        topk: what the wrappers use.
+        roots: folders of the launched checkout; a module from anywhere else is not the upstream
+            that is meant, unless it belongs to the adapter's distribution.
+        force: go on although the fingerprint does not match.
+    """
+
+    def __init__(
+        self, adapter: Adapter, topk: TopK, roots: Iterable[Path] = (), force: bool = False
+    ) -> None:
+        self.adapter, self.topk, self.force = adapter, topk, force
+        self.roots = [root.resolve() for root in roots]
+        self.log = PatchLog()
+        self.called = 0  # gated calls
+        self.planned_epochs: float | None = None  # of this run, where the upstream says so
+        self._origin = topk.config.start_epoch  # epochs before upstream's first step
+        self._applied = False
+        self._patched: set[str] = set()  # modules
+        self._differ: list[str] = []  # from the fingerprint, where that is forced
+        self._refused: UnsupportedUpstream | None = None  # raised, perhaps caught by the script
+        self._strangers: dict[str, str] = {}  # modules of those names that lie elsewhere
+        self._records: list[ResumeRecord] = []
+        self._inside = threading.local()
+        self._stubs = Stubs(adapter)
+        self._distribution: importlib.metadata.Distribution | None = None
+        # called by topk check instead of the loss: (loss, scores) -> loss
+        self.audit: Callable[[Callable[[Any], Any], Any], Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.adapter.name} ({self._found()})"
+
+    def apply(self) -> None:
+        """Wrap what is imported already; wrap the rest as it is imported. Twice is as once.
+
+        Raises:
+            ConfigError: ``gate="shielded"``.
+            SeamNotFound: the distribution is not installed, and this is no checkout of it.
+            UnsupportedUpstream: the fingerprint of a module that is imported does not match.
+        """
+        if self.topk.config.gate == "shielded":
+            raise ConfigError(
+                f"gate: found 'shielded' with the adapter {self.adapter.name}, whose calls are "
+                "generator steps by themselves; leave it out, or name the critic: --critic "
+                "module:Class"
+            )
+        if self._applied:
+            return
+        self._locate()
+        self.log = PatchLog()
+        for seen in (self._patched, self._differ, self._strangers):
+            seen.clear()
+        self._refused, self._applied = None, True
+        self._stubs.install()
+        for module in dict.fromkeys(wrap.module for wrap in self.adapter.wraps):
+            _when_imported(module, self)
+        for package in self._stubs.packages:
+            _when_imported(package, self)
+
+    def undo(self) -> None:
+        """Put every function back as it was, in reverse order; twice is fine."""
+        for seams in _waiting.values():
+            seams.discard(self)
+        self._applied = False
+        left = self.log.undo()
+        if left:
+            warnings.warn(
+                f"{', '.join(left)}: replaced by somebody else after top-k wrapped it, so it is "
+                "left as it is; top-k's part in it is switched off.",
+                stacklevel=2,
+            )
+        while self._records:
+            self._records.pop().remove()
+        self._stubs.remove()
+
+    def _locate(self) -> None:
+        name = self.adapter.distribution
+        if name is None:
+            return
+        try:
+            self._distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            package = self.adapter.wraps[0].module.partition(".")[0]
+            if any((root / package).is_dir() for root in self.roots):
+                return  # a checkout
+            raise SeamNotFound(
+                f"adapter {self.adapter.name}: {name} is not installed here, and there is no "
+                f"{package} in {' or '.join(map(str, self.roots)) or 'the checkout'}. Install it: "
+                f"{self.adapter.install or f'pip install {name}'}"
+            ) from None
+
+    def imported(self, module: types.ModuleType) -> None:
+        """A module of the adapter's was imported: verify it, then wrap.
+
+        Raises:
+            UnsupportedUpstream: names or signatures differ; nothing is left wrapped then.
+        """
+        if module.__name__ in self._stubs.packages:
+            self._stubs.hide()  # with its package all of an upstream's imports are done
+        wraps = [wrap for wrap in self.adapter.wraps if wrap.module == module.__name__]
+        if not wraps or module.__name__ in self._patched:
+            return
+        if not self._belongs(module):
+            self._strangers[module.__name__] = str(getattr(module, "__file__", "no file"))
+            return
+        try:
+            differ = [text for wrap in wraps if (text := _difference(module, wrap))]
+            if differ and not self.force:
+                self._refused = UnsupportedUpstream(self._unsupported(module, differ))
+                raise self._refused
+            for wrap in wraps:
+                found = _find(module, wrap.name)
+                if wrap.wrapper is not None and found is not None:
+                    self.wrap(*found, wrap.wrapper)
+        except BaseException:
+            self.undo()
+            raise
+        self._patched.add(module.__name__)
+        self._differ += differ
+
+    def _belongs(self, module: types.ModuleType) -> bool:
+        """Whether a module is the distribution's, or else of the launched checkout."""
+        file = getattr(module, "__file__", None)
+        if file is None:
+            return False
+        path = Path(file).resolve()
+        if self._distribution is not None and _is_of(self._distribution, path):
+            return True
+        installed = {"site-packages", "dist-packages"}  # a virtual environment in the checkout
+        launched = any(
+            path.is_relative_to(root) and installed.isdisjoint(path.relative_to(root).parts)
+            for root in self.roots
+        )
+        if launched:
+            self._distribution = None  # the checkout goes before what is installed
+        return launched
+
+    def _release(self) -> str | None:
+        if self._distribution is not None:
+            return self._distribution.version
+        package = sys.modules.get(self.adapter.wraps[0].module.partition(".")[0])
+        return getattr(package, "__version__", None)
+
+    def _found(self) -> str:
+        what = self.adapter.upstream if self._distribution is None else self.adapter.distribution
+        return f"{what} {self._release() or 'of unknown version'}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Said with the header: how what was found differs from what was tested."""
+        if self._release() in self.adapter.versions and not self._differ:
+            return []
+        ignored = f"ignored (--force): {'; '.join(self._differ)}"
+        return [
+            f"note: {self._found()} is not what the adapter {self.adapter.name} was tested with "
+            f"({', '.join(self.adapter.versions)}); "
+            + (ignored if self._differ else "names and signatures match")
+        ]
+
+    def _unsupported(self, module: types.ModuleType, differ: list[str]) -> str:
+        tested = ", ".join(self.adapter.versions)
+        install = (
+            f" Install a tested version: {self.adapter.install}." if self.adapter.install else ""
+        )
+        return (
+            f"adapter {self.adapter.name}: {self._found()} is not what it was written for "
+            f"({tested}): in {module.__file__} {'; '.join(differ)}.{install} Or name the critic, "
+            "which needs no adapter: --critic module:Class. --force goes on all the same."
+        )
+
+    # --- for wrappers ---------------------------------------------------------------------------
+
+    def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        """Put a wrapper around a function of a module or class."""
+        self.log.wrap(owner, name, functools.partial(wrapper, self))
+
+    def wrap_overrides(self, cls: type, name: str, wrapper: Wrapper) -> None:
+        """Put a wrapper around a method wherever the classes of ``cls``'s MRO define it."""
+        for owner in cls.__mro__:
+            if name in vars(owner) and not self.log.holds(owner, name):
+                self.wrap(owner, name, wrapper)
+
+    def gated_loss(self, loss: Callable[[Any], Any], scores: Any) -> Any:
+        """``loss(scores)`` of a generator step, with top-k between the two.
+
+        Of losses that call each other the outermost one is gated.
+        """
+        if getattr(self._inside, "a_loss", False):
+            return loss(scores)
+        self.called += 1
+        self._inside.a_loss = True
+        try:
+            if self.audit is not None:
+                return self.audit(loss, scores)
+            return loss(self.topk(scores))
+        finally:
+            self._inside.a_loss = False
+
+    def keep_record(self, critic: nn.Module) -> None:
+        """Let the critic's checkpoints carry top-k's settings and votes."""
+        self._records.append(ResumeRecord(critic, self.topk))
+
+    def begin_at(self, epoch: int, steps: int) -> None:
+        """Training begins, or goes on after ``steps`` generator steps, by upstream's own counter.
+
+        Args:
+            epoch: epochs that ended since upstream's first step.
+            steps: generator steps since then.
+
+        Raises:
+            ConfigError: ``start_epoch`` says something else.
+        """
+        config, topk = self.topk.config, self.topk
+        topk.counted = True
+        if config.every != "epoch":
+            epoch = steps // config.every
+        if topk.pass_complete:
+            topk.end_epoch()  # the last one of an earlier training in this process
+        if not steps:
+            self._origin = config.start_epoch
+        elif topk.steps == topk.first_step == steps:
+            # the checkpoint had a record of ours, which knows its first run's start_epoch
+            self._origin = topk.epoch - epoch
+        elif config.start_epoch in (0, epoch):
+            self._origin = 0
+        else:
+            raise ConfigError(
+                f"start_epoch: found {config.start_epoch}, but {self.adapter.upstream} goes on "
+                f"from its generator step {steps}, after {epoch} epochs; leave it out"
+            )
+        topk.begin_at(self._origin + epoch, steps)
+
+    def reach_epoch(self, epoch: int, complete: bool = False) -> None:
+        """Upstream's own counter says that ``epoch`` epochs have ended since its first step.
+
+        Args:
+            complete: the last batch of the present one was delivered.
+        """
+        topk = self.topk
+        topk.counted = True
+        if topk.config.every != "epoch":
+            return
+        while topk.epoch < self._origin + epoch:
+            topk.end_epoch()
+        topk.pass_complete = complete
+
+    # --- where nothing was gated ----------------------------------------------------------------
+
+    def no_effect(self) -> UnsupportedUpstream | SeamNotFound | NoEffectError:
+        """Why no generator step was gated, after optimizers stepped."""
+        if self._refused is not None:  # and the script went on
+            return self._refused
+        name = self.adapter.name
+        steps = f"{self.topk.ledger.optimizer_steps} optimizer steps ran"
+        if self._strangers or not self._patched:
+            what = "; ".join(
+                f"{module} came from {file}, which is not of the launched checkout"
+                + (f" or the installed {self.adapter.distribution}" if self._distribution else "")
+                for module, file in self._strangers.items()
+            )
+            modules = dict.fromkeys(wrap.module for wrap in self.adapter.wraps)
+            return SeamNotFound(
+                f"adapter {name}: {what or 'found no import of ' + ', '.join(modules)}, while "
+                f"{steps}. Expected a script that trains with {self.adapter.upstream}; for another "
+                "one name its critic: --critic module:Class"
+            )
+        gone = self.log.verify()
+        if gone:
+            return NoEffectError(
+                f"adapter {name}: {', '.join(gone)} was replaced after top-k wrapped it, and no "
+                f"generator step was gated, while {steps}. Apply the other patch first."
+            )
+        how = "called, but no gradient of its scores came back" if self.called else "never called"
+        return NoEffectError(
+            f"adapter {name}: {steps} and its loss was {how}. Expected upstream's own generator "
+            "step; for a step of your own name the critic: --critic module:Class"
+        )
+
+
+def scores_argument(name: str, position: int = 0) -> Wrapper:
+    """A wrapper that gates one argument, the scores, of a generator's loss.
+
+    Args:
+        name: of that argument, where it is passed by keyword.
+        position: of it otherwise (``self`` does not count); an override may name it differently.
+    """
+
+    def wrapper(
+        seam: CallSeam, wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any
+    ) -> Any:
+        def loss(scores: Any) -> Any:
+            if name in kwargs:
+                return wrapped(*args, **{**kwargs, name: scores})
+            return wrapped(*args[:position], scores, *args[position + 1 :], **kwargs)
+
+        if name not in kwargs and len(args) <= position:
+            return wrapped(*args, **kwargs)  # a mistake, or a default: as it would be without us
+        return seam.gated_loss(loss, kwargs[name] if name in kwargs else args[position])
+
+    return wrapper
+
+
+_waiting: dict[str, weakref.WeakSet[CallSeam]] = {}  # seams that wait for a module, by its name
+
+
+def _when_imported(module: str, seam: CallSeam) -> None:
+    """Tell ``seam`` when a module is imported: now, if it is already."""
+    _waiting.setdefault(module, weakref.WeakSet()).add(seam)
+    if module in sys.modules:
+        seam.imported(sys.modules[module])
+    else:
+        wrapt.register_post_import_hook(_tell, module)
+
+
+def _tell(module: types.ModuleType) -> None:
+    for seam in list(_waiting.get(module.__name__, ())):
+        seam.imported(module)
+
+
+def _find(module: types.ModuleType, name: str) -> tuple[Any, str] | None:
+    """The owner and the last part of a dotted name in a module; None if there is none."""
+    *path, last = name.split(".")
+    try:
+        owner = functools.reduce(getattr, path, module)
+    except AttributeError:
+        return None
+    return (owner, last) if hasattr(owner, last) else None
+
+
+def _difference(module: types.ModuleType, wrap: Wrap) -> str | None:
+    """How upstream differs from what the adapter relies on, or None."""
+    found = _find(module, wrap.name)
+    if found is None:
+        return f"there is no {wrap.name}{wrap.signature}"
+    function = getattr(*found)
+    try:
+        signature = signature_of(function)
+    except (TypeError, ValueError):
+        return f"{wrap.name} is a {type(function).__name__}, expected {wrap.name}{wrap.signature}"
+    if signature != wrap.signature:
+        return f"found {wrap.name}{signature}, expected {wrap.name}{wrap.signature}"
+    return None
+
+
+def signature_of(function: Callable[..., Any]) -> str:
+    """A function's signature without annotations, as :class:`Wrap` has it."""
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def _is_of(distribution: importlib.metadata.Distribution, path: Path) -> bool:
+    """Whether a file is one of a distribution's, which may be installed in editable mode."""
+    for file in distribution.files or ():
+        if file.name == path.name and Path(str(file.locate())).resolve() == path:
+            return True
+    url = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not url.get("dir_info", {}).get("editable"):
+        return False
+    folder = urllib.request.url2pathname(urllib.parse.urlparse(url["url"]).path)
+    return path.is_relative_to(Path(folder).resolve())
+
+
+# --- the critic seam ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -58,10 +515,12 @@ class CriticSeam:
 
     def __init__(self, path: CriticPath, topk: TopK) -> None:
         self.path, self.topk = path, topk
+        self.notes: list[str] = []  # said with the header
         self.built = 0
         self.seen: set[str] = set()  # "module:Class" of every module built, for error messages
         self._found: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
-        self._undo: list[Callable[[], Any]] = []
+        self.log = PatchLog()
+        self._undo: list[Callable[[], Any]] = []  # attachments
 
     def __str__(self) -> str:
         return f"critic {self.path}"
@@ -69,12 +528,13 @@ class CriticSeam:
     def apply(self) -> None:
         """Begin to recognise instances."""
         init, parallel = nn.Module.__init__, nn.DataParallel.__init__
-        self._undo.append(lambda: setattr(nn.Module, "__init__", init))
-        self._undo.append(lambda: setattr(nn.DataParallel, "__init__", parallel))
+        self.log = PatchLog()
 
         @functools.wraps(init)
         def recognise(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             init(module, *args, **kwargs)
+            if not self.log.active:  # torch.compile keeps a reference
+                return
             cls = type(module)
             if cls not in self._found:
                 self._found[cls] = self.path.find(cls)
@@ -87,6 +547,8 @@ class CriticSeam:
         @functools.wraps(parallel)
         def wrap(module: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
             parallel(module, *args, **kwargs)
+            if not self.log.active:
+                return
             if is_intercepted(module.module):  # its replicas see a shard each
                 self.gate(module, module)
             elif len(module.device_ids) > 1 and any(map(is_intercepted, module.modules())):
@@ -97,13 +559,47 @@ class CriticSeam:
                     "a device (DistributedDataParallel)."
                 )
 
-        nn.Module.__init__ = recognise  # type: ignore[method-assign, assignment]
-        nn.DataParallel.__init__ = wrap  # type: ignore[method-assign, assignment]
+        # plain functions: with wrapt's, every module in the process would be built more slowly
+        self.log.replace(nn.Module, "__init__", recognise)
+        self.log.replace(nn.DataParallel, "__init__", wrap)
 
     def undo(self) -> None:
-        """Put every class back as it was, in reverse order."""
+        """Put every class back as it was, in reverse order; twice is fine."""
         while self._undo:
             self._undo.pop()()
+        self.log.undo()
+
+    def no_effect(self) -> SeamNotFound | NoEffectError:
+        """Why no generator step was gated, after optimizers stepped."""
+        path, ledger = self.path, self.topk.ledger
+        steps = f"{ledger.optimizer_steps} optimizer steps ran"
+        if not self.built:
+            built = sorted(
+                name for name in self.seen if not name.startswith(("torch.", "torchvision."))
+            )
+            near = difflib.get_close_matches(str(path), built, n=1, cutoff=0.5)
+            module = sys.modules.get(path.module)
+            lacks = module is not None and not hasattr(module, path.names[0])
+            return SeamNotFound(
+                f"--critic {path}: "
+                + (f"module {path.module} has no such class" if lacks else "it was never built")
+                + f", while {steps}. "
+                + (f"Did you mean {near[0]}? " if near else "")
+                + f"Modules that were built: {', '.join(built) or 'only those of torch'}."
+            )
+        waiting = len(ledger.pending or ledger.aside)
+        if waiting:
+            return NoEffectError(
+                f"{waiting} backward passes went through {path}, {steps}, and none of them was of "
+                "an optimizer that owns a generator parameter and none of the critic's. "
+                + HOW_TO_MARK
+            )
+        return NoEffectError(
+            f"{steps} and no generator step went through {path}: no gradient of its score reached "
+            "an nn.Parameter outside it. Expected loss = f(critic(generator(z))), its backward, "
+            "and a step of the generator's optimizer. Is this the critic of the generator's loss? "
+            "(Copies of a critic and critics that were unpickled are not gated.)"
+        )
 
     def _attach(self, module: nn.Module, attribute: str | None = None) -> None:
         if attribute is None:

@@ -18,6 +18,7 @@ import functools
 import gc
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from torch.optim.optimizer import (
 
 from topk_plugin.classpatch import ClassPatches
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.gate import Box
+from topk_plugin.gate import Box, Choice
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
@@ -40,7 +41,7 @@ UNSETTLED_LIMIT = 1000
 class Arrival(NamedTuple):
     """A gated call whose backward ran."""
 
-    tally: Tensor
+    choice: Choice
     batch: int
     parameter: Tensor  # of the generator, upstream of the critic's input
     upstream: frozenset[int]  # ids of all parameters there
@@ -55,15 +56,17 @@ class StepLedger:
     """Pending calls and the rules that settle them.
 
     Args:
-        counted: receives the calls of each generator step, on the host, after the optimizer, and
-            whether that one maximises.
+        counted: receives the calls of each generator step, on the host, after the optimizer; what
+            was chosen in them and by line A; and whether that optimizer maximises.
     """
 
-    def __init__(self, counted: Callable[[list[Arrival], bool], None]) -> None:
+    def __init__(self, counted: Callable[[list[Arrival], list[Choice], bool], None]) -> None:
         self.counted = counted
         self.pending: list[Arrival] = []
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
+        # its latest choices: only a loop whose optimizers nobody sees makes more
+        self.line: deque[Choice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
@@ -98,16 +101,23 @@ class StepLedger:
                 f"be told from critic steps. {HOW_TO_MARK}"
             )
 
-    def line_arrive(self) -> None:
+    def line_arrive(self, choice: Choice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""
+        self.line_called, self.settled = True, False
+        self.line.append(choice)
+
+    def line_compiled(self) -> None:
+        """A compiled step with a gate of line A ran forward; its backward runs no Python."""
         self.line_called, self.settled = True, False
 
     def settle(self, maximizes: bool = False) -> None:
         """Count what is pending, or was just set aside, as one generator step."""
         calls = self.pending or self._recoverable()
+        choices = [*self.line, *(call.choice for call in calls)]
         self.pending, self.aside, self.line_called = [], [], False
+        self.line.clear()
         self.settled = True
-        self.counted(calls, maximizes)
+        self.counted(calls, choices, maximizes)
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.

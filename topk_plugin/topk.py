@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,18 @@ from topk_plugin.errors import (
     ResumeMismatch,
     ScoreShapeError,
 )
-from topk_plugin.gate import GateState, ScoreGate
-from topk_plugin.schedule import KSchedule, k_of
+from topk_plugin.gate import Choice, GateState, ScoreGate
+from topk_plugin.hooks import (
+    Call,
+    Progress,
+    Selection,
+    first_result,
+    observe,
+    plugin_manager,
+    replacing,
+    selection,
+)
+from topk_plugin.schedule import k_of
 from topk_plugin.steps import Arrival, StepLedger, listen
 
 VOTING_STEPS = 100
@@ -33,16 +43,6 @@ AUDITED_STEPS = 2
 """Shielded generator steps that are checked for a path around the critic's outputs."""
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class GeneratorStep:
-    """What observers are told when a generator step was counted; reading ``tally`` synchronises."""
-
-    step: int  # generator steps so far, this one included
-    epoch: int  # ended epochs while it ran
-    batch: int  # rows, over all critic calls of the step; 0 for line A, whose rows tally[ROWS] has
-    tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.gate
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,16 @@ class TopK:
 
     Args:
         config: the settings; or give them as keywords, see :class:`TopKConfig`.
+        hooks: plugins beside the installed ones: modules or objects, see :mod:`topk_plugin.hooks`.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range.
+        HookError: a plugin does not fit the hooks.
     """
 
-    def __init__(self, config: TopKConfig | None = None, /, **settings: Any) -> None:
+    def __init__(
+        self, config: TopKConfig | None = None, /, *, hooks: Sequence[Any] = (), **settings: Any
+    ) -> None:
         if config is not None and not isinstance(config, TopKConfig):
             raise ConfigError(
                 f"TopK: found {config!r} as its settings, expected a TopKConfig or keywords such "
@@ -89,18 +93,29 @@ class TopK:
         if config is not None and settings:
             raise ConfigError("TopK: give a TopKConfig or keywords, not both")
         self.config = config or TopKConfig.from_config(settings, path="TopK")
-        self.schedule = KSchedule(self.config.gamma, self.config.nu)
+        manager = plugin_manager(self.config.plugins, hooks)
+        self.plugins = replacing(manager)
+        """Names of the plugins that change what the paper keeps."""
+        self.select = selection(manager)
+        self._ask_scores = first_result(manager, "topk_scores")
+        self._ask_fraction = first_result(manager, "topk_fraction", needed=True)
+        self._tell_selected = observe(manager, "topk_selected")
+        self._tell_epoch = observe(manager, "topk_epoch_ended")
         self.epoch = self.first_epoch = self.config.start_epoch
         self.steps = self.first_step = 0  # first_: where this process began
         self.pass_complete = False  # the epoch's last batch was delivered
+        self.counted = False  # an upstream counter tells the epochs
         self.ledger = StepLedger(self._count)
-        self.observers: list[Callable[[GeneratorStep], None]] = []
+        self.observers: list[Callable[[Selection], None]] = []
         self._paused = 0
         self._marked = 0
         self._unaudited = AUDITED_STEPS
         self._bypassed: list[Tensor] = []  # what the audits found, not yet read
         self._voting = VOTING_STEPS if self.config.direction == "auto" else 0
         sign = {"auto": 0.0, "high": 1.0, "low": -1.0}[self.config.direction]
+        self._held: float | None = None  # fraction that is kept whatever the epoch
+        self.fraction = self.fraction_at(self.epoch)
+        """Of a batch, what is kept now; 1 if disabled."""
         self._fraction = torch.tensor(self.fraction, dtype=torch.float64)
         self._decided = torch.tensor(sign, dtype=torch.float64)
         self._vote = torch.zeros((), dtype=torch.float64)
@@ -121,13 +136,6 @@ class TopK:
 
     # --- schedule -------------------------------------------------------------------------------
 
-    @property
-    def fraction(self) -> float:
-        """Fraction of a batch that is kept now, ``max(gamma**epoch, nu)``; 1 if disabled."""
-        if not self.config.enabled:
-            return 1.0
-        return self.schedule.fraction(self.epoch)
-
     def k(self, batch: int) -> int:
         """Rows kept of a batch of ``batch`` rows now."""
         return k_of(self.fraction, batch)
@@ -136,8 +144,42 @@ class TopK:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
         self.epoch += 1
         self.pass_complete = False
-        self._fraction.fill_(self.fraction)
+        self._refresh()
+        if self._tell_epoch is not None:
+            self._tell_epoch(progress=Progress(self.epoch, self.steps))
         self.check_audits()
+
+    def begin_at(self, epoch: int, steps: int) -> None:
+        """Go on from a counter that the loop itself keeps: epochs ended, generator steps done.
+
+        What this process counted before, in another training, stays in its verdict.
+        """
+        self.first_epoch += epoch - self.epoch
+        self.first_step += steps - self.steps
+        self.epoch, self.steps = epoch, steps
+        self.pass_complete = False
+        self._refresh()
+
+    def hold(self, fraction: float) -> None:
+        """Keep ``fraction``, in (0, 1], of each batch from now on, whatever the epoch; to audit."""
+        self._held = fraction
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.fraction = self.fraction_at(self.epoch) if self._held is None else self._held
+        self._fraction.fill_(self.fraction)
+
+    def fraction_at(self, epoch: int) -> float:
+        """Of a batch, what is kept after ``epoch`` ended epochs; 1 if disabled.
+
+        Raises:
+            HookError: the hook topk_fraction gave no number in (0, 1].
+        """
+        if not self.config.enabled:
+            return 1.0
+        progress = Progress(epoch, self.steps)
+        fraction = self._ask_fraction(progress=progress, config=self.config)
+        return float(fraction)
 
     # --- gating ---------------------------------------------------------------------------------
 
@@ -155,7 +197,7 @@ class TopK:
         """
         if not self.config.enabled or self._paused or not torch.is_grad_enabled():
             return scores
-        return self._gate(scores, self.config.reduction)
+        return self._gate(scores, self.config.reduction, self.select)
 
     def gather(self, scores: Tensor, *companions: Tensor) -> Any:
         """The literal form: the k rows themselves, for losses that couple the rows of a batch.
@@ -174,7 +216,7 @@ class TopK:
             ScoreShapeError: a companion has another number of rows.
             DirectionUnknown: k < B, the direction is "auto", and no generator step voted yet.
         """
-        batch, order = self._rank([scores])
+        batch, order = self._rank([scores], bool(self.config.heads))
         for companion in companions:
             if companion.shape[:1] != scores.shape[:1]:
                 raise ScoreShapeError(
@@ -183,7 +225,7 @@ class TopK:
                 )
         if self.is_paused:
             return (scores, *companions) if companions else scores
-        k, kept = self.k(batch), None
+        k, kept, select = self.k(batch), None, self.select
         if k < batch:
             if self.direction_unseen:
                 raise DirectionUnknown(
@@ -193,11 +235,16 @@ class TopK:
                 )
             state = self.gate_state(order.device)
             vote = torch.where(state.decided != 0, state.decided, state.vote)
-            mask = ranking.kept_rows(order, k, torch.where(vote < 0, -1.0, 1.0).to(order.dtype))
-            # the k kept positions in batch order, without asking the device how many they are
-            kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
+            order = order * torch.where(vote < 0, -1.0, 1.0).to(order.dtype)
+            mask = self.select(order, torch.full_like(self._fraction, k))
+            if self.select is ranking.kept_rows:
+                # the k kept positions in batch order, without asking the device how many they are
+                kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
+            else:  # a plugin may keep more or fewer
+                kept = mask.nonzero().flatten()
+                select = lambda scores, k: mask  # noqa: E731  asked once: it may draw at random
         # in front of the selection, so that the loss votes and the dropped rows are counted
-        gated = self._gate(scores, "none") if torch.is_grad_enabled() else scores
+        gated = self._gate(scores, "none", select) if torch.is_grad_enabled() else scores
         rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *companions)]
         return tuple(rows) if companions else rows[0]
 
@@ -262,7 +309,20 @@ class TopK:
 
     # --- counting -------------------------------------------------------------------------------
 
-    def _rank(self, heads: list[Tensor]) -> tuple[int, Tensor]:
+    def heads_of(self, output: Any, batch: int | None) -> tuple[list[Tensor], bool]:
+        """The score tensors of a critic's output, and whether they were named as such.
+
+        Raises:
+            ScoreShapeError: no score in it.
+            HookError: a plugin named something else than a tensor of the output.
+        """
+        answer = self._ask_scores(output=output)
+        if answer is None:
+            return ranking.score_heads(output, batch, self.config.heads), bool(self.config.heads)
+        heads = [answer] if isinstance(answer, Tensor) else list(answer)
+        return heads, True
+
+    def _rank(self, heads: list[Tensor], named: bool) -> tuple[int, Tensor]:
         """The batch size and the (B,) ranking of a critic output whose input is not known."""
         if not heads[0].dim():
             raise ScoreShapeError(
@@ -271,29 +331,29 @@ class TopK:
                 "the mean, and squeeze one dimension by name (squeeze(1))."
             )
         batch = heads[0].shape[0]
-        return batch, ranking.ranking_scores(heads, batch, named=bool(self.config.heads))
+        return batch, ranking.ranking_scores(heads, batch, named)
 
-    def _gate(self, output: Any, weigh: str) -> Any:
-        heads = ranking.score_heads(output, None, self.config.heads)
+    def _gate(self, output: Any, weigh: str, select: gate.Select) -> Any:
+        heads, named = self.heads_of(output, None)
         if not any(head.requires_grad for head in heads):
             return output
-        _, order = self._rank(heads)
+        _, order = self._rank(heads, named)
         arrived = None
         if torch.compiler.is_compiling():
-            self.ledger.line_arrive()  # a compiled backward runs no Python
+            self.ledger.line_compiled()
         else:
             arrived = self.ledger.line_arrive
             listen(self.ledger)
         state = self.gate_state(order.device)
-        gated = ScoreGate.apply(weigh, arrived, self._inbox, order, *state, *heads)
+        gated = ScoreGate.apply(weigh, select, arrived, self._inbox, order, *state, *heads)
         return replace(output, heads, gated)
 
-    def _count(self, calls: list[Arrival], maximizes: bool) -> None:
+    def _count(self, calls: list[Arrival], choices: list[Choice], maximizes: bool) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
         tally = self._inbox.clone()
         self._inbox.zero_()
         for call in calls:
-            tally += call.tally.to(tally.device)
+            tally += call.choice.tally.to(tally.device)
         if any(call.unshielded for call in calls):
             raise GeneratorStepUnknown(
                 "the critic's parameters lie upstream of its own input (unrolled latent "
@@ -314,7 +374,7 @@ class TopK:
             self._unaudited -= 1
             self._bypassed += [flag for call in calls for flag in call.box.bypassed]
         if self._voting:
-            ballots = [call.tally[gate.BALLOT].to(tally.device) for call in calls]
+            ballots = [call.choice.tally[gate.BALLOT].to(tally.device) for call in calls]
             self._vote += tally[gate.BALLOT].sign()
             if len(ballots) > 1:
                 cast = torch.stack(ballots)
@@ -328,9 +388,17 @@ class TopK:
                     self._voting = VOTING_STEPS
         self._totals += tally
         self._last.copy_(tally)
-        step = GeneratorStep(self.steps, self.epoch, sum(call.batch for call in calls), tally)
+        step = Selection(
+            self.steps,
+            self.epoch,
+            sum(call.batch for call in calls),
+            tally,
+            tuple(Call(choice.scores, choice.kept) for choice in choices),
+        )
         for observer in list(self.observers):
             observer(step)
+        if self._tell_selected is not None:
+            self._tell_selected(selection=step)
         if self.config.every != "epoch" and self.steps % self.config.every == 0:
             self.end_epoch()
 
@@ -409,7 +477,7 @@ class TopK:
             # on the device: some loops take the critic's state_dict at every step
             "votes": torch.stack([self._vote, self._decided, self._disagreed]),
             "voting": self._voting,
-            "settings": self.config.ranking_settings(),
+            "settings": self.config.ranking_settings() | {"plugins": self.plugins},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -418,12 +486,12 @@ class TopK:
         Raises:
             ResumeMismatch: it was written under other settings, or ``start_epoch`` contradicts it.
         """
-        mine = self.config.ranking_settings()
-        theirs = state["settings"]
+        mine = self.config.ranking_settings() | {"plugins": self.plugins}
+        theirs = TopKConfig().ranking_settings() | state["settings"]
         differ = [
-            f"{name}: {theirs.get(name)!r} in the checkpoint, {mine.get(name)!r} now"
-            for name in {**theirs, **mine}
-            if theirs.get(name) != mine.get(name)
+            f"{name}: {value!r} in the checkpoint, {mine.get(name)!r} now"
+            for name, value in theirs.items()
+            if value != mine.get(name)
         ]
         if self.config.start_epoch and state["epoch"] != self.config.start_epoch:
             differ.append(
@@ -436,14 +504,12 @@ class TopK:
                 + "\n  ".join(differ)
                 + "\nResume with the settings of the checkpoint, or start anew without it."
             )
-        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
-        self.first_epoch, self.first_step, self.pass_complete = self.epoch, self.steps, False
         self._voting = int(state["voting"])
         for tensor, value in zip(
             (self._vote, self._decided, self._disagreed), state["votes"], strict=True
         ):
             tensor.copy_(value)
-        self._fraction.fill_(self.fraction)
+        self.begin_at(int(state["epoch"]), int(state["steps"]))
 
 
 def replace(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:

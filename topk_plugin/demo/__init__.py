@@ -1,7 +1,7 @@
-"""`topk demo`: one DCGAN script, run unedited without and with top-k from the same seed.
+"""`topk demo`: torch-mimicry's own SN-GAN trainer, without and with top-k from the same seed.
 
-`dcgan_digits.py` beside this file is written as a user would write it: it imports nothing of this
-package. Its second run goes through `topk run`, which is all that turns top-k on.
+`sngan_digits.py` beside this file is written as a user of torch-mimicry would write it: it imports
+nothing of this package. Both of its runs go through `topk run`, the first with top-k switched off.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -21,40 +22,54 @@ from topk_plugin.errors import ConfigError, TopKError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCRIPT = Path(__file__).with_name("dcgan_digits.py")
-GAMMA = 0.98  # reaches nu = 0.5 after 35 of the script's 40 epochs
+SCRIPT = Path(__file__).with_name("sngan_digits.py")
+GAMMA = 0.85  # k reaches half of 32 after 4 of the script's 8 epochs
 NU = 0.5
+
+NEEDED = ("torch_mimicry", "torchvision", "skimage", "sklearn", "tensorboard", "matplotlib")
+INSTALL = "pip install 'topk_plugin[demo]' && pip install --no-deps torch-mimicry==0.1.16"
+MARKER = ".topk-demo"  # lies in the folders that the demo made, and may therefore delete
 
 Record = Mapping[str, Any]
 
 
 def run_demo(
-    out: Path, epochs: int | None = None, seed: int = 0, gamma: float = GAMMA, nu: float = NU
+    out: Path,
+    steps: int | None = None,
+    gamma: float = GAMMA,
+    nu: float = NU,
+    arguments: Sequence[str] = (),
 ) -> int:
     """Train both arms, draw samples.png and topk.png under `out`, print a summary.
 
-    epochs: None leaves the script's own default. Returns 0, or the exit status of the first arm
-    that failed. Raises ConfigError for fewer than one epoch, TopKError where matplotlib or
-    scikit-learn is not installed.
+    steps: generator steps of each arm; None leaves the script's own default. arguments: further
+    ones for the script, such as ["--width", "16"]. Each arm starts afresh in `out`/ARM: what an
+    earlier demo left there is deleted. Returns 0, or the exit status of the first arm that failed.
+
+    Raises ConfigError for fewer than one step, and where `out`/ARM is there and no demo made it;
+    TopKError where torch-mimicry or something that it imports is not installed.
     """
-    if epochs is not None and epochs < 1:
-        raise ConfigError(f"epochs is {epochs}; expected at least 1")
-    _require("matplotlib", "sklearn")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps is {steps}; expected at least 1")
+    _require(NEEDED)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "topk.jsonl"
     log.unlink(missing_ok=True)  # an earlier demo's steps are not this one's
 
-    critic = ["--critic", "__main__:Critic"]
-    schedule = ["--gamma", str(gamma), "--nu", str(nu)]
-    launcher = ["-m", "topk_plugin", "run", *critic, *schedule, "--log", str(log), "--"]
-    arms: dict[str, list[str]] = {"plain": [], "top-k": launcher}
+    # The plain arm goes through the adapter too: torch-mimicry does not import on today's torch
+    # without what the adapter stands in for.
+    launcher = [sys.executable, "-m", "topk_plugin", "run", "--adapter", "mimicry"]
+    arms = {
+        "plain": [*launcher, "--no-enabled"],
+        "top-k": [*launcher, "--gamma", str(gamma), "--nu", str(nu), "--log", str(log)],
+    }
+    script = [str(SCRIPT), *([] if steps is None else ["--steps", str(steps)]), *arguments]
+    for arm in arms:
+        _start_afresh(out / arm)
     seconds: dict[str, float] = {}
     for arm, prefix in arms.items():
-        arguments = [str(SCRIPT), "--seed", str(seed), "--out", str(out / arm)]
-        if epochs is not None:
-            arguments += ["--epochs", str(epochs)]
         start = time.perf_counter()
-        status = _stream(f"[{arm}] ", [sys.executable, *prefix, *arguments])
+        status = _stream(f"[{arm}] ", [*prefix, "--", *script, "--out", str(out / arm)])
         seconds[arm] = time.perf_counter() - start
         if status != 0:
             print(f"topk demo: the {arm} arm failed with exit status {status}", file=sys.stderr)
@@ -155,6 +170,8 @@ def _stream(label: str, command: Sequence[str]) -> int:
     # Unbuffered, so that progress shows while the child runs. Passive, because on a busy machine
     # OpenMP threads that spin for each other make an epoch up to ten times slower.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
+    for name in [name for name in environment if name.startswith("TOPK_")]:
+        del environment[name]  # the arms' settings are the demo's
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
@@ -165,10 +182,25 @@ def _stream(label: str, command: Sequence[str]) -> int:
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _require(*modules: str) -> None:
+def _require(modules: Iterable[str]) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise TopKError(
-            f"topk demo needs {' and '.join(missing)}, which is not installed: "
-            "pip install 'topk_plugin[demo]'"
+            f"topk demo needs {' and '.join(missing)}, which is not installed: {INSTALL}"
         )
+
+
+def _start_afresh(folder: Path) -> None:
+    """Make `folder` and mark it; if an earlier demo made it, delete that one first.
+
+    Without this torch-mimicry would go on from the earlier demo's checkpoint.
+    """
+    if folder.exists() and not (folder / MARKER).exists():
+        raise ConfigError(
+            f"{folder} is there and no demo made it; expected a folder of an earlier demo, or "
+            "none: choose another --out"
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / MARKER).touch()

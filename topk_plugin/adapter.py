@@ -1,0 +1,45 @@
+"""What an adapter states about a third-party repository; :mod:`topk_plugin.seams` acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Wrapper = Callable[[Any, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+"""``(seam, wrapped, instance, args, kwargs)``: what stands around an upstream function; it calls
+``wrapped(*args, **kwargs)``, which is bound already, and returns what the caller gets."""
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """One upstream function that an adapter relies on, and what stands around it."""
+
+    module: str  # where the call site looks it up, such as "torch_mimicry.training.trainer"
+    name: str  # there, such as "Trainer._fetch_data"
+    signature: str  # without annotations, such as "(self, iter_dataloader)"
+    wrapper: Wrapper | None = None  # None: relied on, and left as it is
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One upstream repository: where top-k goes in it, and what was verified.
+
+    The wraps' modules, names and signatures are its fingerprint: an upstream where they differ is
+    :class:`~topk_plugin.errors.UnsupportedUpstream`.
+    """
+
+    name: str  # for `topk run --adapter`
+    upstream: str  # the repository, "owner/name"
+    versions: tuple[str, ...]  # releases or commits it was run on
+    seam: Literal["call"]
+    wraps: tuple[Wrap, ...]
+    epoch: str  # where an epoch ends, in words
+    counter: str  # where upstream keeps its counter, in words
+    tested: str  # how, in words
+    distribution: str | None = None  # on the package index; None: a checkout only
+    install: str | None = None  # the command that installs a verified version
+    direction: Literal["high", "low"] | None = None  # of its own losses, if known
+    config_keys: tuple[str, ...] = ()  # that it adds to upstream's configuration
+    # modules that upstream imports and that need not exist: {"torch._six": {"PY3": True}}
+    stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,250 @@
+"""Audits the first generator steps of a run, for `topk check`; see :mod:`topk_plugin.literal`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils import _pytree as pytree
+
+from topk_plugin.hooks import Selection
+from topk_plugin.literal import (
+    BOUNDS,
+    Backward,
+    Gated,
+    Pass,
+    asked_direction,
+    audited,
+    brief,
+    norm2,
+    relative,
+    sorted_rows,
+)
+from topk_plugin.seams import CallSeam
+from topk_plugin.topk import TopK
+
+PATIENCE = 20
+"""Times the wanted steps, after which a loss that sends no gradient is no longer waited for."""
+
+
+class Enough(SystemExit):
+    """Ends the script: no ``except Exception`` of a loop takes it for a failed step."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One generator step that was counted."""
+
+    number: int
+    passes: list[Pass]
+    error: float
+    changed: float
+    frozen: bool  # no gradient went anywhere else than to the generator
+
+    @property
+    def gates(self) -> list[Gated]:
+        return [it for one in self.passes for it in one.gates]
+
+    @property
+    def saturated(self) -> bool:
+        """No score got a gradient, so there was nothing to keep or drop."""
+        return all(it.saturated for it in self.gates)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [one.reason for one in self.passes if one.reason]
+
+
+@dataclass
+class LossFinding:
+    """A generator's loss, called once more on the kept scores alone."""
+
+    error: float | None = None  # relative difference of the gradients
+    bound: float = 0.0
+    other: str | None = None  # the reduction with which they would agree
+    reason: str | None = None  # why it could not be compared
+
+
+class Audit:
+    """Audits the backward passes of this process while it is entered.
+
+    Args:
+        topk: what is audited.
+        seam: of a call seam the losses are audited too.
+        wanted: generator steps after which the script is ended.
+    """
+
+    def __init__(self, topk: TopK, seam: Any, wanted: int) -> None:
+        self.topk, self.seam, self.wanted = topk, seam, wanted
+        self.steps: list[Step] = []
+        self.unaudited: list[str] = []  # of other generator steps, why
+        self.of_critic: list[Pass] = []  # passes of critic steps
+        self.losses: list[LossFinding] = []
+        self._open: list[Pass] = []  # no optimizer told yet whose they are
+        self._counted: Selection | None = None
+        self._busy = False
+        self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> Audit:
+        original = torch.autograd.backward
+
+        @functools.wraps(original)
+        def backward(*args: Any, **kwargs: Any) -> None:
+            if self._busy:  # one within another, as reentrant checkpoints have
+                return original(*args, **kwargs)
+            self._busy = True
+            try:
+                return self._backward(original, args, kwargs)
+            finally:
+                self._busy = False
+
+        def restore() -> None:
+            torch.autograd.backward = original
+
+        torch.autograd.backward = backward  # Tensor.backward, scalers and frameworks call it so
+        self._undo.append(restore)
+        # compiled graphs are run more than once, which they do not allow by default
+        config = torch._functorch.config.patch(donated_buffer=False)
+        config.__enter__()
+        self._undo.append(lambda: config.__exit__(None, None, None))
+        # after the ledger's own, which counts the step
+        self._undo.append(register_optimizer_step_post_hook(self._stepped).remove)
+        self.topk.observers.append(self._count)
+        self._undo.append(lambda: self.topk.observers.remove(self._count))
+        if isinstance(self.seam, CallSeam):
+            self.seam.audit = self._loss
+            self._undo.append(lambda: setattr(self.seam, "audit", None))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._close()
+
+    def _backward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        backward = Backward(args, kwargs)
+        if not backward.gates:
+            return original(*args, **kwargs)
+        result = audited(backward, original, self.topk)
+        if result.gates or result.reason:
+            self._open.append(result)
+        return None
+
+    def _count(self, selection: Selection) -> None:
+        self._counted = selection
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._counted is None:
+            aside = {id(call.choice.scores) for call, _ in self.topk.ledger.aside}
+            for one in self._open:
+                one.critic |= any(id(ranking) in aside for ranking in one.rankings)
+            return
+        step, self._counted = self._counted, None
+        counted = {id(call.scores) for call in step.calls}
+        passes = [p for p in self._open if any(id(r) in counted for r in p.rankings)]
+        self._open = [p for p in self._open if p not in passes]
+        self._close()
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not passes:
+            self.unaudited.append("its gradient came by no call of backward()")
+        elif not all(one.gates for one in passes):
+            self.unaudited += [str(one.reason) for one in passes if not one.gates][:1]
+        else:
+            self.steps.append(
+                Step(
+                    step.step,
+                    passes,
+                    max(one.error(owned) for one in passes),
+                    max(one.changed(owned) for one in passes),
+                    all(one.leaves.keys() <= owned for one in passes),
+                )
+            )
+        enough = max(len(self.telling), len(self.unaudited)) >= self.wanted
+        if enough or len(self.steps) >= PATIENCE * self.wanted:
+            raise Enough
+
+    @property
+    def telling(self) -> list[Step]:
+        """The steps that show something."""
+        return [step for step in self.steps if not step.saturated]
+
+    def _close(self) -> None:
+        """What is still open belongs to no generator step."""
+        self.of_critic += [one for one in self._open if one.critic]
+        self._open = []
+
+    @property
+    def compared(self) -> list[Step]:
+        """The steps whose gradient was compared, not only their rows."""
+        return [step for step in self.steps if not step.reasons]
+
+    def _loss(self, loss: Callable[[Any], Any], scores: Any) -> Any:
+        gated = self.topk(scores)
+        value = loss(gated)
+        if gated is not scores:
+            try:
+                found = self._on_kept_scores(loss, scores, gated, value)
+            except Exception as error:  # the loss's, on a batch of k rows
+                found = LossFinding(reason=brief(error))
+            if found is not None:
+                self.losses.append(found)
+        return value
+
+    def _on_kept_scores(
+        self, loss: Callable[[Any], Any], scores: Any, gated: Any, value: Any
+    ) -> LossFinding | None:
+        """The paper's line itself: ``loss(scores[kept])``; None where no score has a gradient."""
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            return LossFinding(reason="it returns no single number")
+        if not value.requires_grad:
+            return None
+        heads = self.topk.heads_of(gated, None)[0]
+        gradients = torch.autograd.grad(value, heads, retain_graph=True, materialize_grads=True)
+        batch = len(heads[0])
+        rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in gradients]).sum(0)
+        if not rows.any():
+            return None
+        order = torch.stack([h.detach().double().reshape(batch, -1).mean(1) for h in heads]).mean(0)
+        state = self.topk.gate_state(heads[0].device)
+        ballot = asked_direction(rows.tolist())
+        sign = float(state.decided) or float(state.vote) or ballot or 1.0
+        k = self.topk.k(batch)
+        mask = sorted_rows(order.tolist(), k, math.copysign(1.0, sign))
+        kept = torch.tensor(mask, device=heads[0].device)
+
+        def gather(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (batch,):
+                return leaf
+            return leaf.detach()[kept].requires_grad_(leaf.requires_grad)
+
+        fewer = pytree.tree_map(gather, scores)
+        devices = [heads[0].device] if heads[0].is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            value = loss(fewer)
+        found = torch.autograd.grad(
+            value, self.topk.heads_of(fewer, None)[0], materialize_grads=True
+        )
+        weights = {"mean": batch / k, "sum": 1.0}
+        errors = {
+            name: relative(
+                math.sqrt(
+                    sum(
+                        norm2(f.double() - g[kept].double() * weight)
+                        for f, g in zip(found, gradients, strict=True)
+                    )
+                ),
+                weight * math.sqrt(sum(norm2(g[kept]) for g in gradients)),
+            )
+            for name, weight in weights.items()
+        }
+        bound = max(BOUNDS.get(g.dtype, BOUNDS[torch.bfloat16]) for g in gradients)
+        mine = self.topk.config.reduction
+        (other,) = weights.keys() - {mine}
+        return LossFinding(errors[mine], bound, other if errors[other] <= bound else None)

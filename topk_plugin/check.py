@@ -1,0 +1,341 @@
+"""`topk check`: does top-k, in the first steps of a script, do what the paper's line would do?
+
+topk check --adapter mimicry --gamma 0.99 -- train.py
+topk check --critic __main__:Discriminator --steps 10 -- train.py --dataset C10
+
+The script runs unedited with top-k on, and every backward pass that goes through a gate is compared
+with the literal formula. A loss behind a call seam is also called on the kept scores alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+from topk_plugin.audit import Audit
+from topk_plugin.errors import ConfigError, NoEffectError, TopKError
+from topk_plugin.launch import Activation, Launch, _execute, _prepare, _roots, failed
+from topk_plugin.literal import Pass
+from topk_plugin.schedule import k_of
+from topk_plugin.seams import CallSeam
+from topk_plugin.topk import TopK
+
+DISAGREES_STATUS = 3
+"""Exit status where top-k is not what the formula gives."""
+
+EPOCHS_AHEAD = 100_000
+"""Epochs in which k has to fall for the first time."""
+
+COARSE = 4
+"""Fewer rows that can ever be dropped are pointed out."""
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+class Report:
+    """What is printed."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.table: list[tuple[str, ...]] = []
+        self.findings: list[tuple[str, str]] = []
+        self.agrees = True
+
+    def find(self, what: str, text: str, agrees: bool = True) -> None:
+        """One line; of what does not agree it says so."""
+        self.agrees &= agrees
+        self.findings.append((what, text if agrees else f"DISAGREES: {text}"))
+
+    def note(self, text: str) -> None:
+        """Something that no formula forbids, and that may still not be meant."""
+        self.findings.append(("note", text))
+
+    def lines(self) -> list[str]:
+        """As text, whose width is that of its longest line, also in a pipe."""
+        widths = [max(map(len, column)) for column in zip(*self.table, strict=True)]
+        text = [self.title, ""]
+        for row in self.table:
+            cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            text.append("  " + "  ".join(cells))
+        text.append("")
+        rows = [*self.findings, ("result", "agrees" if self.agrees else "DISAGREES")]
+        width = max(len(what) for what, _ in rows)
+        return text + [f"{what.ljust(width)}  {finding}" for what, finding in rows]
+
+
+def report(audit: Audit, activation: Activation, title: str) -> Report:
+    """What the audit found; at least one step was audited."""
+    found = Report(title)
+    steps = audit.telling or audit.steps
+    found.table.append(("step", "critic calls", "k of B", "rows off", "error", "changed"))
+    for step in steps[: audit.wanted]:
+        ks = dict.fromkeys(f"{it.k} of {it.batch}" for it in step.gates)
+        error, changed = f"{step.error:.1e}", f"{step.changed:.2g}"
+        found.table.append(
+            (
+                str(step.number),
+                str(len(step.gates)),
+                ", ".join(ks),
+                str(sum(it.off or 0 for it in step.gates)),
+                *(("-", "-") if step.reasons else (error, changed)),
+            )
+        )
+    _gradients(audit, found)
+    _rows(audit, found)
+    _critic(audit, found)
+    _losses(audit, found)
+    for text in dict.fromkeys(audit.unaudited):
+        found.find("not audited", f"{audit.unaudited.count(text)} generator steps: {text}")
+    _batches(audit, found)
+    _directions(audit, found)
+    _schedule(audit, activation, found)
+    return found
+
+
+def _gradients(audit: Audit, found: Report) -> None:
+    """Whether the gradients are those of the formula, and whether that says anything."""
+    compared = audit.compared
+    if compared:
+        error, change = max(s.error for s in compared), max(s.changed for s in compared)
+        bound, dtype = max((one.bound, one.dtype) for step in compared for one in step.passes)
+        found.find(
+            "gradient",
+            f"relative error against the literal formula at most {error:.1e} "
+            f"(bound {bound:.0e}, {dtype})",
+            all(step.error <= max(p.bound for p in step.passes) for step in compared),
+        )
+        found.find("changed by top-k", f"up to {change:.2g} of the generator's gradient")
+    for reason in dict.fromkeys(reason for step in audit.steps for reason in step.reasons):
+        found.find("gradient", f"not audited: {reason}")
+    batch = max(it.batch for step in audit.steps for it in step.gates)
+    silent = len(audit.steps) - len(audit.telling)
+    saturated = f"{silent} generator steps, the scores got no gradient (a saturated loss?)"
+    if not audit.telling:
+        found.find("vacuous", f"in all {saturated}, so nothing was there to audit", False)
+    elif silent:
+        found.note(f"in {saturated}; they are left out above")
+    elif all(it.k == it.batch for step in audit.steps for it in step.gates):
+        found.find("vacuous", f"k = B = {batch} in every step: such a batch has no rest", False)
+    elif compared and not any(step.changed for step in compared):
+        found.find("vacuous", "the rows that top-k dropped had no gradient", False)
+
+
+def _rows(audit: Audit, found: Report) -> None:
+    """Whether the rows are those of a plain sort."""
+    gates = [it for step in audit.steps for it in step.gates]
+    off, rows = sum(it.off or 0 for it in gates), sum(it.batch for it in gates)
+    if off:
+        found.find(
+            "rows", f"{off} of {rows} are not the ones that should be kept or dropped", False
+        )
+    elif any(it.chosen for it in gates):
+        found.find("rows", "chosen by a plugin; the gradient is audited with the rows it chose")
+    else:
+        found.find("rows", f"those of a plain sort ({rows} scores)")
+
+
+def _critic(audit: Audit, found: Report) -> None:
+    """What became of the critic's own gradient, in generator steps and in critic steps."""
+    passes = [one for step in audit.steps for one in step.passes]
+    shields = [one for one in passes if one.untouched is not None]
+    if shields:
+        found.find("critic's own gradient", *_touch(shields))
+    elif all(step.frozen for step in audit.compared):
+        if audit.compared:
+            found.find("critic's own gradient", "none: it is frozen in the generator step")
+    else:
+        found.find("critic's own gradient", "masked as the generator's (score gate), and compared")
+    spared = [one for one in audit.of_critic if one.untouched is not None]
+    if spared:
+        text, good = _touch(spared)
+        found.find("critic steps", f"{text} ({len(spared)} backward passes)", good)
+    masked = sum(any(it.mode == "score" for it in one.gates) for one in audit.of_critic)
+    if masked:
+        found.find(
+            "critic steps",
+            f"{masked} backward passes were masked, since their fakes are not detached and gate is "
+            f"{audit.topk.config.gate!r}; leave it at auto",
+            False,
+        )
+    for reason in dict.fromkeys(one.reason for one in audit.of_critic if one.reason):
+        found.find("critic steps", f"not audited: {reason}")
+
+
+def _touch(passes: list[Pass]) -> tuple[str, bool]:
+    if not all(one.untouched for one in passes):
+        return "not what it is without top-k", False
+    if all(one.exactly for one in passes):
+        return "untouched, bit by bit", True
+    return "untouched, to rounding (this device adds up in another order each time)", True
+
+
+def _losses(audit: Audit, found: Report) -> None:
+    """What the loss says to the kept scores alone."""
+    what = "loss on kept scores"
+    if not isinstance(audit.seam, CallSeam):
+        found.find(what, "not audited: only an adapter's call seam sees the loss")
+        return
+    compared = [one for one in audit.losses if one.error is not None]
+    if compared:
+        text = f"relative difference at most {max(one.error or 0.0 for one in compared):.1e}"
+        agrees = all((one.error or 0.0) <= one.bound for one in compared)
+        others = {one.other for one in compared}
+        if not agrees and others <= {"mean", "sum"}:
+            verb = "averages over" if others == {"mean"} else "sums over"
+            text += f": the loss {verb} the batch, pass --reduction {others.pop()}"
+        elif not agrees:
+            text += (
+                ": the loss couples the rows of a batch, so dropping a row's gradient is not what "
+                "the loss of the kept scores gives"
+            )
+        found.find(what, text, agrees)
+    for reason in dict.fromkeys(one.reason for one in audit.losses if one.reason):
+        found.find(what, f"not audited: {reason}")
+
+
+def _batches(audit: Audit, found: Report) -> None:
+    """Small batches, and several of them in a step."""
+    config = audit.topk.config
+    passes = [one for step in audit.steps for one in step.passes]
+    batch = max(it.batch for one in passes for it in one.gates)
+    calls = max(len(one.gates) for one in passes)
+    if calls > 1:
+        found.note(f"{calls} critic calls in a backward pass: each ranks its own batch")
+    times = max(len(step.passes) for step in audit.steps)
+    if times > 1:
+        found.note(
+            f"{times} backward passes in a generator step: each batch of {batch} is ranked by "
+            "itself"
+        )
+    least = k_of(config.nu, batch)
+    if config.gamma < 1 and 0 < batch - least < COARSE:
+        ks = ", ".join(str(k) for k in range(batch, least - 1, -1))
+        found.note(f"a batch of {batch}: k can only be {ks}")
+
+
+def _directions(audit: Audit, found: Report) -> None:
+    """Which scores the loss asks for, and whether anybody says otherwise."""
+    config = audit.topk.config
+    ballots = [{it.ballot for it in step.gates} - {0} for step in audit.steps]
+    asked = set[int]().union(*ballots)
+    split = sum(len(cast) > 1 for cast in ballots)
+    if split:
+        found.note(
+            f"in {split} of {len(ballots)} generator steps the loss raises the scores of one "
+            "critic call and lowers those of another: set --direction"
+        )
+    elif len(asked) > 1:
+        found.note("the loss asks for high scores in some steps and for low ones in others")
+    elif asked:
+        want = "high" if asked == {1} else "low"
+        if config.direction not in ("auto", want):
+            found.note(
+                f"direction is set to {config.direction}, and the loss asks for {want} scores"
+            )
+        declared = audit.seam.adapter.direction if isinstance(audit.seam, CallSeam) else None
+        if declared not in (None, want):
+            found.note(
+                f"the adapter says that {declared} scores are realistic, and the loss asks for "
+                f"{want} ones"
+            )
+
+
+def _schedule(audit: Audit, activation: Activation, found: Report) -> None:
+    """When k falls, outside an audit, and whether this run comes to it."""
+    config = audit.topk.config
+    batch = max(it.batch for step in audit.steps for it in step.gates)
+    first = _first_fall(audit.topk, batch)
+    if first is None:
+        found.find("schedule", f"k stays {batch} of {batch}")
+        found.note(f"k never falls with gamma = {config.gamma:g} and nu = {config.nu:g}")
+        return
+    epoch, k = first
+    when = f"epoch {epoch}"
+    if config.every != "epoch":
+        when = f"{epoch * config.every} generator steps"
+    found.find("schedule", f"k first falls after {when} ({k} of {batch})")
+    if config.every != "epoch":
+        return
+    planned = getattr(activation.seam, "planned_epochs", None)
+    if planned is not None and epoch > audit.topk.first_epoch + max(0, math.ceil(planned) - 1):
+        found.note(f"k stays {batch} of {batch} in this run, which has {planned:.3g} epochs")
+    if not (activation.tracker.fed or audit.topk.counted):
+        found.note("no DataLoader fed a generator step, so k would never fall: pass --every N")
+
+
+def _first_fall(topk: TopK, batch: int) -> tuple[int, int] | None:
+    """The epoch after which k < B for the first time, and k then."""
+    for epoch in range(1, EPOCHS_AHEAD):
+        k = k_of(topk.fraction_at(epoch), batch)
+        if k < batch:
+            return epoch, k
+    return None
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
+    """Run ``command`` with top-k for ``wanted`` generator steps, and print what the audit found.
+
+    k is held at nu of the batch from the first step on (at half of it for nu = 1): at k = B there
+    is nothing to audit.
+
+    Returns the exit status: the script's own if it failed, 3 where top-k is not the formula.
+
+    Raises:
+        ConfigError: see :func:`topk_plugin.launch.run`; top-k is switched off; no step is wanted.
+        NoEffectError, SeamNotFound: no generator step was audited.
+    """
+    if wanted < 1:
+        raise ConfigError(f"--steps: found {wanted}, expected a number of generator steps >= 1")
+    if not launch.config.enabled:
+        raise ConfigError("topk check: top-k is switched off, so there is nothing to audit")
+    start = _prepare(command)
+    activation = Activation(launch, _roots(command))
+    topk, process = activation.topk, os.getpid()
+    held = launch.config.nu if launch.config.nu < 1 else 0.5
+    topk.hold(held)
+    audit = Audit(topk, activation.seam, wanted)
+    activation.start()
+    try:
+        with audit:
+            status, succeeded = _execute(start)
+    finally:
+        if os.getpid() == process:  # a forked child that came back here has no say
+            activation.close(succeeded=False, verdict=False)
+    if os.getpid() != process or (status and not audit.steps):
+        return status
+    if not audit.steps:
+        raise _nothing(audit)
+    ended = "" if len(audit.telling) >= wanted else f" (of {wanted} that were wanted)"
+    title = f"{len(audit.steps)} generator steps{ended}, k held at {held:g} of the batch"
+    found = report(audit, activation, f"top-k check of {activation.seam}: {title}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks
+        print(*found.lines(), sep="\n", flush=True)
+    if status:
+        return status
+    try:
+        topk.check_audits()
+        topk.check_direction()
+    except TopKError as error:
+        return failed(error)
+    return 0 if found.agrees else DISAGREES_STATUS
+
+
+def _nothing(audit: Audit) -> TopKError:
+    """Why no generator step was audited."""
+    if audit.unaudited:
+        why = "; ".join(dict.fromkeys(audit.unaudited))
+        return NoEffectError(
+            f"topk check: {len(audit.unaudited)} generator steps ran, and none could be audited: "
+            f"{why}. `topk run` says what it gates"
+        )
+    if not audit.topk.ledger.optimizer_steps:
+        return NoEffectError(
+            "topk check: the script ended before an optimizer stepped, so there was nothing to "
+            "audit; expected a script that trains, in this process"
+        )
+    error: TopKError = audit.seam.no_effect()
+    return error

@@ -1,0 +1,430 @@
+"""One backward pass of a script beside the paper's literal formula, for `topk check`.
+
+A pass that goes through a gate runs three times on the same graph, without a second forward, so
+BatchNorm, spectral norm and the random state stay as they are:
+
+    plain     the gates only listen: the gradient without top-k, and what each gate received
+    the loop's own
+    literal   in place of each gate the formula, its rows picked by a sort in plain Python
+
+Hooks that the script put on tensors run in all three.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from topk_plugin import gate
+from topk_plugin.gate import GateState
+from topk_plugin.ranking import kept_rows
+from topk_plugin.schedule import k_of
+from topk_plugin.topk import TopK
+
+BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+"""Largest relative error of a gradient that is rounding."""
+
+# --- the formula, in plain Python ---------------------------------------------------------------
+
+
+def sorted_rows(scores: Sequence[float], k: int, sign: float) -> list[bool]:
+    """Which k rows are kept: the highest of ``sign * score``, ties by position, NaN last."""
+
+    def key(row: int) -> tuple[bool, float]:
+        score = scores[row]
+        return (True, 0.0) if math.isnan(score) else (False, -sign * score)
+
+    kept = set(sorted(range(len(scores)), key=key)[:k])
+    return [row in kept for row in range(len(scores))]
+
+
+def asked_direction(row_gradient: Sequence[float]) -> int:
+    """Which scores a loss wants: 1 higher, as descent moves against a gradient, -1 lower, 0."""
+    falls = sum(g < 0 for g in row_gradient)
+    rises = sum(g > 0 for g in row_gradient)
+    return (falls > rises) - (falls < rises)
+
+
+def literal_gradient(gradient: Tensor, kept: Sequence[bool], weight: float) -> Tensor:
+    """``gradient`` (B, ...) of all scores, where the loss sees the kept ones alone."""
+    rows = torch.tensor(kept, device=gradient.device)
+    rows = rows.reshape([-1] + [1] * (gradient.dim() - 1) if gradient.dim() else [])
+    return torch.where(rows, (gradient.double() * weight).to(gradient.dtype), 0.0)
+
+
+def relative(part: float, whole: float) -> float:
+    """``part / whole``, where nothing of nothing is 0, and NaN is as wrong as can be."""
+    if part == 0:
+        return 0.0
+    return part / whole if whole and not math.isnan(part) else math.inf
+
+
+def brief(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+# --- one backward pass --------------------------------------------------------------------------
+
+# arguments of each gate's apply() before its tensors
+_GATES: dict[Any, int] = {gate.ScoreGate: 8, gate._OutputGate: 2, gate._InputGate: 2}
+
+Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
+
+
+def _kind(node: Node) -> Any:
+    return getattr(type(node), "_forward_cls", None)
+
+
+def _unchanged(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return gradients
+
+
+@contextmanager
+def _standing_in(answer: Answer) -> Iterator[None]:
+    """What a gate sends back is ``answer(node, gradients)`` for the time being."""
+    originals = {cls: vars(cls)["backward"] for cls in _GATES}
+
+    def stand_in(cls: Any, reply: Answer) -> Any:
+        return staticmethod(
+            lambda node, *gradients: (None,) * _GATES[cls] + tuple(reply(node, gradients))
+        )
+
+    try:
+        for cls in originals:
+            # a shield opens both ways: the formula stands at the scores
+            cls.backward = stand_in(cls, _unchanged if cls is gate._InputGate else answer)
+        yield
+    finally:
+        for cls, backward in originals.items():
+            cls.backward = backward
+
+
+def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]]:
+    """The leaves that a backward from ``roots`` reaches, by id, and the gates it passes."""
+    leaves: dict[int, Tensor] = {}
+    gates = []
+    queue = [root for root in roots if root is not None]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, torch._C._functions.AccumulateGrad):
+            leaf: Tensor = node.variable
+            if leaf.requires_grad:
+                leaves[id(leaf)] = leaf
+        elif _kind(node) in (gate.ScoreGate, gate._OutputGate):
+            gates.append(node)
+        parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= parents
+        queue += parents
+    return leaves, gates
+
+
+@dataclass(eq=False)
+class Gated:
+    """One gate in one backward pass: what it received, and what the formula makes of it."""
+
+    mode: gate.Mode
+    ranking: Tensor  # (B,)
+    dtypes: set[torch.dtype]  # of the heads' gradients
+    heads: int
+    ballot: int
+    saturated: bool  # no row got a gradient
+    kept: list[bool]
+    weight: float
+    mean: bool
+    chosen: bool  # by a plugin
+    off: int | None = None  # rows that the gate kept or dropped otherwise
+
+    @property
+    def batch(self) -> int:
+        return len(self.kept)
+
+    @property
+    def k(self) -> int:
+        return sum(self.kept)
+
+
+def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> Gated | None:
+    """What a gate has to do with ``gradients``; None where it has to leave them alone.
+
+    Args:
+        votes: of gates of the same kind earlier in this backward.
+    """
+    if _kind(node) is gate.ScoreGate:
+        heads, (ranking,), state = gradients, node.saved_tensors, GateState(*node.state)
+        mode: gate.Mode = "observe" if node.weigh == "none" else "score"
+        mean, select = node.weigh == "mean", node.select
+        votes += float(state.vote) + float(node.inbox[gate.BALLOT])
+    else:
+        call = node.call
+        heads, ranking, state = gradients[: node.scores], call.ranking, call.state
+        mode, mean, select, votes = call.mode, call.mean, call.select, float(state.vote)
+        if not call.reached():
+            return None
+    given = [g for g in heads if g is not None]
+    if not given:
+        return None
+    batch = len(ranking)
+    rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in given]).sum(0).tolist()
+    ballot = asked_direction(rows)
+    sign = float(state.decided) or votes or ballot or 1.0
+    k = k_of(float(state.fraction), batch)
+    return Gated(
+        mode=mode,
+        ranking=ranking,
+        dtypes={g.dtype for g in given},
+        heads=len(heads),
+        ballot=ballot,
+        saturated=not any(rows),
+        kept=sorted_rows(ranking.tolist(), k, math.copysign(1.0, sign)),
+        weight=batch / k if mean else 1.0,
+        mean=mean,
+        chosen=select is not kept_rows,
+    )
+
+
+class Deviation(NamedTuple):
+    """Squared norms for one leaf."""
+
+    error: float  # of what the loop's own backward gave
+    expected: float
+    changed: float  # between the gradient with top-k and without
+    plain: float  # without top-k
+
+
+@dataclass(eq=False)
+class Pass:
+    """One backward pass of the script that went through a gate."""
+
+    rankings: list[Tensor]  # of its gates, which tell the step that counts them
+    gates: list[Gated] = field(default_factory=list)  # that received a gradient
+    leaves: dict[int, Deviation] = field(default_factory=dict)  # by id
+    bound: float = 0.0
+    dtype: str = ""
+    untouched: bool | None = None  # what is the critic's under a shield, as without top-k
+    exactly: bool = True  # ... bit by bit; else this device gives no gradient twice
+    reason: str | None = None  # why no gradient was compared
+    critic: bool = False  # of a critic step, as far as it is known
+
+    def error(self, owned: set[int]) -> float:
+        """Of the leaves that the generator's optimizer owns, or of all others if larger."""
+        return max(self._relative("error", part) for part in self._parts(owned))
+
+    def changed(self, owned: set[int]) -> float:
+        """By top-k, for the leaves that the generator's optimizer owns; of the larger gradient."""
+        owns, others = self._parts(owned)
+        return self._relative("changed", owns or others, "plain")
+
+    def _parts(self, owned: set[int]) -> tuple[list[Deviation], list[Deviation]]:
+        mine = [d for leaf, d in self.leaves.items() if leaf in owned]
+        return mine, [d for leaf, d in self.leaves.items() if leaf not in owned]
+
+    @staticmethod
+    def _relative(what: str, part: list[Deviation], *also: str) -> float:
+        total = {name: sum(getattr(d, name) for d in part) for name in (what, "expected", *also)}
+        whole = max(total[name] for name in ("expected", *also))
+        return relative(math.sqrt(total[what]), math.sqrt(whole))
+
+
+class Backward:
+    """The script's call of ``torch.autograd.backward``, as its arguments say."""
+
+    _signature = inspect.signature(torch.autograd.backward)
+
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        self.bound = self._signature.bind(*args, **kwargs)
+        self.bound.apply_defaults()
+        given = self.bound.arguments
+        tensors, inputs = given["tensors"], given["inputs"]
+        several = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
+        self.tensors: Any = several
+        edges = (e if isinstance(e, GradientEdge) else _edge(e) for e in several)
+        reached, self.gates = graph_of(edge.node for edge in edges if edge is not None)
+        if given["create_graph"]:
+            self.gates = []  # a penalty: no gate acts
+        self.leaves = list(reached.values())
+        if inputs is not None:
+            chosen = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+            self.leaves = [chosen] if isinstance(chosen, Tensor) else list(chosen)
+
+    def run(self, original: Callable[..., Any]) -> None:
+        """The loop's own, on a graph that is kept for what comes after."""
+        self.bound.arguments["retain_graph"] = True
+        original(*self.bound.args, **self.bound.kwargs)
+
+    def dry(self, answer: Answer) -> list[Tensor | None]:
+        """The gradients by the leaves, with ``answer`` in place of the gates."""
+        with _standing_in(answer):
+            found = torch.autograd.grad(
+                self.tensors,
+                self.leaves,
+                self._grad_tensors(),
+                retain_graph=True,
+                allow_unused=True,
+            )
+        return [None if g is None else _dense(g) for g in found]
+
+    def _grad_tensors(self) -> Any:
+        given = self.bound.arguments
+        if given["grad_tensors"] is not None:
+            return given["grad_tensors"]
+        return given["grad_variables"]
+
+
+def _edge(tensor: Tensor) -> GradientEdge | None:
+    return get_gradient_edge(tensor) if tensor.requires_grad else None
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
+
+
+def _off(after: Tensor, had: Tensor | None, want: Tensor) -> Tensor:
+    """How far a leaf's gradient is from ``want``, added to what it ``had``."""
+    if had is None:
+        return after.double() - want.double()
+    # what was there may be much larger, and its last bit then hides what came
+    off = (after - (had + want)).double().abs()
+    return (off - torch.finfo(after.dtype).eps * after.double().abs()).clamp(min=0)
+
+
+def norm2(tensor: Tensor) -> float:
+    """Sum of the squares."""
+    return float(tensor.double().square().sum())
+
+
+def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pass:
+    """Run the script's ``backward``, and audit it."""
+    result = Pass([_ranking_of(node) for node in backward.gates])
+    seen: dict[Any, Gated] = {}
+
+    def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        line = [g.ballot for other, g in seen.items() if _kind(other) is gate.ScoreGate]
+        found = observed(node, gradients, sum(line))
+        if found is not None:
+            seen[node] = found
+        return gradients
+
+    def literal(nodes: set[Any]) -> Answer:
+        def answer(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            if node not in nodes:
+                return gradients
+            it, heads = seen[node], gradients[: seen[node].heads]
+            masked = [g if g is None else literal_gradient(g, it.kept, it.weight) for g in heads]
+            return (*masked, *gradients[it.heads :])
+
+        return answer
+
+    try:
+        plain = backward.dry(listen)
+    except Exception as error:  # the script's own graph: it cannot be run twice, or not at all
+        result.reason = brief(error)
+        original(*backward.bound.args, **backward.bound.kwargs)
+        return result
+    before = [None if p.grad is None else _dense(p.grad).clone() for p in backward.leaves]
+    backward.run(original)
+    result.gates = list(seen.values())
+    _compare_rows(result.gates, topk)
+    if ranks() > 1:
+        result.reason = "gradients are averaged over ranks"
+        return result
+
+    scored = {node for node, it in seen.items() if it.mode == "score"}
+    shielded = {node for node, it in seen.items() if it.mode == "shielded"}
+    expected = backward.dry(literal(scored | shielded)) if scored or shielded else plain
+    beside = expected
+    if shielded:  # what does not lie behind the critic's input
+        beside = backward.dry(literal(scored)) if scored else plain
+    behind = graph_of(source for node in shielded for source in node.call.sources)[0].keys()
+
+    spared = []  # leaves a shield has to leave as they were
+    dtypes = {dtype for it in result.gates for dtype in it.dtypes}
+    for place, leaf in enumerate(backward.leaves):
+        want = expected[place] if id(leaf) in behind else beside[place]
+        if want is None and leaf.grad is None:
+            continue
+        if leaf.grad is None:
+            result.reason = "a gradient was gone after the backward"
+            return result
+        dtypes.add(leaf.dtype)
+        after, had = _dense(leaf.grad).detach(), before[place]
+        want = torch.zeros_like(after) if want is None else want
+        base = plain[place]
+        base = torch.zeros_like(after) if base is None else base
+        if not want.isfinite().all():
+            result.reason = "a gradient is not finite"
+            return result
+        result.leaves[id(leaf)] = Deviation(
+            norm2(_off(after, had, want)),
+            norm2(want),
+            norm2(base.double() - want.double()),
+            norm2(base),
+        )
+        if shielded and not scored and id(leaf) not in behind:
+            spared.append((place, _same_bits(after, base if had is None else had + base)))
+    coarsest = max(dtypes, key=lambda dtype: BOUNDS.get(dtype, BOUNDS[torch.bfloat16]))
+    result.bound = BOUNDS.get(coarsest, BOUNDS[torch.bfloat16])
+    result.dtype = str(coarsest).removeprefix("torch.")
+    if spared:
+        result.untouched = all(same for _, same in spared)
+        if not result.untouched:
+            _allow_for_device(result, backward, plain, spared)
+    return result
+
+
+def ranks() -> int:
+    """World size."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def _allow_for_device(
+    result: Pass, backward: Backward, plain: list[Tensor | None], spared: list[tuple[int, bool]]
+) -> None:
+    """Some devices do not add up in the same order twice: then rounding is no touch."""
+    again = backward.dry(_unchanged)
+    pairs = [(plain[place], again[place]) for place, _ in spared]
+    if any(a is not None and b is not None and not _same_bits(a, b) for a, b in pairs):
+        result.exactly = False
+        found = [result.leaves[id(backward.leaves[place])] for place, _ in spared]
+        error = math.sqrt(sum(d.error for d in found))
+        result.untouched = (
+            relative(error, math.sqrt(sum(d.expected for d in found))) <= result.bound
+        )
+
+
+def _ranking_of(node: Any) -> Tensor:
+    ranking: Tensor
+    (ranking,) = node.saved_tensors if _kind(node) is gate.ScoreGate else (node.call.ranking,)
+    return ranking
+
+
+def _compare_rows(gates: list[Gated], topk: TopK) -> None:
+    """The masks that the gates formed, beside those of the sort; a plugin's become the formula's.
+
+    Before an optimizer steps: the ledger still holds what arrived.
+    """
+    ledger = topk.ledger
+    choices = [*ledger.line, *(arrival.choice for arrival in ledger.pending)]
+    for it in gates:
+        kept = next((c.kept.tolist() for c in choices if c.scores is it.ranking), None)
+        if kept is None:
+            it.off = it.batch - it.k  # no gate acted
+        elif it.chosen:
+            it.kept, it.off = kept, 0
+            it.weight = it.batch / max(1, it.k) if it.mean else 1.0
+        else:
+            it.off = sum(a != b for a, b in zip(kept, it.kept, strict=True))

@@ -1,0 +1,77 @@
+"""Stand-ins for modules that an upstream imports and that are absent today.
+
+A stub is only found by the upstream's own import statements, only where the real module is
+absent, and it is gone from ``sys.modules`` with the next import: nobody else takes it for the
+real one.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from topk_plugin.adapter import Adapter
+
+
+class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """The stubs of one adapter, from ``install()`` to ``remove()``."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.stubs: Mapping[str, Mapping[str, Any]] = adapter.stubs
+        self.packages = {wrap.module.partition(".")[0] for wrap in adapter.wraps}
+        self._made: list[types.ModuleType] = []
+
+    def install(self) -> None:
+        """Begin to offer the stubs; twice is fine."""
+        if self.stubs and self not in sys.meta_path:
+            sys.meta_path.insert(0, self)  # first, so that it sees every import
+
+    def remove(self) -> None:
+        """No stub is offered or found any more; twice is fine."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        self.hide()
+        for module in self._made:
+            parent, _, child = module.__name__.rpartition(".")
+            package = sys.modules.get(parent)
+            if package is not None and vars(package).get(child) is module:
+                delattr(package, child)
+        self._made.clear()
+
+    def hide(self) -> None:
+        """Nobody can import the stubs that were made any more; the upstream keeps its names."""
+        for module in self._made:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """A stub, if it is the upstream that asks for it and nobody else has the module."""
+        self.hide()  # what is imported now may ask for the same name
+        if fullname not in self.stubs or _importer().partition(".")[0] not in self.packages:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(fullname, path, target)):
+                return spec
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Give the stub its attributes."""
+        vars(module).update(self.stubs[module.__name__])
+        self._made.append(module)
+
+
+def _importer() -> str:
+    """Name of the module whose import statement is being run."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__ and not name.startswith(("importlib", "wrapt")):
+            return str(name)
+        frame = frame.f_back
+    return ""
