@@ -1,11 +1,16 @@
 """Who may import whom: each module only those above it, and nobody an adapter or a patch."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "topk_plugin"
+import topk_plugin
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "topk_plugin"
 ORDER = [
     "errors",
     "adapter",
@@ -58,3 +63,27 @@ def test_imports_go_up_only(name):
     path = PACKAGE / f"{name}.py"
     path = path if path.exists() else PACKAGE / name / "__init__.py"
     assert imported(path) <= set(ORDER[: ORDER.index(name)])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*.py")), ids=lambda path: path.stem)
+def test_adapters_import_public_names_only(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("topk_plugin") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("topk_plugin"):
+            assert node.module == "topk_plugin"
+            assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
+
+
+def test_a_checkout_works_where_it_is_not_installed_and_registers_nothing_twice():
+    program = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import adapters.mimicry
+from topk_plugin import hooks
+print(*hooks.adapters(hooks.plugin_manager()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["mimicry"]

@@ -1,5 +1,11 @@
 """Top-k training for any PyTorch GAN, switched on without editing the GAN's code."""
 
+from pathlib import Path
+
+# in a checkout adapters and patches lie beside the package, and it may hide an installed one
+if not (Path(__file__).parent / "adapters").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
 from topk_plugin.adapter import Adapter, Wrap
 from topk_plugin.attach import attach
 from topk_plugin.config import TopKConfig, add_arguments
