@@ -1,9 +1,8 @@
 """torch-mimicry: every generator's loss goes through ``compute_gan_loss(output)``.
 
-Its trainer counts steps only. An epoch is a pass of its data loader, and since every step fetches
-``n_dis`` batches, the step at which a checkpoint was written tells how many passes had ended:
-nothing has to be stored, and a run that was stopped in the middle of a pass goes on as if it had
-not been. In a loop of one's own with these networks the DataLoader that feeds it ends the epochs.
+Its trainer counts steps only. An epoch is a pass of its data loader, and every step fetches
+``n_dis`` batches: the step of a checkpoint tells how many passes had ended, also in the middle of
+one. In a loop of one's own with these networks the DataLoader that feeds it ends the epochs.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ def _trainer_built(
     seam: CallSeam, wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any
 ) -> None:
     wrapped(*args, **kwargs)
+    seam.wrap_overrides(type(trainer), "_fetch_data", _batch_fetched)
     seam.planned_epochs = trainer.num_steps * trainer.n_dis / len(trainer.dataloader)
 
 
@@ -52,10 +52,12 @@ def _restored(
 def _batch_fetched(
     seam: CallSeam, wrapped: Callable[..., Any], trainer: Any, args: Any, kwargs: Any
 ) -> Any:
+    before = _fetched.get(trainer, 0)
     result = wrapped(*args, **kwargs)
-    before, length = _fetched.get(trainer, 0), len(trainer.dataloader)
-    _fetched[trainer] = before + 1
-    # a pass ends where the next one begins: the step of its last batch still belongs to it
+    if _fetched.get(trainer, 0) == before:  # else an override called the original, which counted
+        _fetched[trainer] = before + 1
+    length = len(trainer.dataloader)
+    # the step of a pass's last batch still belongs to it
     seam.reach_epoch(before // length, complete=(before + 1) % length == 0)
     return result
 
@@ -106,10 +108,8 @@ ADAPTER = Adapter(
         ),
     ),
     stubs={
-        # torch dropped it; the names are used for downloads of ImageNet only
-        "torch._six": {"PY3": True, "string_classes": (str,)},
-        # only its metrics use it
-        "tensorflow": {},
+        "torch._six": {"PY3": True, "string_classes": (str,)},  # for downloads of ImageNet
+        "tensorflow": {},  # for its metrics
     },
 )
 

@@ -495,7 +495,7 @@ def test_script_that_dies(folder):
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("print('hello')", "NoEffectError: topk check: the script ended before an optimizer"),
+        ("print('hello')", "NoEffectError: topk check: in this process no optimizer stepped"),
         (
             "import gan\ngan.Critic = type('Other', (gan.nn.Module,), dict(gan.Critic.__dict__))\n"
             "from torch import nn\ngan.train(gan.nn.Linear(2, 1))",

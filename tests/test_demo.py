@@ -82,8 +82,9 @@ def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
 
 @needs_mimicry
 def test_second_epoch_keeps_fewer_rows_and_an_earlier_demo_is_not_resumed(tmp_path, capsys):
+    demo._claim(tmp_path, ())
     for arm in ("plain", "top-k"):  # what an earlier demo left: mimicry would refuse or resume it
-        demo._start_afresh(tmp_path / arm)
+        (tmp_path / arm).mkdir()
         (tmp_path / arm / "params.json").write_text('{"num_steps": 2}')
         for net in ("netG", "netD"):
             file = tmp_path / arm / "checkpoints" / net / f"{net}_2_steps.pth"
@@ -119,14 +120,18 @@ def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
     assert "plain arm failed with exit status 7" in capsys.readouterr().err
 
 
-def test_folder_that_no_demo_made_is_refused_and_left_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["top-k/thesis.txt", "samples.png", "topk.jsonl"])
+def test_what_no_demo_made_is_refused_and_left_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "NEEDED", ())
-    thesis = tmp_path / "top-k" / "thesis.txt"
-    thesis.parent.mkdir()
-    thesis.write_text("chapter 1")
-    with pytest.raises(ConfigError, match="top-k is there and no demo made it"):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("chapter 1")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=f"{name.partition('/')[0]} is there and no demo made it"):
         demo.run_demo(tmp_path)
-    assert thesis.read_text() == "chapter 1"
+    assert mine.read_text() == "chapter 1"
+    with pytest.raises(ConfigError, match="notes.txt is no folder"):
+        demo.run_demo(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("name", demo.NEEDED)

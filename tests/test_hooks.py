@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin import Adapter, TopK, attach, cli, hooks
 from topk_plugin.config import TopKConfig
-from topk_plugin.errors import ConfigError, HookError, ScoreShapeError
+from topk_plugin.errors import ConfigError, HookError, ResumeMismatch, ScoreShapeError
 from topk_plugin.gate import KEPT, ROWS
 from topk_plugin.hooks import Hooks, Progress, hookimpl, plugin_manager
 from topk_plugin.ranking import kept_rows
@@ -1210,3 +1210,55 @@ def test_topk_adapters_wrong_results_end_the_command(monkeypatch, capsys):
     entry_points(monkeypatch, mine="json")
     assert cli.main(["adapters"]) == 3
     assert "plugin 'mine': found <module 'json'" in capsys.readouterr().err
+
+
+def test_a_plugin_that_asks_to_be_tried_last_goes_before_the_built_in_rule():
+    class Last:
+        @hookimpl(trylast=True)
+        def topk_select(self, scores, k):
+            return scores < 0
+
+    topk = TopK(gamma=0.5, hooks=[Last()])
+    topk.end_epoch()
+    scores = torch.tensor([1.0, -1.0, 2.0, 3.0], requires_grad=True)
+    (-topk(scores)).mean().backward()
+    assert scores.grad.tolist() == [0.0, -1.0, 0.0, 0.0]
+
+
+def test_an_observer_beside_it_does_not_change_what_the_record_calls_a_plugin():
+    class Low:
+        @hookimpl
+        def topk_select(self, scores, k):
+            return scores <= scores.median()
+
+    class Watching:
+        @hookimpl
+        def topk_epoch_ended(self, progress):
+            pass
+
+    first = TopK(hooks=[Low()])
+    assert first.plugins == ["Low"]
+    TopK(hooks=[Watching(), Low()]).load_state_dict(first.state_dict())
+    with pytest.raises(ResumeMismatch, match="plugins"):
+        TopK(hooks=[Watching()]).load_state_dict(first.state_dict())
+
+
+def test_a_class_that_needs_arguments_is_said():
+    class Needs:
+        def __init__(self, value):
+            pass
+
+    with pytest.raises(HookError, match="Needs.* cannot be called without arguments"):
+        TopK(hooks=[Needs])
+
+
+def test_the_first_failure_is_kept_for_the_verdict():
+    topk = TopK(gamma=0.5, hooks=[plugin("topk_select", boom)])
+    assert topk.hook_errors == []
+    for _ in range(2):
+        scores = torch.zeros(4, requires_grad=True)
+        with pytest.raises(HookError) as raised:
+            topk(scores).mean().backward()
+        assert len(topk.hook_errors) == 1
+    assert topk.hook_errors[0] is not raised.value
+    assert "ZeroDivisionError" in str(topk.hook_errors[0])

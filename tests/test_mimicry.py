@@ -248,6 +248,71 @@ def test_a_second_training_begins_with_the_whole_batch(mimicry):
     assert verdict in mimicry.said()
 
 
+TRAINERS = {
+    "fetches by itself": """
+        class Mine(train.Trainer):
+            def _fetch_data(self, iter_dataloader):
+                try:
+                    return iter_dataloader, next(iter_dataloader)
+                except StopIteration:
+                    return self._fetch_data(iter(self.dataloader))
+        """,
+    "fetches by super": """
+        class Mine(train.Trainer):
+            def _fetch_data(self, iter_dataloader):
+                return super()._fetch_data(iter_dataloader=iter_dataloader)
+        """,
+}
+
+
+@pytest.mark.parametrize("text", TRAINERS.values(), ids=TRAINERS)
+def test_a_trainer_of_the_users_own_counts_each_batch_once(mimicry, text):
+    end = "train.Trainer = Mine\nrun(sngan.SNGANGenerator32)\n"
+    own_script(mimicry, textwrap.dedent(text) + end)
+    mimicry.train(flags=[*SETTINGS, "--log", "log.jsonl"])
+    assert logged(mimicry) == SIX_STEPS
+
+
+def test_a_loop_of_the_users_own_goes_by_its_loader(mimicry):
+    own_script(
+        mimicry,
+        """
+        class Mine(train.Trainer):
+            def train(self):
+                from torch_mimicry.training.metric_log import MetricLog
+                for epoch in range(2):
+                    for batch in self.dataloader:
+                        common = dict(real_batch=batch, log_data=MetricLog(), device=self.device)
+                        self.netD.train_step(netG=self.netG, optD=self.optD, **common)
+                        self.netG.train_step(netD=self.netD, optG=self.optG, **common)
+
+        train.Trainer = Mine
+        run(sngan.SNGANGenerator32)
+        """,
+    )
+    mimicry.train(flags=[*SETTINGS, "--log", "log.jsonl"])
+    assert [(epoch, k) for _, epoch, _, k in logged(mimicry)] == [(0, 16)] * 4 + [(1, 12)] * 4
+
+
+@pytest.mark.parametrize("command", [["run", "--no-enabled"], ["run"], ["check", "--steps", "1"]])
+def test_processes_that_it_starts_can_import_it(mimicry, command):
+    own_script(
+        mimicry,
+        """
+        if __name__ == "__main__":
+            import multiprocessing
+            child = multiprocessing.get_context("spawn").Process(target=print, args=("child",))
+            child.start()
+            child.join()
+            assert child.exitcode == 0
+            run(sngan.SNGANGenerator32)
+        """,
+    )
+    arguments = [command[0], "--adapter", "mimicry", *command[1:], *SETTINGS, "--", "train.py"]
+    done = launched.run(mimicry.folder, arguments)
+    assert done.status == 0, done.err
+
+
 # --- other versions -------------------------------------------------------------------------------
 
 

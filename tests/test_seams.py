@@ -1,11 +1,14 @@
 """The call seam and its patch log on toy packages: every order, every refusal, nothing left."""
 
+import copy
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import itertools
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -792,3 +795,79 @@ def test_an_unknown_adapter_ends_in_exit_status_2(toy, plugin):
 
 def test_every_adapter_has_a_script_for_the_contract():
     assert {path.stem for path in UPSTREAMS.glob("*.py")} == set(OFFERED)
+
+
+# --- a user's own overrides and copies ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        (lambda logits, weight=1.0: -logits.mean() * weight, lambda f, s: f(weight=2.0, logits=s)),
+        (lambda images, scores: -scores.mean(), lambda f, s: f(torch.ones(len(s), 3), s)),
+        (lambda *, scores: -scores.mean(), lambda f, s: f(scores=s)),
+    ],
+    ids=["another name, by keyword", "not the first", "keyword only"],
+)
+def test_the_scores_are_found_wherever_an_override_has_them(toy, function, call):
+    seam = make_seam(toy)
+    wrapped = wrapt.FunctionWrapper(
+        function, lambda wrapped, instance, args, kwargs: GATE(seam, wrapped, None, args, kwargs)
+    )
+    scores = torch.tensor([0.3, -1.2, 2.0, 0.1], requires_grad=True)
+    call(wrapped, scores).backward()
+    assert scores.grad.ne(0).tolist() == [True, False, True, False]
+
+
+def test_a_function_without_a_place_for_scores_is_said(toy):
+    with pytest.raises(UnsupportedUpstream, match="expected an argument 'scores'"):
+        GATE(make_seam(toy), lambda: None, None, (), {})
+
+
+def test_copies_and_pickles_are_those_of_the_original(toy):
+    seam = make_seam(toy)
+    seam.apply()
+    losses = importlib.import_module("toygan.losses")
+    holder = losses.Losses()
+    holder.criterion = holder.own
+    twin = copy.deepcopy(holder)
+    assert twin.criterion.__self__ is twin
+    assert copy.deepcopy(losses.generator_loss) is losses.generator_loss
+    assert pickle.loads(pickle.dumps(losses.generator_loss)) is losses.generator_loss
+    assert isinstance(pickle.loads(pickle.dumps(holder.own)).__self__, losses.Losses)
+    seam.undo()
+
+
+def test_what_is_pushed_out_in_mid_run_is_said_and_what_is_wrapped_is_not(toy):
+    seam = make_seam(toy)
+    seam.apply()
+    losses = importlib.import_module("toygan.losses")
+    assert seam.broken() is None
+    ours = losses.generator_loss
+
+    @functools.wraps(ours)  # calls what it wraps, and says so
+    def around(*args):
+        return ours(*args)
+
+    losses.generator_loss = around
+    assert seam.broken() is None
+    losses.generator_loss = lambda scores: scores.mean()
+    assert "toygan.losses.generator_loss was replaced" in str(seam.broken())
+    with pytest.warns(UserWarning, match="replaced by somebody else"):
+        seam.undo()
+
+
+def test_a_record_knows_of_steps_that_were_skipped(toy):
+    critic, first = torch.nn.Linear(2, 1), TopK(every=4)
+    record = ResumeRecord(critic, first)
+    first.begin_at(1, 7)  # two steps of the generator for each one that upstream counts
+    saved = critic.state_dict()
+    record.remove()
+
+    topk = TopK(every=4)
+    seam = make_seam(toy, topk=topk)
+    seam.keep_record(critic)
+    critic.load_state_dict(saved)
+    seam.begin_at(0, 4)
+    assert (topk.epoch, topk.steps) == (1, 7)
+    seam.undo()

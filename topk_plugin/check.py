@@ -15,7 +15,15 @@ from collections.abc import Sequence
 
 from topk_plugin.audit import Audit
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
-from topk_plugin.launch import Activation, Launch, _execute, _prepare, _roots, failed
+from topk_plugin.launch import (
+    Activation,
+    Launch,
+    _execute,
+    _prepare,
+    _roots,
+    _stubs_handed_down,
+    failed,
+)
 from topk_plugin.literal import Pass
 from topk_plugin.schedule import k_of
 from topk_plugin.seams import CallSeam
@@ -300,8 +308,8 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     audit = Audit(topk, activation.seam, wanted)
     activation.start()
     try:
-        with audit:
-            status, succeeded = _execute(start)
+        with audit, _stubs_handed_down(launch, _roots(command)):
+            status, _ = _execute(start)
     finally:
         if os.getpid() == process:  # a forked child that came back here has no say
             activation.close(succeeded=False, verdict=False)
@@ -334,8 +342,9 @@ def _nothing(audit: Audit) -> TopKError:
         )
     if not audit.topk.ledger.optimizer_steps:
         return NoEffectError(
-            "topk check: the script ended before an optimizer stepped, so there was nothing to "
-            "audit; expected a script that trains, in this process"
+            "topk check: in this process no optimizer stepped before the script ended, so there "
+            "was nothing to audit; expected a script that trains by itself, not in processes that "
+            "it starts"
         )
     error: TopKError = audit.seam.no_effect()
     return error

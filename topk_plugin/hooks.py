@@ -29,6 +29,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,11 @@ BY_NAME: dict[str, Callable[[], Any]] = {"bottom-k": BottomK, "random-k": Random
 class PluginManager(pluggy.PluginManager):
     """pluggy's, with errors that name the plugin and the hook."""
 
+    def __init__(self) -> None:
+        super().__init__(GROUP)
+        self.add_hookspecs(Hooks)
+        self.errors: list[HookError] = []  # the first of a hook that failed: a loop may swallow it
+
     def register(self, plugin: Any, name: str | None = None) -> str | None:
         """Register a plugin, under the ``name`` that errors call it by.
 
@@ -260,8 +266,7 @@ def plugin_manager(names: Sequence[str] = (), plugins: Sequence[Any] = ()) -> Pl
     """
     if isinstance(plugins, str) or not isinstance(plugins, Sequence):
         raise ConfigError(f"hooks: found {plugins!r}, expected a list of modules or objects")
-    manager = PluginManager(GROUP)
-    manager.add_hookspecs(Hooks)
+    manager = PluginManager()
     disabled = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
     known = [*ALWAYS, *BY_NAME, *(point.name for point in _entry_points())]
     for name in disabled:
@@ -283,7 +288,15 @@ def plugin_manager(names: Sequence[str] = (), plugins: Sequence[Any] = ()) -> Pl
         manager.register(BY_NAME[name](), name)
     for place, plugin in enumerate(plugins):
         kind = plugin.__name__ if hasattr(plugin, "__name__") else type(plugin).__name__
-        manager.register(plugin() if inspect.isclass(plugin) else plugin, f"hooks[{place}] {kind}")
+        name = f"hooks[{place}] {kind}"
+        try:
+            made = plugin() if inspect.isclass(plugin) else plugin
+        except Exception as error:
+            raise HookError(
+                f"plugin {name!r}: its class cannot be called without arguments, "
+                f"{type(error).__name__}: {error}; give an instance instead"
+            ) from error
+        manager.register(made, name)
     return manager
 
 
@@ -366,7 +379,8 @@ def selection(manager: PluginManager) -> Select:
 def replacing(manager: PluginManager) -> list[str]:
     """Names of the plugins that change what is kept, for headers and records."""
     found = [
-        implementation.plugin_name
+        # not its place among the objects: an observer beside it changes nothing
+        re.sub(r"^hooks\[\d+\] ", "", implementation.plugin_name)
         for hook in ("topk_scores", "topk_fraction", "topk_select")
         for implementation in getattr(manager.hook, hook).get_hookimpls()
         if not isinstance(implementation.plugin, PaperTopK)
@@ -445,16 +459,26 @@ RESULTS = {
 
 def _calls(manager: PluginManager, hook: str) -> list[Callable[[Mapping[str, Any]], Any]]:
     """The hook's implementations, the last registered first."""
-    implementations = getattr(manager.hook, hook).get_hookimpls()
-    return [_call(implementation, hook) for implementation in reversed(implementations)]
+    implementations = reversed(getattr(manager.hook, hook).get_hookimpls())
+    # the built-in rule is the last resort, also after a plugin that asks to be tried last
+    ordered = sorted(implementations, key=lambda i: isinstance(i.plugin, PaperTopK))
+    return [_call(implementation, hook, manager.errors) for implementation in ordered]
 
 
-def _call(implementation: Any, hook: str) -> Callable[[Mapping[str, Any]], Any]:
+def _call(
+    implementation: Any, hook: str, errors: list[HookError]
+) -> Callable[[Mapping[str, Any]], Any]:
     """An implementation as a function of all the hook's arguments, checked and traced."""
     function, plugin = implementation.function, implementation.plugin_name
     required, optional = tuple(implementation.argnames), tuple(implementation.kwargnames)
     allowed, traced = RESULTS.get(hook), _switched_on(TRACE)
     remedy = f"correct it{_or_leave_out(plugin)}"
+
+    def failed(message: str) -> HookError:
+        error = HookError(message)
+        if not (torch.compiler.is_compiling() or errors):
+            errors.append(error)
+        return error
 
     def call(arguments: Mapping[str, Any]) -> Any:
         try:
@@ -463,7 +487,7 @@ def _call(implementation: Any, hook: str) -> Callable[[Mapping[str, Any]], Any]:
                 **{name: arguments[name] for name in optional if name in arguments},
             )
         except Exception as error:
-            raise HookError(
+            raise failed(
                 f"plugin {plugin!r}: its hook {hook} raised {type(error).__name__}: {error}; "
                 f"{remedy}"
             ) from error
@@ -471,7 +495,7 @@ def _call(implementation: Any, hook: str) -> Callable[[Mapping[str, Any]], Any]:
             said = f"({_brief(arguments)}) -> {_shown(result)}"
             print(f"top-k hook {hook} of {plugin!r}{said}", file=sys.stderr, flush=True)
         if result is not None and allowed is not None and not allowed.holds(result, **arguments):
-            raise HookError(
+            raise failed(
                 f"plugin {plugin!r}: its hook {hook} returned {_shown(result)} for "
                 f"{_brief(arguments)}, expected {allowed.expected}, or None; {remedy}"
             )

@@ -21,7 +21,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,9 @@ def inherit() -> None:
         shutil.rmtree(reports.folder, ignore_errors=True)
     config, log = TopKConfig(**told.pop("config")), told.pop("log")
     launch = Launch(config, **told, log=None if log is None else Path(log))
+    if not config.enabled:
+        Stubs(find_adapter(str(launch.adapter))).install()
+        return
     activation = Activation(launch, roots, reports, child=True)
     activation.start()
     _inherited.append(activation)
@@ -201,6 +204,18 @@ def _handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[Reports]:
         told["launcher"] = os.getpid()
         with children.environment(json.dumps(told, default=str)):
             yield reports
+
+
+@contextlib.contextmanager
+def _stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
+    """Processes that are started inside inherit what an adapter stands in for, and no top-k."""
+    if launch.adapter is None:
+        with children.environment(None):
+            yield
+    else:
+        off = replace(launch, config=replace(launch.config, enabled=False), log=None)
+        with _handed_down(off, roots):
+            yield
 
 
 def _seam(launch: Launch, topk: TopK, roots: Sequence[Path]) -> CriticSeam | CallSeam:
@@ -234,13 +249,12 @@ def run(launch: Launch, command: Sequence[str]) -> int:
     """
     start = _prepare(command)
     outer = _take_over()
-    if not launch.config.enabled:
-        stubs = Stubs(find_adapter(launch.adapter)) if launch.adapter else None
-        if stubs is not None:  # so that the upstream runs with and without top-k
-            stubs.install()
-        with children.environment(None):
-            return _execute(start)[0]
     roots = _roots(command)
+    if not launch.config.enabled:
+        if launch.adapter is not None:  # so that the upstream runs with and without top-k
+            Stubs(find_adapter(launch.adapter)).install()
+        with _stubs_handed_down(launch, roots):
+            return _execute(start)[0]
     with _handed_down(launch, roots) as reports:
         activation = Activation(launch, roots, reports)
         process, status, succeeded = os.getpid(), 1, False

@@ -176,6 +176,8 @@ class Monitor:
         """
         self._write()
         error = self._verdict(succeeded, children) if verdict else None
+        if succeeded and self.topk.hook_errors:  # the script swallowed it
+            error = self.topk.hook_errors[0]
         of_children = (child.error for child in children if succeeded or child.fatal)
         return error or next(filter(None, of_children), None)
 
@@ -210,13 +212,16 @@ class Monitor:
             topk.check_direction()
         except TopKError as error:
             return error if succeeded else None
-        return None
+        broken = self.seam.broken()
+        if broken is not None:
+            self.say(f"verdict: {broken}")
+        return broken if succeeded else None
 
 
 def _of_children(children: Sequence[Report]) -> str:
     """What is known of the processes that a script started which trained nothing itself."""
     if not children:
-        return "no optimizer stepped, so there was nothing to gate"
+        return "no optimizer stepped in this process, and no process that it started reported one"
     ended = [child for child in children if child.ended]
     gated = [child for child in ended if child.steps]
     parts = []

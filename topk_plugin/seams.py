@@ -8,6 +8,7 @@ class of ``__main__``.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib.metadata
@@ -39,6 +40,28 @@ from topk_plugin.topk import TopK
 _MISSING = object()
 
 
+class _Bound(wrapt.BoundFunctionWrapper):
+    """A method of an instance: its copies and pickles are those of the original."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
+
+
+class Wrapped(wrapt.FunctionWrapper):
+    """A function with a wrapper around it; pickled by name, as functions are."""
+
+    __bound_function_wrapper__ = _Bound
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__qualname__
+
+
 class PatchLog:
     """What was replaced, in order, so that it can be verified and undone in reverse."""
 
@@ -63,7 +86,7 @@ class PatchLog:
         ):  # an alias, imported after what it stands for was wrapped
             before = before.__wrapped__
         present = inspect.getattr_static(owner, name) if before is _MISSING else before
-        wrapped = wrapt.FunctionWrapper(present, wrapper, enabled=lambda: self.active)
+        wrapped = Wrapped(present, wrapper, enabled=lambda: self.active)
         self._set(owner, name, before, wrapped)
 
     def _set(self, owner: Any, name: str, before: Any, value: Any) -> None:
@@ -76,12 +99,12 @@ class PatchLog:
         return any(after is present for _, _, _, after in self._entries)
 
     def verify(self) -> list[str]:
-        """Names of what somebody else has replaced since; empty if all is in place."""
+        """Names of what somebody else has replaced since, without calling what was there."""
         latest = {(id(owner), name): (owner, after) for owner, name, _, after in self._entries}
         return [
             f"{getattr(owner, '__name__', owner)}.{name}"
             for (_, name), (owner, after) in latest.items()
-            if vars(owner).get(name, _MISSING) is not after
+            if not _leads_to(vars(owner).get(name, _MISSING), after)
         ]
 
     def undo(self) -> list[str]:
@@ -102,6 +125,13 @@ class PatchLog:
             else:
                 setattr(owner, name, before)
         return list(left)
+
+
+def _leads_to(present: Any, ours: Any) -> bool:
+    """Whether ``present`` is ours, or a wrapper around it."""
+    while present is not ours and hasattr(present, "__wrapped__"):
+        present = present.__wrapped__
+    return present is ours
 
 
 # --- the call seam ------------------------------------------------------------------------------
@@ -323,16 +353,16 @@ class CallSeam:
             ConfigError: ``start_epoch`` says something else.
         """
         config, topk = self.topk.config, self.topk
-        topk.counted = True
         if config.every != "epoch":
             epoch = steps // config.every
         if topk.pass_complete:
             topk.end_epoch()  # the last one of an earlier training in this process
         if not steps:
             self._origin = config.start_epoch
-        elif topk.steps == topk.first_step == steps:
-            # the checkpoint had a record of ours, which knows its first run's start_epoch
+        elif topk.steps == topk.first_step and any(record.found for record in self._records):
+            # the checkpoint's record knows of steps that were skipped, and of start_epoch
             self._origin = topk.epoch - epoch
+            return
         elif config.start_epoch in (0, epoch):
             self._origin = 0
         else:
@@ -340,6 +370,8 @@ class CallSeam:
                 f"start_epoch: found {config.start_epoch}, but {self.adapter.upstream} goes on "
                 f"from its generator step {steps}, after {epoch} epochs; leave it out"
             )
+        for record in self._records:
+            record.found = True  # nothing is missing in a checkpoint without one
         topk.begin_at(self._origin + epoch, steps)
 
     def reach_epoch(self, epoch: int, complete: bool = False) -> None:
@@ -356,7 +388,17 @@ class CallSeam:
             topk.end_epoch()
         topk.pass_complete = complete
 
-    # --- where nothing was gated ----------------------------------------------------------------
+    # --- where nothing, or not all, was gated ----------------------------------------------------
+
+    def broken(self) -> NoEffectError | None:
+        """Whether top-k was pushed out in the middle of the run."""
+        gone = self.log.verify()
+        if not gone:
+            return None
+        return NoEffectError(
+            f"adapter {self.adapter.name}: {', '.join(gone)} was replaced after top-k wrapped it, "
+            "so the generator steps after that were not gated. Apply the other patch first"
+        )
 
     def no_effect(self) -> UnsupportedUpstream | SeamNotFound | NoEffectError:
         """Why no generator step was gated, after optimizers stepped."""
@@ -389,25 +431,40 @@ class CallSeam:
         )
 
 
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def scores_argument(name: str, position: int = 0) -> Wrapper:
     """A wrapper that gates one argument, the scores, of a generator's loss.
 
     Args:
-        name: of that argument, where it is passed by keyword.
-        position: of it otherwise (``self`` does not count); an override may name it differently.
+        name: of that argument.
+        position: of it where an override names it differently; ``self`` does not count.
     """
 
     def wrapper(
         seam: CallSeam, wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any
     ) -> Any:
-        def loss(scores: Any) -> Any:
-            if name in kwargs:
-                return wrapped(*args, **{**kwargs, name: scores})
-            return wrapped(*args[:position], scores, *args[position + 1 :], **kwargs)
+        signature = inspect.signature(wrapped)
+        plain = [p.name for p in signature.parameters.values() if p.kind not in _STARRED]
+        if name not in plain and len(plain) <= position:
+            raise UnsupportedUpstream(
+                f"adapter {seam.adapter.name}: found {wrapped.__qualname__}{signature}, expected "
+                f"an argument {name!r}, or one at position {position}, that takes the scores"
+            )
+        argument = name if name in plain else plain[position]
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return wrapped(*args, **kwargs)  # which says what is wrong
+        if argument not in bound.arguments:
+            return wrapped(*args, **kwargs)  # a default
 
-        if name not in kwargs and len(args) <= position:
-            return wrapped(*args, **kwargs)  # a mistake, or a default: as it would be without us
-        return seam.gated_loss(loss, kwargs[name] if name in kwargs else args[position])
+        def loss(scores: Any) -> Any:
+            bound.arguments[argument] = scores
+            return wrapped(*bound.args, **bound.kwargs)
+
+        return seam.gated_loss(loss, bound.arguments[argument])
 
     return wrapper
 
@@ -568,6 +625,10 @@ class CriticSeam:
         while self._undo:
             self._undo.pop()()
         self.log.undo()
+
+    def broken(self) -> NoEffectError | None:
+        """Whether top-k was pushed out: never, torch.compile's own wrapper around ours aside."""
+        return None
 
     def no_effect(self) -> SeamNotFound | NoEffectError:
         """Why no generator step was gated, after optimizers stepped."""

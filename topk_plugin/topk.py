@@ -94,6 +94,7 @@ class TopK:
             raise ConfigError("TopK: give a TopKConfig or keywords, not both")
         self.config = config or TopKConfig.from_config(settings, path="TopK")
         manager = plugin_manager(self.config.plugins, hooks)
+        self.hook_errors = manager.errors
         self.plugins = replacing(manager)
         """Names of the plugins that change what the paper keeps."""
         self.select = selection(manager)

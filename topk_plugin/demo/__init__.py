@@ -28,7 +28,7 @@ NU = 0.5
 
 NEEDED = ("torch_mimicry", "torchvision", "skimage", "sklearn", "tensorboard", "matplotlib")
 INSTALL = "pip install 'topk_plugin[demo]' && pip install --no-deps torch-mimicry==0.1.16"
-MARKER = ".topk-demo"  # lies in the folders that the demo made, and may therefore delete
+MARKER = ".topk-demo"  # lies in the folder that is the demo's
 
 Record = Mapping[str, Any]
 
@@ -46,15 +46,14 @@ def run_demo(
     ones for the script, such as ["--width", "16"]. Each arm starts afresh in `out`/ARM: what an
     earlier demo left there is deleted. Returns 0, or the exit status of the first arm that failed.
 
-    Raises ConfigError for fewer than one step, and where `out`/ARM is there and no demo made it;
+    Raises ConfigError for fewer than one step, and where `out` holds such files that no demo made;
     TopKError where torch-mimicry or something that it imports is not installed.
     """
     if steps is not None and steps < 1:
         raise ConfigError(f"steps is {steps}; expected at least 1")
     _require(NEEDED)
-    out.mkdir(parents=True, exist_ok=True)
     log = out / "topk.jsonl"
-    log.unlink(missing_ok=True)  # an earlier demo's steps are not this one's
+    _claim(out, ("plain", "top-k", "samples.png", "topk.png", log.name))
 
     # The plain arm goes through the adapter too: torch-mimicry does not import on today's torch
     # without what the adapter stands in for.
@@ -64,8 +63,6 @@ def run_demo(
         "top-k": [*launcher, "--gamma", str(gamma), "--nu", str(nu), "--log", str(log)],
     }
     script = [str(SCRIPT), *([] if steps is None else ["--steps", str(steps)]), *arguments]
-    for arm in arms:
-        _start_afresh(out / arm)
     seconds: dict[str, float] = {}
     for arm, prefix in arms.items():
         start = time.perf_counter()
@@ -170,7 +167,8 @@ def _stream(label: str, command: Sequence[str]) -> int:
     # Unbuffered, so that progress shows while the child runs. Passive, because on a busy machine
     # OpenMP threads that spin for each other make an epoch up to ten times slower.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
-    for name in [name for name in environment if name.startswith("TOPK_")]:
+    kept = ("TOPK_TRACE_PLUGINS", "TOPK_DISABLE_PLUGINS")
+    for name in [name for name in environment if name.startswith("TOPK_") and name not in kept]:
         del environment[name]  # the arms' settings are the demo's
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -190,17 +188,24 @@ def _require(modules: Iterable[str]) -> None:
         )
 
 
-def _start_afresh(folder: Path) -> None:
-    """Make `folder` and mark it; if an earlier demo made it, delete that one first.
+def _claim(out: Path, names: Sequence[str]) -> None:
+    """Make the folder `out` and mark it; delete in it what an earlier demo left under `names`.
 
-    Without this torch-mimicry would go on from the earlier demo's checkpoint.
+    Without this torch-mimicry would go on from the earlier demo's checkpoint. Raises ConfigError
+    where something of those names is there and no demo made it.
     """
-    if folder.exists() and not (folder / MARKER).exists():
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is no folder; choose another one")
+    found = [out / name for name in names if (out / name).exists()]
+    if found and not (out / MARKER).exists():
         raise ConfigError(
-            f"{folder} is there and no demo made it; expected a folder of an earlier demo, or "
-            "none: choose another --out"
+            f"--out: {found[0]} is there and no demo made it; expected a folder of an earlier "
+            "demo, or none: choose another one"
         )
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / MARKER).touch()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
