@@ -871,3 +871,13 @@ def test_a_record_knows_of_steps_that_were_skipped(toy):
     seam.begin_at(0, 4)
     assert (topk.epoch, topk.steps) == (1, 7)
     seam.undo()
+
+
+def test_a_second_training_goes_by_its_own_checkpoint(toy):
+    topk = TopK()
+    seam = make_seam(toy, topk=topk)
+    seam.keep_record(torch.nn.Linear(2, 1))
+    seam.begin_at(2, 9)  # resumed from a plain checkpoint, with nothing left to do
+    seam.begin_at(5, 21)  # and so is the next one
+    assert (topk.epoch, topk.steps) == (5, 21)
+    seam.undo()

@@ -18,11 +18,11 @@ from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.launch import (
     Activation,
     Launch,
-    _execute,
-    _prepare,
-    _roots,
-    _stubs_handed_down,
+    checkout_roots,
+    execute,
     failed,
+    prepare,
+    stubs_handed_down,
 )
 from topk_plugin.literal import Pass
 from topk_plugin.schedule import k_of
@@ -300,16 +300,16 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
         raise ConfigError(f"--steps: found {wanted}, expected a number of generator steps >= 1")
     if not launch.config.enabled:
         raise ConfigError("topk check: top-k is switched off, so there is nothing to audit")
-    start = _prepare(command)
-    activation = Activation(launch, _roots(command))
+    start = prepare(command)
+    activation = Activation(launch, checkout_roots(command))
     topk, process = activation.topk, os.getpid()
     held = launch.config.nu if launch.config.nu < 1 else 0.5
     topk.hold(held)
     audit = Audit(topk, activation.seam, wanted)
     activation.start()
     try:
-        with audit, _stubs_handed_down(launch, _roots(command)):
-            status, _ = _execute(start)
+        with audit, stubs_handed_down(launch, checkout_roots(command)):
+            status, _ = execute(start)
     finally:
         if os.getpid() == process:  # a forked child that came back here has no say
             activation.close(succeeded=False, verdict=False)

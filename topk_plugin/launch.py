@@ -207,7 +207,7 @@ def _handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[Reports]:
 
 
 @contextlib.contextmanager
-def _stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
+def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
     """Processes that are started inside inherit what an adapter stands in for, and no top-k."""
     if launch.adapter is None:
         with children.environment(None):
@@ -247,20 +247,20 @@ def run(launch: Launch, command: Sequence[str]) -> int:
         ConfigError: no such script or module, a malformed critic path, or an unknown adapter.
         SeamNotFound, UnsupportedUpstream: the adapter's upstream is not what it was written for.
     """
-    start = _prepare(command)
+    start = prepare(command)
     outer = _take_over()
-    roots = _roots(command)
+    roots = checkout_roots(command)
     if not launch.config.enabled:
         if launch.adapter is not None:  # so that the upstream runs with and without top-k
             Stubs(find_adapter(launch.adapter)).install()
-        with _stubs_handed_down(launch, roots):
-            return _execute(start)[0]
+        with stubs_handed_down(launch, roots):
+            return execute(start)[0]
     with _handed_down(launch, roots) as reports:
         activation = Activation(launch, roots, reports)
         process, status, succeeded = os.getpid(), 1, False
         activation.start()
         try:
-            status, succeeded = _execute(start)
+            status, succeeded = execute(start)
         finally:  # Ctrl-C passes through, with its verdict
             error = None
             if os.getpid() == process:  # a forked child that came back here has no say
@@ -272,13 +272,13 @@ def run(launch: Launch, command: Sequence[str]) -> int:
     return status if error is None else failed(error)
 
 
-def _roots(command: Sequence[str]) -> list[Path]:
+def checkout_roots(command: Sequence[str]) -> list[Path]:
     """Folders of the launched checkout: where the command runs, and where its script lies."""
     here = Path.cwd()
     return [here] if command[0] == "-m" else [here, (here / command[0]).resolve().parent]
 
 
-def _prepare(command: Sequence[str]) -> Callable[[], None]:
+def prepare(command: Sequence[str]) -> Callable[[], None]:
     """What runs ``command``: its code is found and compiled now, so that mistakes show at once."""
     if not command:
         raise ConfigError(
@@ -341,7 +341,7 @@ def _main_module(path: str | None) -> types.ModuleType:
     return main
 
 
-def _execute(start: Callable[[], None]) -> tuple[int, bool]:
+def execute(start: Callable[[], None]) -> tuple[int, bool]:
     """Exit status of the script, and whether it ended by itself with success."""
     before = set(threading.enumerate())
     try:

@@ -357,9 +357,12 @@ class CallSeam:
             epoch = steps // config.every
         if topk.pass_complete:
             topk.end_epoch()  # the last one of an earlier training in this process
+        restored = topk.steps == topk.first_step and any(r.found for r in self._records)
+        for record in self._records:  # what they loaded is accounted for, with a record or without
+            record.loaded = record.found = False
         if not steps:
             self._origin = config.start_epoch
-        elif topk.steps == topk.first_step and any(record.found for record in self._records):
+        elif restored:
             # the checkpoint's record knows of steps that were skipped, and of start_epoch
             self._origin = topk.epoch - epoch
             return
@@ -370,8 +373,6 @@ class CallSeam:
                 f"start_epoch: found {config.start_epoch}, but {self.adapter.upstream} goes on "
                 f"from its generator step {steps}, after {epoch} epochs; leave it out"
             )
-        for record in self._records:
-            record.found = True  # nothing is missing in a checkpoint without one
         topk.begin_at(self._origin + epoch, steps)
 
     def reach_epoch(self, epoch: int, complete: bool = False) -> None:
@@ -418,12 +419,9 @@ class CallSeam:
                 f"{steps}. Expected a script that trains with {self.adapter.upstream}; for another "
                 "one name its critic: --critic module:Class"
             )
-        gone = self.log.verify()
-        if gone:
-            return NoEffectError(
-                f"adapter {name}: {', '.join(gone)} was replaced after top-k wrapped it, and no "
-                f"generator step was gated, while {steps}. Apply the other patch first."
-            )
+        broken = self.broken()
+        if broken is not None:
+            return broken
         how = "called, but no gradient of its scores came back" if self.called else "never called"
         return NoEffectError(
             f"adapter {name}: {steps} and its loss was {how}. Expected upstream's own generator "

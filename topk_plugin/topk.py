@@ -243,7 +243,10 @@ class TopK:
                 kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
             else:  # a plugin may keep more or fewer
                 kept = mask.nonzero().flatten()
-                select = lambda scores, k: mask  # noqa: E731  asked once: it may draw at random
+
+                def select(scores: Tensor, k: Tensor) -> Tensor:
+                    return mask  # asked once: it may draw at random
+
         # in front of the selection, so that the loss votes and the dropped rows are counted
         gated = self._gate(scores, "none", select) if torch.is_grad_enabled() else scores
         rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *companions)]
