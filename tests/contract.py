@@ -1,19 +1,26 @@
 """What every adapter has to pass, whichever plugin offers it.
 
 An adapter's script, upstreams/NAME.py, trains with its upstream in float64 and writes weights.pt.
-With `--hand` it trains twice: as ever (plain.pt), and with top-k written into it by hand, for gamma
-0.75 and nu 0.5 (weights.pt). With `--other` it imports the upstream and trains something else.
+With `--hand` it does so with top-k written into it by hand, for gamma 0.75 and nu 0.5, and with
+`--other` it imports the upstream and trains something else. Arguments that it does not know are the
+upstream's own.
+
+An upstream is what is installed here, or else a checkout: the genuine one, from the folder that
+TOPK_UPSTREAMS names (OWNER+NAME in it), and a stand-in, standins/NAME, which has the same files,
+names and signatures.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import launched
 import pytest
@@ -23,55 +30,114 @@ from losses import error
 
 import topk_plugin
 from topk_plugin.hooks import adapters, plugin_manager
+from topk_plugin.patch import RECORD
+from topk_plugin.rewrite import IMPORT
 
 ROOT = Path(__file__).parents[1]
 UPSTREAMS = Path(__file__).parent / "upstreams"
+STANDINS = Path(__file__).parent / "standins"
 SETTINGS = ("--gamma", "0.75", "--nu", "0.5")
 VERDICT = re.compile(
     r"^top-k verdict: (\d+) generator steps gated, (\d+) of (\d+) rows dropped, "
     r"(\d+) epochs ended, last k (\d+) of (\d+), 0 non-finite scores$",
     re.MULTILINE,
 )
+OFFERED = adapters(plugin_manager())
 
 
 class Upstream:
-    """An adapter's script in a folder of its own, to be run again and again."""
+    """An upstream in a folder of its own with the adapter's script, to be run again and again.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        shutil.copy(UPSTREAMS / f"{name}.py", folder / "train.py")
+    Args:
+        origin: "installed", "stand-in" or "genuine".
+    """
 
-    def run(self, *arguments: str, flags: Sequence[str] = SETTINGS) -> Done:
-        """``topk run --adapter NAME FLAGS -- train.py ARGUMENTS``."""
-        command = ["run", "--adapter", self.name, *flags, "--", "train.py", *arguments]
-        _, *others = needed(self.name)  # the upstream itself has to be imported under top-k
-        done = launched.run(self.folder, command, preload=others)
+    def __init__(self, folder: Path, name: str, origin: str = "installed") -> None:
+        self.name, self.origin, self.adapter = name, origin, OFFERED[name]
+        self.checkout = self.folder = folder / "upstream"
+        self.script = "train.py" if origin == "installed" else "topk_driver.py"
+        if origin == "installed":
+            self.checkout.mkdir()
+        else:
+            source = checkout(name) if origin == "genuine" else STANDINS / name
+            assert source is not None
+            ignored = shutil.ignore_patterns(".git", "*.gif", "*.jpg", "*.npz", "docs")
+            shutil.copytree(source, self.checkout, ignore=ignored)
+            base = self.adapter.patch.checkout(self.checkout)
+            assert base is not None, f"{source}: no files of the adapter's rules"
+            self.folder = base
+            shutil.copy(UPSTREAMS.parent / "drive.py", self.folder / "topk_drive.py")
+        shutil.copy(UPSTREAMS / f"{name}.py", self.folder / self.script)
+        # the digests are those of the genuine files
+        self.force = ["--force"] if origin == "stand-in" else []
+
+    def run(self, *arguments: str, flags: Sequence[str] = SETTINGS, command: str = "run") -> Done:
+        """``topk COMMAND --adapter NAME FLAGS -- train.py ARGUMENTS``."""
+        flags = [*self.force, *flags]
+        words = [command, "--adapter", self.name, *flags, "--", self.script, *arguments]
+        done = launched.run(self.folder, words, preload=preloaded(self.name))
         assert "Traceback" not in done.err, done.err
         return done
 
     def train(self, *arguments: str, flags: Sequence[str] = SETTINGS) -> list[torch.Tensor]:
         """The weights after a run that has to succeed; what it wrote besides is removed."""
+        before = set(self.folder.iterdir())
         done = self.run(*arguments, flags=flags)
         assert done.status == 0, done.err
-        for path in self.folder.iterdir():
+        for path in set(self.folder.iterdir()) - before:
             if path.is_dir():
                 shutil.rmtree(path)
-        return self.weights("weights.pt")
+        return self.weights()
 
-    def weights(self, name: str) -> list[torch.Tensor]:
-        saved = torch.load(self.folder / name, weights_only=True)
-        return [value for state in saved for value in state.values()]
+    def weights(self) -> list[torch.Tensor]:
+        saved = torch.load(self.folder / "weights.pt", weights_only=True)
+        return [value for state in saved for value in state.values() if value.is_floating_point()]
 
     def said(self) -> str:
         """What the latest run wrote to stderr."""
         return (self.folder / "stderr.txt").read_text()
 
+    def patch(self, *flags: str) -> Done:
+        """``topk patch CHECKOUT --adapter NAME FLAGS``."""
+        words = ["patch", str(self.checkout), "--adapter", self.name, *self.force, *flags]
+        return launched.run(self.folder, words)
+
+    def files(self) -> dict[str, bytes]:
+        """The Python files of the checkout."""
+        return {str(path): path.read_bytes() for path in self.checkout.rglob("*.py")}
+
+
+def checkout(name: str) -> Path | None:
+    """The genuine checkout of an adapter's repository, if it is here."""
+    folder = os.environ.get("TOPK_UPSTREAMS")
+    path = Path(folder or "", OFFERED[name].upstream.replace("/", "+"))
+    return path if folder and path.is_dir() else None
+
+
+def _origins() -> Iterator[Any]:
+    """Each adapter with each of its upstreams."""
+    for name, adapter in OFFERED.items():
+        if adapter.patch is None:
+            yield pytest.param(name, "installed", id=name)
+        else:
+            yield pytest.param(name, "stand-in", id=f"{name}-stand-in")
+            yield pytest.param(name, "genuine", id=f"{name}-genuine", marks=pytest.mark.upstream)
+
+
+ORIGINS = list(_origins())
+
 
 def needed(name: str) -> list[str]:
-    """Modules that an adapter's script needs, the upstream's own first."""
+    """Modules that an adapter's script needs, an installed upstream's own first."""
     first_line = (UPSTREAMS / f"{name}.py").read_text().partition("\n")[0]
     assert first_line.startswith("# needs: ")
     return first_line.split()[2:]
+
+
+def preloaded(name: str) -> list[str]:
+    """Those of them that may be imported before top-k is on; an installed upstream may not."""
+    modules = [module for module in needed(name) if importlib.util.find_spec(module)]
+    return modules[OFFERED[name].patch is None :]
 
 
 def needs(name: str) -> list[str]:
@@ -79,8 +145,11 @@ def needs(name: str) -> list[str]:
     return [module for module in needed(name) if importlib.util.find_spec(module) is None]
 
 
-def skip_without(name: str) -> None:
+def skip_without(name: str, origin: str = "installed") -> None:
     """Skips where the upstream is not installed."""
+    if origin == "genuine" and checkout(name) is None:
+        where = f"{OFFERED[name].upstream.replace('/', '+')} in the folder TOPK_UPSTREAMS"
+        pytest.skip(f"no checkout {where}")
     if missing := needs(name):
         pytest.skip(f"{', '.join(missing)} not installed")
 
@@ -89,21 +158,24 @@ def check_by_hand(upstream: Upstream, *arguments: str) -> re.Match[str]:
     """A run ends with the weights of top-k by hand, and not of no top-k; its verdict's numbers."""
     by_hand = upstream.train(*arguments, "--hand", flags=["--no-enabled"])
     assert "top-k" not in upstream.said()
+    plain = upstream.train(*arguments, flags=["--no-enabled"])
     found = upstream.train(*arguments)
     assert error(found, by_hand) < 1e-9
-    assert error(found, upstream.weights("plain.pt")) > 1e-6
+    assert error(found, plain) > 1e-6
+    return verdict_of(upstream)
+
+
+def verdict_of(upstream: Upstream) -> re.Match[str]:
+    """The one header and the one verdict of the latest run."""
     said = upstream.said()
-    assert said.count("top-k ACTIVE: ") == 1
+    assert said.count("top-k ACTIVE: ") == 1, said
     verdict = VERDICT.search(said)
     assert verdict is not None, said
     return verdict
 
 
-OFFERED = adapters(plugin_manager())
-
-
 @pytest.mark.parametrize("name", OFFERED)
-class TestContract:
+class TestDeclaration:
     """Collected where it is imported."""
 
     def test_it_states_what_it_is(self, name):
@@ -114,75 +186,229 @@ class TestContract:
         assert adapter.epoch
         assert adapter.counter
         assert adapter.tested
-        assert any(wrap.wrapper is not None for wrap in adapter.wraps)
+        assert any(wrap.wrapper is not None for wrap in adapter.wraps) == (adapter.seam == "call")
         for wrap in adapter.wraps:
             ast.parse(f"def f{wrap.signature}: ...")
         if adapter.distribution:
             assert adapter.install
             assert f"{adapter.distribution}=={adapter.versions[-1]}" in adapter.install
+        if adapter.seam == "source":
+            assert adapter.patch is not None
+        if adapter.patch is not None:
+            assert adapter.patch.commit in adapter.versions
+            assert adapter.patch.flags
+            assert adapter.patch.digests
+            assert all(place.place.digest for place in adapter.patch.topk_places)
 
-    def test_its_file_is_short_and_imports_public_names_only(self, name):
-        text = (ROOT / "adapters" / f"{name}.py").read_text()
-        assert 20 <= len(text.splitlines()) <= 120
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                assert {alias.name for alias in node.names} <= sys.stdlib_module_names
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module is not None
-                if node.module == "topk_plugin":
-                    assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
-                else:
-                    assert node.module.partition(".")[0] in sys.stdlib_module_names
+    def test_its_files_are_short_and_import_public_names_only(self, name):
+        files = [ROOT / "adapters" / f"{name}.py", ROOT / "patches" / f"{name}.py"]
+        for file in files[: 1 + (OFFERED[name].patch is not None)]:
+            text = file.read_text()
+            assert 20 <= len(text.splitlines()) <= 120
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Import):
+                    assert {alias.name for alias in node.names} <= sys.stdlib_module_names
+                elif isinstance(node, ast.ImportFrom):
+                    assert node.module is not None
+                    if node.module == "topk_plugin":
+                        assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
+                    elif node.module != f"topk_plugin.patches.{name}":
+                        assert node.module.partition(".")[0] in sys.stdlib_module_names
 
     def test_offering_it_imports_no_upstream(self, tmp_path, name):
-        package = OFFERED[name].wraps[0].module.partition(".")[0]
+        modules = {wrap.module.partition(".")[0] for wrap in OFFERED[name].wraps}
         (tmp_path / "offered.py").write_text(
             "import sys\nfrom topk_plugin.hooks import adapters, plugin_manager\n"
-            f"print({name!r} in adapters(plugin_manager()), {package!r} in sys.modules)\n"
+            f"print({name!r} in adapters(plugin_manager()), {modules!r} & sys.modules.keys())\n"
         )
-        assert launched.plain_run(tmp_path, "offered.py").out == "True False\n"
+        assert launched.plain_run(tmp_path, "offered.py").out == "True set()\n"
 
-    def test_training_is_top_k_by_hand(self, tmp_path, name):
-        skip_without(name)
-        verdict = check_by_hand(Upstream(tmp_path, name))
+
+@pytest.mark.parametrize(("name", "origin"), ORIGINS)
+class TestContract:
+    """Collected where it is imported."""
+
+    @pytest.fixture
+    def upstream(self, tmp_path, name, origin):
+        skip_without(name, origin)
+        return Upstream(tmp_path, name, origin)
+
+    def test_training_is_top_k_by_hand(self, upstream):
+        verdict = check_by_hand(upstream)
         steps, dropped, rows, epochs, k, batch = map(int, verdict.groups())
         assert 0 < dropped < rows
         assert min(steps, epochs) > 1
-        assert k == batch // 2
+        assert k == max(1, batch // 2)
+        of = upstream.adapter
+        version = of.versions[-1]
+        known = {"installed": f"{of.distribution} {version}", "genuine": f"{of.upstream} {version}"}
+        said = known.get(upstream.origin, f"{of.upstream} of unknown version")
+        assert f"top-k ACTIVE: {upstream.name} ({said}), direction " in upstream.said()
+        assert ("top-k note: " in upstream.said()) == (upstream.origin == "stand-in")
 
-    def test_at_k_equal_to_b_it_is_not_there(self, tmp_path, name):
-        skip_without(name)
-        upstream = Upstream(tmp_path, name)
+    def test_at_k_equal_to_b_it_is_not_there(self, upstream):
         found = upstream.train(flags=["--gamma", "1"])
         assert "rows dropped" in upstream.said()
         plain = upstream.train(flags=["--no-enabled"])
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
-    def test_a_loop_of_ones_own_has_no_effect(self, tmp_path, name):
-        skip_without(name)
-        done = Upstream(tmp_path, name).run("--other")
-        assert done.status == 3
-        assert f"NoEffectError: adapter {name}: 10 optimizer steps ran" in done.err
-        assert "its loss was never called" in done.err
+    def test_gradients_are_those_of_the_formula(self, upstream):
+        done = upstream.run(command="check", flags=[*SETTINGS, "--steps", "2"])
+        assert done.status == 0, done.out + done.err
+        assert re.search(r"gradient +relative error .* at most \d.*e-\d\d|0\.0e\+00", done.out)
+        assert re.search(r"^rows +those of a plain sort", done.out, re.MULTILINE), done.out
+        assert re.search(r"^result +agrees$", done.out, re.MULTILINE)
+        direction = upstream.adapter.direction
+        assert "the adapter says" not in done.out, direction
 
-    def test_undo_leaves_the_very_functions(self, tmp_path, name):
+    def test_a_loop_of_ones_own_has_no_effect(self, upstream):
+        done = upstream.run("--other")
+        assert done.status == 3
+        assert re.search(rf"^topk: \w+: adapter {upstream.name}: ", done.err, re.MULTILINE)
+        assert "10 optimizer steps ran" in done.err
+        if upstream.adapter.seam == "call":
+            assert "its loss was never called" in done.err
+
+    def test_a_renamed_function_is_refused_before_training(self, upstream):
+        if upstream.origin == "installed":
+            pytest.skip("shown on a copy of the package")  # test_mimicry
+        adapter = upstream.adapter
+        if adapter.seam == "call":
+            wrap = next(wrap for wrap in adapter.wraps if wrap.wrapper is not None)
+            file, called = f"{wrap.module}.py", wrap.name
+        else:
+            place = adapter.patch.topk_places[0].place
+            file, called = place.file, place.at
+        path = upstream.folder / file
+        path.write_text(re.sub(rf"\b{called.rpartition('.')[2]}\b", "renamed", path.read_text()))
+        done = upstream.run()
+        assert done.status == 3
+        assert "UnsupportedUpstream" in done.err
+        assert called in done.err
+        assert str(path) in done.err
+        assert not (upstream.folder / "weights.pt").exists()
+
+    def test_undo_leaves_everything_as_it_was(self, upstream, name):
         """Applied before the upstream is imported, and once more after it."""
-        skip_without(name)
-        Upstream(tmp_path, name)
-        (tmp_path / "undo.py").write_text(UNDO)
-        done = launched.plain_run(tmp_path, "undo.py", name)
+        (upstream.folder / "undo.py").write_text(UNDO)
+        done = launched.plain_run(upstream.folder, "undo.py", name, *upstream.force)
         assert (done.status, done.err) == (0, "")
         assert done.out.endswith("the very functions\n")
+
+    def test_auto_recognises_it(self, upstream, name):
+        done = launched.run(
+            upstream.folder,
+            ["run", "--adapter", "auto", *SETTINGS, "--", upstream.script, "--other"],
+            preload=preloaded(name),
+        )
+        if upstream.origin == "stand-in":
+            assert done.status == 2
+            assert "--adapter auto: found no repository with an adapter" in done.err
+            assert "Nearly: " in done.err
+        else:
+            assert f"top-k adapter auto: {name} ({upstream.adapter.upstream}), " in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"), [case for case in ORIGINS if case.values[1] != "installed"]
+)
+class TestPatch:
+    """`topk patch`, for every adapter that has rules. Collected where it is imported."""
+
+    @pytest.fixture
+    def upstream(self, tmp_path, name, origin):
+        skip_without(name, origin)
+        return Upstream(tmp_path, name, origin)
+
+    def test_written_run_and_undone(self, upstream):
+        originals = upstream.files()
+        by_hand = upstream.train("--hand", flags=["--no-enabled"])
+        plain = upstream.train(flags=["--no-enabled"])
+        diff = upstream.patch()
+        assert diff.status == 0, diff.err
+        assert IMPORT in diff.out
+        assert upstream.files() == originals
+
+        assert upstream.patch("--write").status == 0
+        written = upstream.files()
+        changed = {Path(path).name for path in originals if written[path] != originals[path]}
+        assert changed == {
+            Path(name).name for name in re.findall(r"^\+\+\+ b/(.*)$", diff.out, re.M)
+        }
+        again = upstream.patch("--write")
+        assert again.status == 0
+        assert "nothing was changed" in again.err
+        assert upstream.files() == written
+
+        def train(*flags: str) -> list[torch.Tensor]:
+            done = launched.run(
+                upstream.folder,
+                [upstream.script, *flags],
+                plain=True,
+                preload=needed(upstream.name),
+            )
+            assert done.status == 0, done.err
+            assert "Traceback" not in done.err, done.err
+            return upstream.weights()
+
+        assert all(torch.equal(a, b) for a, b in zip(train(), plain, strict=True))
+        assert "top-k" not in upstream.said()
+        found = train("--topk", "--topk-gamma", "0.75", "--topk-nu", "0.5")
+        assert error(found, by_hand) < 1e-9
+        assert int(verdict_of(upstream)[4]) > 1
+        assert ", patched), direction" in upstream.said()
+
+        refused = upstream.run()
+        assert refused.status == 3
+        assert "`topk patch` has put top-k into this file already" in refused.err
+        assert upstream.patch("--revert").status == 0
+        assert upstream.files() == originals
+        assert not list(upstream.checkout.rglob(RECORD))
+        assert not list(upstream.checkout.rglob("*.topk-draft"))
+        assert upstream.patch("--revert").status == 2
+
+    def test_a_local_edit_at_the_seam_is_refused(self, upstream):
+        if upstream.origin == "stand-in":
+            pytest.skip("its digests are those of the genuine files")
+        place = upstream.adapter.patch.topk_places[0].place
+        path = upstream.folder / place.file
+        path.write_text(path.read_text().replace(f"{place.at}(", f"{place.at}(*[], "))
+        edited = upstream.files()
+        for arguments in ((), ("--write",)):
+            done = upstream.patch(*arguments)
+            assert done.status == 3
+            assert str(path) in done.err
+            assert "digest" in done.err
+        assert upstream.files() == edited
+
+    def test_no_line_of_it_is_in_this_project(self, upstream):
+        if upstream.origin == "stand-in":
+            pytest.skip("a stand-in is this project's own")
+        theirs = {
+            line.strip()
+            for path in upstream.checkout.rglob("*.py")
+            if not path.name.startswith("topk_")
+            for line in path.read_text(errors="replace").splitlines()
+            if len(line.strip()) > 40 and not re.match(r"\s*(from|import)\b", line)
+        }
+        for folder in ("topk_plugin", "adapters", "patches", "tests"):
+            for path in (ROOT / folder).rglob("*.py"):
+                mine = {line.strip() for line in path.read_text().splitlines()}
+                assert not mine & theirs, path
 
 
 UNDO = """
 import functools, importlib, sys, types
+from pathlib import Path
+from typing import Any
 from topk_plugin import TopK
 from topk_plugin.hooks import adapters, plugin_manager
-from topk_plugin.seams import CallSeam
+from topk_plugin.rewrite import Rewriter, code_of
+from topk_plugin.seams import CallSeam, active_seam
 
 adapter = adapters(plugin_manager())[sys.argv[1]]
-seam = CallSeam(adapter, TopK(), roots=[])
+roots = [Path.cwd()] if adapter.patch else []
+seam = CallSeam(adapter, TopK(), roots=roots, force="--force" in sys.argv)
 
 def present():
     found = {}
@@ -192,9 +418,17 @@ def present():
         found[wrap] = vars(owner).get(last)
     return found
 
+def rewriters():
+    return [finder for finder in sys.meta_path if isinstance(finder, Rewriter)]
+
 seam.apply()
 wrapped = present()
+if adapter.seam == "source":
+    files = {rule.place.file for rule in adapter.patch.topk_places}
+    assert active_seam() is seam and len(rewriters()) == 1
+    assert all(code_of(Path.cwd() / file) for file in files)
 seam.undo()
+assert not rewriters() and active_seam() is None
 originals = present()
 assert all(type(function) is types.FunctionType for function in originals.values())
 seam.apply()
@@ -204,6 +438,7 @@ for wrap, function in present().items():
 assert seam.log.verify() == []
 seam.undo()
 assert all(function is originals[wrap] for wrap, function in present().items())
+assert not rewriters() and active_seam() is None
 for name in adapter.stubs:
     assert name not in sys.modules or sys.modules[name].__spec__.origin, name  # the real one
 print("the very functions")

@@ -26,7 +26,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     os._exit(0)
-signal.alarm(60)
+signal.alarm(240)
 job = json.loads(line)
 os.chdir(job["cwd"])
 multiprocessing.process.ORIGINAL_DIR = job["cwd"]

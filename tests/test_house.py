@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "topk_plugin"
 ORDER = [
     "errors",
+    "rewrite",
     "adapter",
     "stubs",
+    "upstream",
+    "patch",
     "ranking",
     "gate",
     "schedule",
@@ -31,6 +34,7 @@ ORDER = [
     "children",
     "monitor",
     "launch",
+    "script",
     "literal",
     "audit",
     "check",
@@ -65,14 +69,20 @@ def test_imports_go_up_only(name):
     assert imported(path) <= set(ORDER[: ORDER.index(name)])
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("adapters/*.py")), ids=lambda path: path.stem)
-def test_adapters_import_public_names_only(path):
+FILES = sorted([*ROOT.glob("adapters/*.py"), *ROOT.glob("patches/*.py")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_adapters_and_patches_import_public_names_only(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith("topk_plugin") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("topk_plugin"):
-            assert node.module == "topk_plugin"
-            assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
+            if path.parent.name == "adapters" and node.module == f"topk_plugin.patches.{path.stem}":
+                assert [alias.name for alias in node.names] == ["PATCH"]
+            else:
+                assert node.module == "topk_plugin"
+                assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
 
 
 def test_a_checkout_works_where_it_is_not_installed_and_registers_nothing_twice():
@@ -86,4 +96,5 @@ print(*hooks.adapters(hooks.plugin_manager()))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["mimicry"]
+    files = {path.stem for path in ROOT.glob("adapters/*.py")} - {"__init__"}
+    assert set(done.stdout.split()) == files

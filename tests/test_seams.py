@@ -20,7 +20,7 @@ import launched
 import pytest
 import torch
 import wrapt
-from contract import OFFERED, UPSTREAMS, TestContract  # noqa: F401
+from contract import OFFERED, UPSTREAMS, TestContract, TestDeclaration, TestPatch  # noqa: F401
 from losses import make_topk
 
 from topk_plugin import Adapter, TopK, Wrap, scores_argument

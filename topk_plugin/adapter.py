@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from topk_plugin.rewrite import Patch
+
 Wrapper = Callable[[Any, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 """``(seam, wrapped, instance, args, kwargs)``: what stands around an upstream function; it calls
 ``wrapped(*args, **kwargs)``, which is bound already, and returns what the caller gets."""
@@ -25,14 +27,14 @@ class Wrap:
 class Adapter:
     """One upstream repository: where top-k goes in it, and what was verified.
 
-    The wraps' modules, names and signatures are its fingerprint: an upstream where they differ is
-    :class:`~topk_plugin.errors.UnsupportedUpstream`.
+    The wraps' modules, names and signatures and the places of the patch are its fingerprint: an
+    upstream where they differ is :class:`~topk_plugin.errors.UnsupportedUpstream`.
     """
 
     name: str  # for `topk run --adapter`
     upstream: str  # the repository, "owner/name"
     versions: tuple[str, ...]  # releases or commits it was run on
-    seam: Literal["call"]
+    seam: Literal["call", "source"]  # functions are wrapped, or the patch's topk rules applied
     wraps: tuple[Wrap, ...]
     epoch: str  # where an epoch ends, in words
     counter: str  # where upstream keeps its counter, in words
@@ -43,3 +45,8 @@ class Adapter:
     config_keys: tuple[str, ...] = ()  # that it adds to upstream's configuration
     # modules that upstream imports and that need not exist: {"torch._six": {"PY3": True}}
     stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    patch: Patch | None = None  # source rules, for `topk patch` too
+    # what becomes of the critic's other outputs in dropped rows, unless the settings say
+    companions: Literal["follow", "keep"] = "keep"
+    # upstream's flags for a configuration file that may have the settings
+    config_flags: tuple[str, ...] = ()

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from topk_plugin import __version__
+from topk_plugin import __version__, patch
 from topk_plugin.check import check
 from topk_plugin.config import TopKConfig, add_run_arguments, unknown_name
 from topk_plugin.errors import TopKError
 from topk_plugin.hooks import adapters, plugin_manager
-from topk_plugin.launch import Launch, failed, run
+from topk_plugin.launch import (
+    Launch,
+    checkout_roots,
+    failed,
+    find_adapter,
+    own_settings,
+    recognised,
+    run,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +85,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.set_defaults(command=_check, parser=audit)
 
+    patching = commands.add_parser(
+        "patch",
+        help="put top-k and a flag for it into a checkout's source",
+        description="Print, as a diff, the source edit that does what `topk run --adapter` does, "
+        "with --topk flags for the repository's own parser; write it, or undo it.",
+        usage="topk patch CHECKOUT --adapter NAME [--write | --revert] [--no-modern] [--force]",
+        allow_abbrev=False,
+    )
+    patching.add_argument("checkout", type=Path, help="folder of the repository")
+    patching.add_argument(
+        "--adapter",
+        default="auto",
+        metavar="NAME",
+        help="of a repository that `topk adapters` lists; auto (the default) goes by its files",
+    )
+    what = patching.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="write it; a second time is as once")
+    what.add_argument("--revert", action="store_true", help="undo what was written")
+    patching.add_argument(
+        "--modern",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="and the least that the repository needs to run on today's torch and Python, and "
+        "on CPU (default)",
+    )
+    patching.add_argument(
+        "--force",
+        action="store_true",
+        help="go on by names and positions where the source differs from the verified commit",
+    )
+    patching.set_defaults(command=_patch, parser=patching)
+
     listing = commands.add_parser("adapters", help="list the repositories with an adapter")
     listing.set_defaults(command=_adapters, parser=listing)
 
@@ -91,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_seam(parser: argparse.ArgumentParser) -> None:
     """What is launched, and where top-k goes in it."""
     parser.add_argument(
-        "--adapter", metavar="NAME", help="of a repository that `topk adapters` lists"
+        "--adapter",
+        metavar="NAME",
+        help="of a repository that `topk adapters` lists; auto goes by the repository's files",
     )
     parser.add_argument(
         "--critic",
@@ -117,8 +160,15 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
 
 def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launch, list[str]]:
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
-    config = TopKConfig.from_sources(vars(options), os.environ, options.config)
-    return Launch(config, options.critic, options.adapter, options.force, log), script
+    name, file = options.adapter, options.config
+    if name == "auto" and script:
+        adapter, why = recognised(checkout_roots(script), script)
+        print(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}", file=sys.stderr)
+        name = adapter.name
+    if name is not None and file is None:
+        file = own_settings(find_adapter(name), script)
+    config = TopKConfig.from_sources(vars(options), os.environ, file)
+    return Launch(config, options.critic, name, options.force, log), script
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -127,6 +177,35 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     return check(*_launch(options), options.steps)
+
+
+def _patch(options: argparse.Namespace) -> int:
+    folder: Path = options.checkout
+    if options.adapter == "auto":
+        found, why = recognised([folder], parents=False)
+        print(f"adapter auto: {found.name} ({found.upstream}), {why}", file=sys.stderr)
+    else:
+        found = find_adapter(options.adapter)
+    base = patch.checkout_of(found, folder)
+    if options.revert:
+        print(f"restored: {', '.join(patch.revert(base))}", file=sys.stderr)
+        return 0
+    record = patch.recorded(base)
+    if record is not None:
+        print(
+            f"{base}: the patch of the adapter {record['adapter']} is there already; nothing was "
+            "changed. --revert undoes it",
+            file=sys.stderr,
+        )
+        return 0
+    changes = patch.planned(found, base, options.modern, options.force)
+    if options.write:
+        patch.write(found, base, changes)
+        names = ", ".join(change.name for change in changes)
+        print(f"written: {names}; undo it with --revert", file=sys.stderr)
+    else:
+        print("".join(change.diff() for change in changes), end="")
+    return 0
 
 
 def _adapters(options: argparse.Namespace) -> int:

@@ -175,6 +175,7 @@ ALWAYS: dict[str, Callable[[], Any]] = {
     "top-k": PaperTopK,
     # adapters import upstream repositories only once they are used
     "mimicry": lambda: importlib.import_module("topk_plugin.adapters.mimicry"),
+    "sngan": lambda: importlib.import_module("topk_plugin.adapters.sngan"),
 }
 """Bundled plugins that are always loaded."""
 

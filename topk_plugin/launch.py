@@ -7,6 +7,7 @@ topk run --critic model:DCGAN_D.main -- -m package.train
 
 from __future__ import annotations
 
+import ast
 import builtins
 import concurrent.futures.thread
 import contextlib
@@ -20,7 +21,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,16 @@ from topk_plugin.adapter import Adapter
 from topk_plugin.children import Report, Reports
 from topk_plugin.config import TopKConfig, unknown_name
 from topk_plugin.epochs import EpochTracker
-from topk_plugin.errors import ConfigError, HookError, TopKError
+from topk_plugin.errors import ConfigError, HookError, TopKError, UnsupportedUpstream
+from topk_plugin.files import read_yaml
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor
+from topk_plugin.patch import planned
+from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.steps import listen, unlisten
-from topk_plugin.stubs import Stubs
 from topk_plugin.topk import TopK
+from topk_plugin.upstream import Upstream, find_checkout
 
 USAGE_STATUS = 2
 """Exit status for a mistake in the command or the settings."""
@@ -64,6 +68,7 @@ class Activation:
         roots: folders of the checkout that was launched.
         reports: of the processes that the script starts, where those have top-k too.
         child: this is one of them.
+        patched: the script has top-k's calls in its source, and switches it on itself.
 
     Raises:
         ConfigError: a malformed critic path, an unknown adapter, or a log that cannot be written.
@@ -75,9 +80,10 @@ class Activation:
         roots: Sequence[Path],
         reports: Reports | None = None,
         child: bool = False,
+        patched: bool = False,
     ) -> None:
         self.topk = TopK(launch.config)
-        self.seam = _seam(launch, self.topk, roots)
+        self.seam = _seam(launch, self.topk, roots, patched)
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
         self.reports = reports
@@ -179,7 +185,7 @@ def inherit() -> None:
     config, log = TopKConfig(**told.pop("config")), told.pop("log")
     launch = Launch(config, **told, log=None if log is None else Path(log))
     if not config.enabled:
-        Stubs(find_adapter(str(launch.adapter))).install()
+        Upstream(find_adapter(str(launch.adapter)), roots).install()
         return
     activation = Activation(launch, roots, reports, child=True)
     activation.start()
@@ -218,7 +224,9 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
             yield
 
 
-def _seam(launch: Launch, topk: TopK, roots: Sequence[Path]) -> CriticSeam | CallSeam:
+def _seam(
+    launch: Launch, topk: TopK, roots: Sequence[Path], patched: bool
+) -> CriticSeam | CallSeam:
     if (launch.critic is None) == (launch.adapter is None):
         found = "both" if launch.critic else "neither"
         raise ConfigError(
@@ -227,7 +235,7 @@ def _seam(launch: Launch, topk: TopK, roots: Sequence[Path]) -> CriticSeam | Cal
         )
     if launch.critic is not None:
         return CriticSeam(CriticPath.parse(launch.critic), topk)
-    return CallSeam(find_adapter(str(launch.adapter)), topk, roots, launch.force)
+    return CallSeam(find_adapter(str(launch.adapter)), topk, roots, launch.force, patched)
 
 
 def find_adapter(name: str) -> Adapter:
@@ -236,6 +244,77 @@ def find_adapter(name: str) -> Adapter:
     if name not in known:
         raise unknown_name(f"--adapter {name}", "adapter", name, known)
     return known[name]
+
+
+def recognised(
+    roots: Sequence[Path], command: Sequence[str] = (), parents: bool = True
+) -> tuple[Adapter, str]:
+    """The adapter for a checkout, by its files, or by what the launched script imports; and why.
+
+    Args:
+        roots: folders of the checkout.
+        command: what is launched, if anything.
+        parents: look in the folders above, too.
+
+    Raises:
+        ConfigError: there is none, or several fit.
+    """
+    fit: dict[str, tuple[Adapter, str]] = {}
+    differ = []
+    imported = _imports(Path(command[0])) if command and command[0] != "-m" else set()
+    for name, adapter in adapters(plugin_manager()).items():
+        if adapter.patch is not None:
+            base = find_checkout(adapter, roots, parents)
+            if base is None:
+                continue
+            files = sorted({rule.place.file for rule in adapter.patch.topk_places})
+            try:
+                planned(adapter, base, modern=False)
+            except UnsupportedUpstream as error:
+                differ.append(str(error))
+            else:
+                fit[name] = adapter, f"recognised by {', '.join(files)} in {base}"
+        elif imported & {wrap.module.partition(".")[0] for wrap in adapter.wraps}:
+            fit[name] = adapter, f"recognised by what {command[0]} imports"
+    if len(fit) == 1:
+        return next(iter(fit.values()))
+    known = ", ".join(adapters(plugin_manager()))
+    if fit:
+        raise ConfigError(
+            f"--adapter auto: found what fits {' and '.join(fit)}, expected one; name it: "
+            f"--adapter {next(iter(fit))}"
+        )
+    places = " or ".join(str(root.resolve()) for root in dict.fromkeys(roots))
+    raise ConfigError(
+        f"--adapter auto: found no repository with an adapter ({known}) in {places}. "
+        + "".join(f"Nearly: {text}. " for text in differ)
+        + "Name the adapter, or the critic: --critic module:Class"
+    )
+
+
+def _imports(script: Path) -> set[str]:
+    """Packages that a script imports, as far as its text says."""
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def own_settings(adapter: Adapter, command: Sequence[str]) -> Path | None:
+    """The configuration file that the upstream is launched with, if it says something of top-k."""
+    for flag, value in zip(command, command[1:], strict=False):
+        if flag in adapter.config_flags and Path(value).is_file():
+            loss = read_yaml(Path(value)).get("LOSS")
+            if isinstance(loss, Mapping) and any("topk" in str(key).lower() for key in loss):
+                return Path(value)
+    return None
 
 
 def run(launch: Launch, command: Sequence[str]) -> int:
@@ -252,7 +331,7 @@ def run(launch: Launch, command: Sequence[str]) -> int:
     roots = checkout_roots(command)
     if not launch.config.enabled:
         if launch.adapter is not None:  # so that the upstream runs with and without top-k
-            Stubs(find_adapter(launch.adapter)).install()
+            Upstream(find_adapter(launch.adapter), roots).install()
         with stubs_handed_down(launch, roots):
             return execute(start)[0]
     with _handed_down(launch, roots) as reports:
@@ -306,7 +385,9 @@ def _start_script(script: str, arguments: list[str]) -> None:
     main = _main_module(path)
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
     main.__cached__ = None  # type: ignore[attr-defined]
-    code = compile(Path(script).read_bytes(), path, "exec", dont_inherit=True)
+    code = code_of(Path(path))
+    if code is None:
+        code = compile(Path(script).read_bytes(), path, "exec", dont_inherit=True)
     exec(code, main.__dict__)
 
 
@@ -321,7 +402,9 @@ def _start_module(name: str, arguments: list[str]) -> None:
         if error.name is None or not f"{name}.__main__.".startswith(f"{error.name}."):
             raise  # an import of the package's own
         spec = None
-    code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
+    code = code_of(Path(spec.origin)) if spec and spec.origin else None
+    if code is None:
+        code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
     if spec is None or code is None:
         raise ConfigError(
             f"topk run: no module named {name!r} from {os.getcwd()}; expected one that "

@@ -1,6 +1,7 @@
 """The ways into a loop that is not ours, and the log that undoes them.
 
-The *call* seam wraps functions that an adapter names, as they are imported. The *critic* seam
+The *call* seam wraps functions that an adapter names, as they are imported; the *source* seam is
+the same with calls that the adapter's patch puts into the source. The *critic* seam
 gates every instance of a critic class, given by name, as it is built: it recognises them when
 ``nn.Module.__init__`` runs, by the names in their class's MRO, since import hooks never see a
 class of ``__main__``.
@@ -33,9 +34,11 @@ from topk_plugin.adapter import Adapter, Wrap, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.resume import ResumeRecord
+from topk_plugin.rewrite import Rule
 from topk_plugin.steps import HOW_TO_MARK
-from topk_plugin.stubs import Stubs
+from topk_plugin.stubs import lies_in
 from topk_plugin.topk import TopK
+from topk_plugin.upstream import Upstream
 
 _MISSING = object()
 
@@ -138,7 +141,7 @@ def _leads_to(present: Any, ours: Any) -> bool:
 
 
 class CallSeam:
-    """Wraps the functions of one adapter, from ``apply()`` to ``undo()``.
+    """Wraps the functions of one adapter, and applies its patch, from ``apply()`` to ``undo()``.
 
     Args:
         adapter: what to wrap.
@@ -146,13 +149,20 @@ class CallSeam:
         roots: folders of the launched checkout; a module from anywhere else is not the upstream
             that is meant, unless it belongs to the adapter's distribution.
         force: go on although the fingerprint does not match.
+        patched: `topk patch` has put the calls into the files already, so nothing is applied.
     """
 
     def __init__(
-        self, adapter: Adapter, topk: TopK, roots: Iterable[Path] = (), force: bool = False
+        self,
+        adapter: Adapter,
+        topk: TopK,
+        roots: Iterable[Path] = (),
+        force: bool = False,
+        patched: bool = False,
     ) -> None:
-        self.adapter, self.topk, self.force = adapter, topk, force
+        self.adapter, self.topk, self.force, self.patched = adapter, topk, force, patched
         self.roots = [root.resolve() for root in roots]
+        self._from_source = adapter.seam == "source" or patched
         self.log = PatchLog()
         self.called = 0  # gated calls
         self.planned_epochs: float | None = None  # of this run, where the upstream says so
@@ -164,7 +174,9 @@ class CallSeam:
         self._strangers: dict[str, str] = {}  # modules of those names that lie elsewhere
         self._records: list[ResumeRecord] = []
         self._inside = threading.local()
-        self._stubs = Stubs(adapter)
+        self._counting = False  # upstream's counter has been read
+        gated = adapter.seam == "source"
+        self._upstream = Upstream(adapter, self.roots, gated, force, self._rewritten)
         self._distribution: importlib.metadata.Distribution | None = None
         # called by topk check instead of the loss: (loss, scores) -> loss
         self.audit: Callable[[Callable[[Any], Any], Any], Any] | None = None
@@ -193,10 +205,19 @@ class CallSeam:
         for seen in (self._patched, self._differ, self._strangers):
             seen.clear()
         self._refused, self._applied = None, True
-        self._stubs.install()
+        if self._from_source:
+            if not self.patched:
+                self._differ += self._upstream.check()
+            _active.append(self)
+            patch = self.adapter.patch
+            # two must not end the same epoch: the rules go before the DataLoader
+            self.topk.counted |= patch is not None and patch.tells_epochs
+        if self.patched:
+            return
+        self._upstream.install()
         for module in dict.fromkeys(wrap.module for wrap in self.adapter.wraps):
             _when_imported(module, self)
-        for package in self._stubs.packages:
+        for package in self._upstream.stubs.packages:
             _when_imported(package, self)
 
     def undo(self) -> None:
@@ -204,6 +225,8 @@ class CallSeam:
         for seams in _waiting.values():
             seams.discard(self)
         self._applied = False
+        if self in _active:
+            _active.remove(self)
         left = self.log.undo()
         if left:
             warnings.warn(
@@ -213,7 +236,7 @@ class CallSeam:
             )
         while self._records:
             self._records.pop().remove()
-        self._stubs.remove()
+        self._upstream.remove()
 
     def _locate(self) -> None:
         name = self.adapter.distribution
@@ -237,8 +260,8 @@ class CallSeam:
         Raises:
             UnsupportedUpstream: names or signatures differ; nothing is left wrapped then.
         """
-        if module.__name__ in self._stubs.packages:
-            self._stubs.hide()  # with its package all of an upstream's imports are done
+        if module.__name__ in self._upstream.stubs.packages:
+            self._upstream.stubs.hide()  # with its package all of an upstream's imports are done
         wraps = [wrap for wrap in self.adapter.wraps if wrap.module == module.__name__]
         if not wraps or module.__name__ in self._patched:
             return
@@ -268,11 +291,7 @@ class CallSeam:
         path = Path(file).resolve()
         if self._distribution is not None and _is_of(self._distribution, path):
             return True
-        installed = {"site-packages", "dist-packages"}  # a virtual environment in the checkout
-        launched = any(
-            path.is_relative_to(root) and installed.isdisjoint(path.relative_to(root).parts)
-            for root in self.roots
-        )
+        launched = lies_in(file, self.roots)
         if launched:
             self._distribution = None  # the checkout goes before what is installed
         return launched
@@ -280,23 +299,26 @@ class CallSeam:
     def _release(self) -> str | None:
         if self._distribution is not None:
             return self._distribution.version
+        if self.adapter.patch is not None:
+            return self._upstream.release()
         package = sys.modules.get(self.adapter.wraps[0].module.partition(".")[0])
         return getattr(package, "__version__", None)
 
     def _found(self) -> str:
         what = self.adapter.upstream if self._distribution is None else self.adapter.distribution
-        return f"{what} {self._release() or 'of unknown version'}"
+        how = ", patched" if self.patched else ""
+        return f"{what} {self._release() or 'of unknown version'}{how}"
 
     @property
     def notes(self) -> list[str]:
         """Said with the header: how what was found differs from what was tested."""
-        if self._release() in self.adapter.versions and not self._differ:
+        if self.patched or (self._release() in self.adapter.versions and not self._differ):
             return []
         ignored = f"ignored (--force): {'; '.join(self._differ)}"
         return [
             f"note: {self._found()} is not what the adapter {self.adapter.name} was tested with "
             f"({', '.join(self.adapter.versions)}); "
-            + (ignored if self._differ else "names and signatures match")
+            + (ignored if self._differ else "what it relies on matches")
         ]
 
     def _unsupported(self, module: types.ModuleType, differ: list[str]) -> str:
@@ -337,6 +359,16 @@ class CallSeam:
             return loss(self.topk(scores))
         finally:
             self._inside.a_loss = False
+
+    def _rewritten(self, path: Path, rules: tuple[Rule, ...]) -> None:
+        """A file was imported or run with the edits of ``rules``."""
+        if any(rule in self.adapter.patch.topk for rule in rules):  # type: ignore[union-attr]
+            self._patched.add(str(path))
+
+    def gated(self, output: Any) -> Any:
+        """What the critic returned in a generator step, with top-k on its way back."""
+        self.called += 1
+        return self.topk(output)
 
     def keep_record(self, critic: nn.Module) -> None:
         """Let the critic's checkpoints carry top-k's settings and votes."""
@@ -389,6 +421,27 @@ class CallSeam:
             topk.end_epoch()
         topk.pass_complete = complete
 
+    def end_epoch(self) -> None:
+        """A line in upstream's source says that an epoch ended."""
+        if self.topk.config.every == "epoch":
+            self.topk.end_epoch()
+
+    def count(self, epoch: int, step: int) -> None:
+        """A line in upstream's source says how many epochs had ended, and generator steps done.
+
+        Args:
+            epoch: since upstream's first step.
+            step: since then, resumed ones included.
+        """
+        if not self._counting:
+            self._counting = True
+            self.begin_at(epoch, step)
+        self.reach_epoch(epoch)
+
+    def _files(self) -> list[str]:
+        patch = self.adapter.patch
+        return sorted({rule.place.file for rule in patch.topk_places}) if patch else []
+
     # --- where nothing, or not all, was gated ----------------------------------------------------
 
     def broken(self) -> NoEffectError | None:
@@ -407,7 +460,14 @@ class CallSeam:
             return self._refused
         name = self.adapter.name
         steps = f"{self.topk.ledger.optimizer_steps} optimizer steps ran"
-        if self._strangers or not self._patched:
+        if self._from_source and not self._patched and not self.patched:
+            return SeamNotFound(
+                f"adapter {name}: none of {', '.join(self._files())} in {self._upstream.base} was "
+                f"imported or run, while {steps}. A process that a script starts runs the script "
+                "from disk: put top-k there with `topk patch CHECKOUT --write` and run it with "
+                "--topk. For a script of your own name its critic: --critic module:Class"
+            )
+        if self._strangers or not (self._patched or self.patched):
             what = "; ".join(
                 f"{module} came from {file}, which is not of the launched checkout"
                 + (f" or the installed {self.adapter.distribution}" if self._distribution else "")
@@ -427,6 +487,14 @@ class CallSeam:
             f"adapter {name}: {steps} and its loss was {how}. Expected upstream's own generator "
             "step; for a step of your own name the critic: --critic module:Class"
         )
+
+
+_active: list[CallSeam] = []  # whose calls are in the source
+
+
+def active_seam() -> CallSeam | None:
+    """The seam that calls in a script's source are of, if there is one."""
+    return _active[-1] if _active else None
 
 
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

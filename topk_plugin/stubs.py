@@ -11,17 +11,24 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from topk_plugin.adapter import Adapter
 
 
 class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The stubs of one adapter, from ``install()`` to ``remove()``."""
+    """The stubs of one adapter, from ``install()`` to ``remove()``.
 
-    def __init__(self, adapter: Adapter) -> None:
+    Args:
+        roots: folders of the launched checkout, whose files may import the stubs too if the
+            adapter is for a checkout.
+    """
+
+    def __init__(self, adapter: Adapter, roots: Sequence[Path] = ()) -> None:
         self.stubs: Mapping[str, Mapping[str, Any]] = adapter.stubs
+        self.roots = [root.resolve() for root in roots] if adapter.patch else []
         self.packages = {wrap.module.partition(".")[0] for wrap in adapter.wraps}
         self._made: list[types.ModuleType] = []
 
@@ -53,12 +60,17 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         """A stub, if it is the upstream that asks for it and nobody else has the module."""
         self.hide()  # what is imported now may ask for the same name
-        if fullname not in self.stubs or _importer().partition(".")[0] not in self.packages:
+        if fullname not in self.stubs or not self._is_upstream(_importer()):
             return None
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(fullname, path, target)):
                 return spec
         return importlib.machinery.ModuleSpec(fullname, self)
+
+    def _is_upstream(self, module: Mapping[str, Any]) -> bool:
+        if str(module.get("__name__", "")).partition(".")[0] in self.packages:
+            return True
+        return lies_in(module.get("__file__"), self.roots)
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Give the stub its attributes."""
@@ -66,12 +78,23 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._made.append(module)
 
 
-def _importer() -> str:
-    """Name of the module whose import statement is being run."""
+def _importer() -> Mapping[str, Any]:
+    """Globals of the module whose import statement is being run."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name != __name__ and not name.startswith(("importlib", "wrapt")):
-            return str(name)
+            return frame.f_globals
         frame = frame.f_back
-    return ""
+    return {}
+
+
+def lies_in(file: str | None, roots: Sequence[Path]) -> bool:
+    """Whether a file is of a checkout; not of a virtual environment in it."""
+    if file is None:
+        return False
+    path, installed = Path(file).resolve(), {"site-packages", "dist-packages"}
+    return any(
+        path.is_relative_to(root) and installed.isdisjoint(path.relative_to(root).parts)
+        for root in roots
+    )

@@ -1,8 +1,8 @@
 # needs: torch_mimicry skimage tensorboard torchvision sklearn
 """Trains one of torch-mimicry's GANs, narrow, by its own trainer, and writes weights.pt.
 
---hand: without top-k (plain.pt), then with the paper's snippet for gamma 0.75 and nu 0.5 where a
-user of mimicry would write it, and with passes counted by the loader.
+--hand: with the paper's snippet for gamma 0.75 and nu 0.5 where a user of mimicry would write it,
+and with passes counted by the loader.
 --other: with a loop and networks of one's own instead.
 """
 
@@ -141,11 +141,9 @@ def main():
         train_other()
         return
     data = digits(args.digits)
-    for hand in (False, True) if args.hand else (False,):
-        trainer = build(args, Loader(data, batch_size=16, shuffle=True), hand)
-        trainer.train()
-        name = "plain.pt" if args.hand and not hand else "weights.pt"
-        torch.save([net.state_dict() for net in (trainer.netG, trainer.netD)], name)
+    trainer = build(args, Loader(data, batch_size=16, shuffle=True), args.hand)
+    trainer.train()
+    torch.save([net.state_dict() for net in (trainer.netG, trainer.netD)], "weights.pt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""Top-k in a script's own source: what the lines call that `topk patch` puts there.
+
+`topk run` puts some of the same lines in when it reads the source, and has switched top-k on by
+then. Otherwise the script does so itself, with ``topk.start(arguments, adapter)``; before that, and
+without ``--topk``, every call here is the identity.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from topk_plugin import config
+from topk_plugin.children import ending_exception, tell_end
+from topk_plugin.config import TopKConfig
+from topk_plugin.errors import ConfigError
+from topk_plugin.launch import Activation, Launch, failed
+from topk_plugin.seams import active_seam
+
+
+class ScriptTopK:
+    """The top-k of this process, for its script."""
+
+    def __init__(self) -> None:
+        self._started: list[_Started] = []
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add ``--topk --topk-gamma --topk-nu …`` to the script's parser."""
+        config.add_arguments(parser)
+
+    def start(self, arguments: argparse.Namespace | Mapping[str, Any], adapter: str) -> None:
+        """Switch top-k on, if the arguments say so; the verdict comes when the process ends.
+
+        Args:
+            arguments: what the script's parser read, as it is or as a mapping; or a mapping with
+                StudioGAN's section ``LOSS``.
+            adapter: name of the adapter whose patch this is.
+
+        Raises:
+            ConfigError: a setting is wrong, or top-k is on already.
+        """
+        if isinstance(arguments, Mapping) and "LOSS" in arguments:
+            settings = TopKConfig.from_config(arguments, path=adapter)
+        else:
+            given = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+            settings = TopKConfig.from_args(argparse.Namespace(**given))
+        if not settings.enabled:
+            return
+        if active_seam() is not None:
+            raise ConfigError(
+                "found top-k switched on twice, by `topk run` or an earlier start and by the "
+                "script's own --topk; leave one of them out"
+            )
+        started = _Started(
+            Activation(Launch(settings, adapter=adapter), [Path.cwd()], patched=True)
+        )
+        started.activation.start()
+        self._started.append(started)
+        tell_end(started)
+
+    def __call__(self, output: Any) -> Any:
+        """What the critic returned in a generator step, unchanged; k rows of its gradient stay.
+
+        Args:
+            output: see :meth:`topk_plugin.TopK.__call__`.
+
+        Raises:
+            ScoreShapeError: no score per sample in it.
+        """
+        seam = active_seam()
+        return output if seam is None else seam.gated(output)
+
+    def end_epoch(self) -> None:
+        """A pass over the real data ended."""
+        if (seam := active_seam()) is not None:
+            seam.end_epoch()
+
+    def reach_epoch(self, epoch: int, step: int) -> None:
+        """The script's own counters: epochs ended and generator steps done, resumed ones too."""
+        if (seam := active_seam()) is not None:
+            seam.count(epoch, step)
+
+    def keep_record(self, critic: nn.Module) -> None:
+        """The checkpoints of this critic carry top-k's epoch, settings and votes from now on."""
+        if (seam := active_seam()) is not None:
+            seam.keep_record(critic)
+
+
+class _Started:
+    """A script that switched top-k on itself."""
+
+    def __init__(self, activation: Activation) -> None:
+        self.activation = activation
+        self._ended = False
+
+    def forking(self) -> None: ...
+
+    def forked(self) -> None: ...
+
+    def end(self) -> None:
+        """The process ends: its verdict."""
+        if not self._ended:
+            self._ended = True
+            error = self.activation.close(succeeded=ending_exception() is None)
+            if error is not None:
+                failed(error)
+
+
+topk = ScriptTopK()
