@@ -73,7 +73,8 @@ class Upstream:
 
     def run(self, *arguments: str, flags: Sequence[str] = SETTINGS, command: str = "run") -> Done:
         """``topk COMMAND --adapter NAME FLAGS -- train.py ARGUMENTS``."""
-        flags = [*self.force, *flags]
+        if self.adapter.seam == "source":
+            flags = [*self.force, *flags]
         words = [command, "--adapter", self.name, *flags, "--", self.script, *arguments]
         done = launched.run(self.folder, words, preload=preloaded(self.name))
         assert "Traceback" not in done.err, done.err
@@ -127,11 +128,15 @@ def _origins() -> Iterator[Any]:
 ORIGINS = list(_origins())
 
 
-def needed(name: str) -> list[str]:
-    """Modules that an adapter's script needs, an installed upstream's own first."""
+def needed(name: str, origin: str = "installed") -> list[str]:
+    """Modules that an adapter's script needs, an installed upstream's own first.
+
+    The script's first line has them: "# needs: these; genuine: and those with a genuine checkout".
+    """
     first_line = (UPSTREAMS / f"{name}.py").read_text().partition("\n")[0]
     assert first_line.startswith("# needs: ")
-    return first_line.split()[2:]
+    always, _, genuine = first_line.removeprefix("# needs: ").partition("; genuine: ")
+    return always.split() + (genuine.split() if origin == "genuine" else [])
 
 
 def preloaded(name: str) -> list[str]:
@@ -140,9 +145,9 @@ def preloaded(name: str) -> list[str]:
     return modules[OFFERED[name].patch is None :]
 
 
-def needs(name: str) -> list[str]:
+def needs(name: str, origin: str = "installed") -> list[str]:
     """Those of them that are not here."""
-    return [module for module in needed(name) if importlib.util.find_spec(module) is None]
+    return [module for module in needed(name, origin) if importlib.util.find_spec(module) is None]
 
 
 def skip_without(name: str, origin: str = "installed") -> None:
@@ -150,7 +155,7 @@ def skip_without(name: str, origin: str = "installed") -> None:
     if origin == "genuine" and checkout(name) is None:
         where = f"{OFFERED[name].upstream.replace('/', '+')} in the folder TOPK_UPSTREAMS"
         pytest.skip(f"no checkout {where}")
-    if missing := needs(name):
+    if missing := needs(name, origin):
         pytest.skip(f"{', '.join(missing)} not installed")
 
 

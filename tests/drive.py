@@ -13,6 +13,7 @@ from torch import nn
 from topk_plugin.rewrite import code_of
 
 torch.set_num_threads(1)
+CHANNELS = ("in_channels", "out_channels", "num_features")
 
 
 def execute(script, *arguments, **names):
@@ -39,6 +40,24 @@ def digits(number, size, channels=3):
     images = torch.tensor(data.images[:number], dtype=torch.get_default_dtype())[:, None] / 8 - 1
     images = nn.functional.interpolate(images, size=size, mode="bilinear")
     return images.expand(-1, channels, -1, -1), torch.tensor(data.target[:number])
+
+
+def narrow(*layers, factor=16, keep=()):
+    """Layers of these classes have a ``factor``-th of their 64 or more channels from now on."""
+
+    def width(number):
+        return number // factor if number >= 64 and number not in keep else number
+
+    def thinner(init):
+        def build(self, *numbers, **options):
+            channels = {name: n for name, n in options.items() if name in CHANNELS}
+            options |= {name: width(number) for name, number in channels.items()}
+            init(self, *map(width, numbers), **options)
+
+        return build
+
+    for layer in layers:
+        layer.__init__ = thinner(layer.__init__)
 
 
 def train_other():

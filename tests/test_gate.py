@@ -253,6 +253,89 @@ def test_other_outputs_in_the_loss_keep_their_gradient(way, form, norm, k):
         assert error(critic, snippet) <= TOLERANCE
 
 
+@pytest.mark.parametrize("k", KS)
+@pytest.mark.parametrize("norm", ["plain", "batch"])
+@pytest.mark.parametrize("way", ["line", "score", "shielded"])
+def test_companions_follow_the_kept_rows(way, norm, k):
+    """Dropped rows send nothing back through any output, kept rows weigh B/k in all of them."""
+    loss, codes = LOSSES["lsgan"], torch.randint(3, (BATCH,))
+    G, D, z = make_generator(), TwoOutputs(norm, dict), noise()
+
+    def total(found):
+        return loss.of(found["score"]) + 0.5 * F.cross_entropy(found["q"], codes)
+
+    G1, D1 = copy.deepcopy((G, D))
+    found = D1(G1(z))
+    kept = found["score"].flatten().topk(k).indices
+    literal_loss = loss.of(found["score"][kept])
+    literal_loss = literal_loss + 0.5 * F.cross_entropy(found["q"][kept], codes[kept])
+    expected, snippet = backward(literal_loss, G1, D1)
+    G2, D2 = copy.deepcopy((G, D))
+    _, ungated = backward(total(D2(G2(z))), G2, D2)
+
+    topk = make_topk(k, gate="auto" if way == "line" else way, companions="follow")
+    with ExitStack() as stack:
+        if way == "line":
+            found, critic = backward(total(topk(D(G(z)))), G, D)
+        else:
+            stack.enter_context(attach(D, topk))
+            found, critic = backward(total(D(G(z))), G, D)
+    assert error(found, expected) <= TOLERANCE
+    if way == "shielded":
+        assert_same(critic, ungated)
+    else:
+        assert error(critic, snippet) <= TOLERANCE
+
+
+@pytest.mark.parametrize("companions", ["follow", "keep"])
+@pytest.mark.parametrize("direction", ["high", "low"])
+@pytest.mark.parametrize("plugins", [(), ("random-k",)])
+def test_a_later_call_follows_the_rows_of_the_first(plugins, direction, companions):
+    """An auxiliary critic call with other labels: its backward runs before the first call's."""
+    k, codes = 3, torch.randint(3, (BATCH,))
+    G, D, z = make_generator(), TwoOutputs("plain", dict), noise()
+    topk = make_topk(k, direction=direction, companions=companions, plugins=plugins)
+    seen = []
+    topk.observers.append(lambda step: seen.append(step.calls[0].kept))
+    sign = 1 if direction == "high" else -1
+    fake = G(z).detach().requires_grad_()
+    first = topk(D(fake))
+    second = topk.follow(D(fake + 0.1))
+    assert set(second) == set(D(fake))
+    (-sign * first["score"].mean() + F.cross_entropy(second["q"], codes)).backward()
+    topk.step()
+    (kept,) = seen
+    assert int(kept.sum()) == k
+    if not plugins:
+        best = (sign * first["score"].flatten()).topk(k).indices
+        assert torch.equal(kept.nonzero().flatten(), best.sort().values)
+    rows = fake.grad.abs().sum(1) > 0
+    assert torch.equal(rows, kept if companions == "follow" else torch.ones_like(kept))
+
+
+@pytest.mark.parametrize("way", ["line", "attach"])
+def test_a_subclass_of_tensor_may_not_be_moved(way):
+    """As BigGAN-PyTorch's latents, whose kind spreads to all that is computed from them."""
+
+    class Latent(torch.Tensor):
+        def to(self, *args, **kwargs):
+            raise AttributeError("no kind")
+
+    k = 3
+    G, D, z = make_generator(), Critic("plain"), noise()
+    G1, D1 = copy.deepcopy((G, D))
+    expected, _ = backward(literal(LOSSES["lsgan"], D1(G1(z)), k), G1, D1)
+    topk = make_topk(k)
+    with ExitStack() as stack:
+        if way == "attach":
+            stack.enter_context(attach(D, topk))
+        output = D(G(z.as_subclass(Latent)))
+        assert type(output) is Latent
+        output = topk(output) if way == "line" else output
+        found, _ = backward(LOSSES["lsgan"].of(output), G, D)
+    assert error(found, expected) <= TOLERANCE
+
+
 def test_a_loss_of_the_other_outputs_alone_is_not_gated():
     G, D, z = make_generator(), TwoOutputs("batch", tuple), noise()
     G1, D1 = copy.deepcopy((G, D))

@@ -251,7 +251,7 @@ class Attachment:
         mean = settings.reduction == "mean"
         call = gate.GatedCall(
             mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits,
-            topk.select,
+            topk.select, topk.follows,
         )  # fmt: skip
         others = [
             leaf

@@ -165,7 +165,7 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
         adapter, why = recognised(checkout_roots(script), script)
         print(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}", file=sys.stderr)
         name = adapter.name
-    if name is not None and file is None:
+    if name is not None and file is None and options.enabled is not False:
         file = own_settings(find_adapter(name), script)
     config = TopKConfig.from_sources(vars(options), os.environ, file)
     return Launch(config, options.critic, name, options.force, log), script

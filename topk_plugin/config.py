@@ -18,6 +18,7 @@ from topk_plugin.files import read_yaml
 Direction = Literal["auto", "high", "low"]
 Gate = Literal["auto", "score", "shielded"]
 Reduction = Literal["mean", "sum"]
+Companions = Literal["auto", "follow", "keep"]
 
 # TOPK_ variables that are no settings: where tests find checkouts of other projects, the switches
 # of the plugin manager, and what `topk run` tells the processes that a script starts.
@@ -144,6 +145,13 @@ class TopKConfig:
         _choice(Reduction),
         "mean over the kept rows, for losses that average (sec. 3.3), or sum (sec. 3.1)",
     )
+    companions: Companions = _setting(
+        "auto",
+        _choice(Companions),
+        "the critic's other outputs of a dropped row (class logits, embeddings, features): they "
+        "follow, and send no gradient either, as the paper zeroes all that the worst samples "
+        "contribute (sec. 3.1), or keep it; auto: as the adapter says, else keep",
+    )
     every: Literal["epoch"] | int = _setting(
         "epoch", _EVERY, "k shrinks each epoch (sec. 3.2), or each N >= 1 generator steps (sec. 4)"
     )
@@ -223,7 +231,7 @@ class TopKConfig:
 
     def ranking_settings(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as types `torch.load` accepts safely."""
-        names = ("gamma", "nu", "direction", "reduction", "every")
+        names = ("gamma", "nu", "direction", "reduction", "companions", "every")
         lists = {"heads": list(self.heads), "plugins": list(self.plugins)}
         return {name: getattr(self, name) for name in names} | lists
 

@@ -109,6 +109,13 @@ def keep(gradient: Tensor, choice: Choice) -> Tensor:
     return torch.where(rows, scaled, 0.0)
 
 
+def keep_companion(gradient: Tensor | None, choice: Choice) -> Tensor | None:
+    """:func:`keep` for an output that is no score: only if it has a row for each sample."""
+    if gradient is None or gradient.shape[:1] != choice.kept.shape:
+        return gradient
+    return keep(gradient, choice)
+
+
 def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
     """Gradient of the loss by each row's score, (B,): summed over heads and patches."""
     rows = [g.reshape(batch, -1).sum(dim=1) for g in gradients if g is not None]
@@ -116,24 +123,27 @@ def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
 
 
 class ScoreGate(torch.autograd.Function):
-    """Line A's gate: ``apply(weigh, select, arrived, inbox, ranking, *state, *heads)``.
+    """Line A's gate: ``apply(weigh, select, arrived, inbox, heads, ranking, *state, *tensors)``.
 
-    ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only. Returns
-    the heads unchanged, as a tuple. The backward adds its tally to ``inbox`` in place and, where
-    Python runs, calls ``arrived``; nothing else leaves it, so it compiles with ``fullgraph=True``.
+    ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only. Of the
+    tensors (B, ...) the first ``heads`` are scores, whose gradient votes; the rest are companions,
+    which follow the kept rows. Returns the tensors unchanged, as a tuple. The backward adds its
+    tally to ``inbox`` in place and, where Python runs, calls ``arrived``; nothing else leaves it,
+    so it compiles with ``fullgraph=True``.
     """
 
     @staticmethod
     def forward(
         weigh: str, select: Select, arrived: Callable[[Choice], None] | None, inbox: Tensor,
-        ranking: Tensor, fraction: Tensor, decided: Tensor, vote: Tensor, *heads: Tensor,
+        heads: int, ranking: Tensor, fraction: Tensor, decided: Tensor, vote: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         # detach shares memory but, unlike a view, may be changed in place by the loop
-        return tuple(head.detach() for head in heads)
+        return tuple(tensor.detach() for tensor in tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.weigh, ctx.select, ctx.arrived, ctx.inbox, ranking, *state = inputs[:8]
+        ctx.weigh, ctx.select, ctx.arrived, ctx.inbox, ctx.heads, ranking, *state = inputs[:9]
         ctx.save_for_backward(ranking)
         # not saved tensors: two calls may share them, and the first one's backward writes inbox
         ctx.state = tuple(state)
@@ -141,23 +151,67 @@ class ScoreGate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 8
+        nothing = (None,) * 9
         compiling = torch.compiler.is_compiling()
+        heads, companions = gradients[: ctx.heads], gradients[ctx.heads :]
         # inside a gate's backward, grad mode means create_graph
-        if (torch.is_grad_enabled() and not compiling) or all(g is None for g in gradients):
+        if (torch.is_grad_enabled() and not compiling) or all(g is None for g in heads):
             return nothing + gradients
         (ranking,) = ctx.saved_tensors
         fraction, decided, vote = ctx.state
         # what is in the inbox has not reached the vote yet
         state = GateState(fraction, decided, vote + ctx.inbox[BALLOT])
-        rows = row_gradient(gradients, ranking.shape[0])
+        rows = row_gradient(heads, ranking.shape[0])
         choice = choose(ranking, rows, state, ctx.weigh == "mean", ctx.select)
         ctx.inbox.add_(choice.tally)
         if ctx.arrived is not None and not compiling:
             ctx.arrived(choice)
         if ctx.weigh == "none":
             return nothing + gradients
-        return nothing + tuple(None if g is None else keep(g, choice) for g in gradients)
+        kept = tuple(None if g is None else keep(g, choice) for g in heads)
+        return nothing + kept + tuple(keep_companion(g, choice) for g in companions)
+
+
+class Followed:
+    """A gated call, for outputs of later calls that follow its rows.
+
+    Args:
+        ranking, state, mean, select: see :func:`choose`.
+    """
+
+    def __init__(self, ranking: Tensor, state: GateState, mean: bool, select: Select) -> None:
+        self.ranking, self.state, self.mean = ranking, state, mean
+        self._select = select
+        self._mask: Tensor | None = None
+
+    def select(self, scores: Tensor, k: Tensor) -> Tensor:
+        """A plugin's selection, asked once: it may draw at random."""
+        if self._mask is None:
+            self._mask = self._select(scores, k)
+        return self._mask
+
+    def choice(self) -> Choice:
+        """What the call keeps, as far as is known before its own backward."""
+        select = kept_rows if self._select is kept_rows else self.select
+        return choose(self.ranking, torch.zeros_like(self.ranking), self.state, self.mean, select)
+
+
+class FollowGate(torch.autograd.Function):
+    """``apply(followed, *tensors)``: the tensors (B, ...), which follow another call's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, followed: Followed, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.followed = followed
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.detach() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        # inside a gate's backward, grad mode means create_graph
+        if torch.is_grad_enabled() or all(g is None for g in gradients):
+            return (None, *gradients)
+        choice = ctx.followed.choice()
+        return (None, *(keep_companion(g, choice) for g in gradients))
 
 
 class Box:
@@ -198,18 +252,19 @@ class GatedCall:
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
         select: see :func:`choose`.
+        follow: outputs that are no heads lose the dropped rows' gradient too.
     """
 
     def __init__(
         self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
         sources: Sequence[Node], is_generator: Callable[[Node], bool],
         arrived: Callable[[Choice], None], box: Box, audit: bool = False,
-        select: Select = kept_rows,
+        select: Select = kept_rows, follow: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
-        self.box, self.audit, self.select = box, audit, select
+        self.box, self.audit, self.select, self.follow = box, audit, select, follow
         self.outputs: tuple[GradientEdge, ...] = ()
         self.inputs: tuple[GradientEdge, ...] = ()
 
@@ -246,6 +301,8 @@ class GatedCall:
         self.arrived(choice)
         if self.mode == "observe":
             return gradients
+        if self.follow:
+            others = tuple(keep_companion(g, choice) for g in others)
         masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
         if self.mode == "score":
             return masked
@@ -323,11 +380,13 @@ def gate_outputs(
     """Identities on the critic's outputs, heads first; joined, as one gradient needs them all.
 
     Args:
-        others: differentiable outputs that are no heads; gated only if the call is shielded.
+        others: differentiable outputs that are no heads; gated only if the call is shielded, or
+            if they follow.
         inputs: edges of what :func:`gate_inputs` gave, if the call is shielded; taken before the
             critic ran, which may change its input in place.
     """
-    outputs = (*heads, *others) if call.mode == "shielded" else tuple(heads)
+    together = call.mode == "shielded" or (call.mode == "score" and call.follow)
+    outputs = (*heads, *others) if together else tuple(heads)
     if call.mode == "shielded":
         # edges, not tensors: no activation outlives the backward for our sake
         call.outputs = tuple(get_gradient_edge(output) for output in outputs)

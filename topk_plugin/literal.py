@@ -75,7 +75,12 @@ def brief(error: Exception) -> str:
 # --- one backward pass --------------------------------------------------------------------------
 
 # arguments of each gate's apply() before its tensors
-_GATES: dict[Any, int] = {gate.ScoreGate: 8, gate._OutputGate: 2, gate._InputGate: 2}
+_GATES: dict[Any, int] = {
+    gate.ScoreGate: 9,
+    gate.FollowGate: 1,
+    gate._OutputGate: 2,
+    gate._InputGate: 2,
+}
 
 Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
 
@@ -136,6 +141,7 @@ class Gated:
     ranking: Tensor  # (B,)
     dtypes: set[torch.dtype]  # of the heads' gradients
     heads: int
+    follow: bool  # what is no head loses the dropped rows, too
     ballot: int
     saturated: bool  # no row got a gradient
     kept: list[bool]
@@ -160,13 +166,15 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         votes: of gates of the same kind earlier in this backward.
     """
     if _kind(node) is gate.ScoreGate:
-        heads, (ranking,), state = gradients, node.saved_tensors, GateState(*node.state)
+        heads, state = gradients[: node.heads], GateState(*node.state)
+        (ranking,), follow = node.saved_tensors, True
         mode: gate.Mode = "observe" if node.weigh == "none" else "score"
         mean, select = node.weigh == "mean", node.select
         votes += float(state.vote) + float(node.inbox[gate.BALLOT])
     else:
         call = node.call
         heads, ranking, state = gradients[: node.scores], call.ranking, call.state
+        follow = call.follow
         mode, mean, select, votes = call.mode, call.mean, call.select, float(state.vote)
         if not call.reached():
             return None
@@ -183,6 +191,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         ranking=ranking,
         dtypes={g.dtype for g in given},
         heads=len(heads),
+        follow=follow,
         ballot=ballot,
         saturated=not any(rows),
         kept=sorted_rows(ranking.tolist(), k, math.copysign(1.0, sign)),
@@ -312,6 +321,8 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
     seen: dict[Any, Gated] = {}
 
     def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        if _kind(node) is gate.FollowGate:
+            return gradients
         line = [g.ballot for other, g in seen.items() if _kind(other) is gate.ScoreGate]
         found = observed(node, gradients, sum(line))
         if found is not None:
@@ -320,11 +331,20 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
 
     def literal(nodes: set[Any]) -> Answer:
         def answer(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            if node not in nodes:
+            if _kind(node) is gate.FollowGate:
+                found = (i for n, i in seen.items() if n in nodes and _ranks(i, node))
+                it, heads = next(found, None), 0
+            else:
+                it = seen[node] if node in nodes else None
+                heads = 0 if it is None else it.heads
+            if it is None:
                 return gradients
-            it, heads = seen[node], gradients[: seen[node].heads]
-            masked = [g if g is None else literal_gradient(g, it.kept, it.weight) for g in heads]
-            return (*masked, *gradients[it.heads :])
+            return tuple(
+                literal_gradient(g, it.kept, it.weight)
+                if g is not None and (i < heads or (it.follow and g.shape[:1] == (it.batch,)))
+                else g
+                for i, g in enumerate(gradients)
+            )
 
         return answer
 
@@ -404,6 +424,10 @@ def _allow_for_device(
         result.untouched = (
             relative(error, math.sqrt(sum(d.expected for d in found))) <= result.bound
         )
+
+
+def _ranks(it: Gated, node: Any) -> bool:
+    return it.ranking is node.followed.ranking
 
 
 def _ranking_of(node: Any) -> Tensor:

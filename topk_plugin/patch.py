@@ -7,12 +7,14 @@ after edits elsewhere in the same files. All files are written, or none.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
@@ -114,18 +116,31 @@ def planned(adapter: Adapter, base: Path, modern: bool = True, force: bool = Fal
     return changes
 
 
-def recorded(base: Path) -> dict[str, object] | None:
-    """What was written into a checkout, and is still there; None if nothing."""
+def recorded(base: Path) -> dict[str, Any] | None:
+    """What was written into a checkout, without files that were restored by hand; None: nothing.
+
+    Raises:
+        UnsupportedUpstream: its record cannot be read.
+    """
     try:
-        record: dict[str, object] = json.loads((base / RECORD).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((base / RECORD).read_text(encoding="utf-8"))
+        files = {
+            name: file
+            for name, file in record["files"].items()
+            if not (base / name).is_file() or _sum((base / name).read_bytes()) != file["before"]
+        }
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UnsupportedUpstream(
             f"{base / RECORD}: found no record of a patch ({error}); restore the files by hand, "
             "such as by git checkout, and remove it"
         ) from None
-    return record
+    return {**record, "files": files} if files else None
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def write(adapter: Adapter, base: Path, changes: Sequence[Change]) -> None:
@@ -134,7 +149,10 @@ def write(adapter: Adapter, base: Path, changes: Sequence[Change]) -> None:
     Raises:
         ConfigError: a file cannot be written.
     """
-    files = {c.name: [asdict(hunk) for hunk in c.hunks()] for c in changes}
+    files = {
+        c.name: {"before": _sum(c.before.encode()), "hunks": [asdict(h) for h in c.hunks()]}
+        for c in changes
+    }
     record = json.dumps({"adapter": adapter.name, "files": files}, indent=1)
     _replace(
         {c.path: c.after.encode() for c in changes} | {base / RECORD: record.encode()},
@@ -155,12 +173,11 @@ def revert(base: Path) -> list[str]:
     if record is None:
         raise ConfigError(f"topk patch --revert: found no {RECORD} in {base}; nothing was patched")
     files = record["files"]
-    assert isinstance(files, Mapping)
     new = {}
-    for name, hunks in files.items():
+    for name, file in files.items():
         path = base / name
         source = Source.read(path)
-        text = undone(source.text, [Hunk(**hunk) for hunk in hunks], str(path))
+        text = undone(source.text, [Hunk(**hunk) for hunk in file["hunks"]], str(path))
         new[path] = Source(text, source.encoding).encode()
     _replace(new)
     (base / RECORD).unlink()

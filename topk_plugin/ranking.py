@@ -106,11 +106,16 @@ def ranking_scores(scores: Sequence[Tensor], batch: int, named: bool = False) ->
 
     Detached, and a copy, so that a later in-place change of the critic's output cannot move it.
     """
-    rows = [per_sample(score.detach(), batch, named) for score in scores]
+    rows = [per_sample(plain(score.detach()), batch, named) for score in scores]
     if len(rows) == 1:
         return rows[0].clone()
     dtype = torch.promote_types(torch.float32, rows[0].dtype)
     return torch.stack([row.to(dtype) for row in rows]).mean(dim=0)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """``tensor`` without what a subclass of Tensor does differently (BigGAN-PyTorch has one)."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def ballot(row_gradient: Tensor) -> Tensor:

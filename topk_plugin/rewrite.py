@@ -69,7 +69,7 @@ class Replace:
     """Put an expression in place of another, wherever it is found; nowhere is fine, too.
 
     ``find`` may begin with the name ``_`` ("_.cuda()"), which stands for any expression, and in
-    ``by`` for the one found.
+    ``by`` for the one found. It may be an import statement as well.
     """
 
     file: str
@@ -106,9 +106,10 @@ class Patch:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def tells_epochs(self) -> bool:
-        """Whether a rule says when an epoch ends."""
-        return any("_epoch(" in rule.code for rule in self.topk if isinstance(rule, Insert))
+    def epoch_files(self) -> set[str]:
+        """Files in which a rule says when an epoch ends."""
+        inserts = (rule for rule in self.topk if isinstance(rule, Insert))
+        return {rule.place.file for rule in inserts if "_epoch(" in rule.code}
 
     @property
     def topk_places(self) -> list[Enclose | Insert]:
@@ -411,7 +412,9 @@ def _replacements(
     rule: Replace, tree: ast.Module, lines: list[str]
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
     """The edits of a rule; what lies between the parts that stay is put anew."""
-    pattern = ast.parse(rule.find, mode="eval").body
+    pattern: Any = ast.parse(rule.find).body[0]
+    if isinstance(pattern, ast.Expr):
+        pattern = pattern.value
     before, wild, after = re.match(r"(.*?)(\b_\b|$)(.*)", rule.by, re.DOTALL).groups()  # type: ignore[union-attr]
     for node in _nodes(rule.scope, tree):
         kept: list[ast.AST] = []

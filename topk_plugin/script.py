@@ -74,6 +74,11 @@ class ScriptTopK:
         seam = active_seam()
         return output if seam is None else seam.gated(output)
 
+    def follow(self, output: Any) -> Any:
+        """Another output of the critic for the same samples; see TopK.follow()."""
+        seam = active_seam()
+        return output if seam is None else seam.followed(output)
+
     def end_epoch(self) -> None:
         """A pass over the real data ended."""
         if (seam := active_seam()) is not None:
@@ -83,6 +88,11 @@ class ScriptTopK:
         """The script's own counters: epochs ended and generator steps done, resumed ones too."""
         if (seam := active_seam()) is not None:
             seam.count(epoch, step)
+
+    def k(self, batch: int) -> int | None:
+        """Rows of a batch that are kept now; None where top-k is not on."""
+        seam = active_seam()
+        return None if seam is None else seam.topk.k(batch)
 
     def keep_record(self, critic: nn.Module) -> None:
         """The checkpoints of this critic carry top-k's epoch, settings and votes from now on."""

@@ -33,6 +33,7 @@ from torch import nn
 from topk_plugin.adapter import Adapter, Wrap, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
+from topk_plugin.hooks import Selection
 from topk_plugin.resume import ResumeRecord
 from topk_plugin.rewrite import Rule
 from topk_plugin.steps import HOW_TO_MARK
@@ -162,6 +163,8 @@ class CallSeam:
     ) -> None:
         self.adapter, self.topk, self.force, self.patched = adapter, topk, force, patched
         self.roots = [root.resolve() for root in roots]
+        if topk.config.companions == "auto":
+            topk.follows = adapter.companions == "follow"
         self._from_source = adapter.seam == "source" or patched
         self.log = PatchLog()
         self.called = 0  # gated calls
@@ -173,6 +176,7 @@ class CallSeam:
         self._refused: UnsupportedUpstream | None = None  # raised, perhaps caught by the script
         self._strangers: dict[str, str] = {}  # modules of those names that lie elsewhere
         self._records: list[ResumeRecord] = []
+        self._recorded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._inside = threading.local()
         self._counting = False  # upstream's counter has been read
         gated = adapter.seam == "source"
@@ -209,9 +213,7 @@ class CallSeam:
             if not self.patched:
                 self._differ += self._upstream.check()
             _active.append(self)
-            patch = self.adapter.patch
-            # two must not end the same epoch: the rules go before the DataLoader
-            self.topk.counted |= patch is not None and patch.tells_epochs
+            self.topk.observers.append(self._step_counted)
         if self.patched:
             return
         self._upstream.install()
@@ -227,6 +229,8 @@ class CallSeam:
         self._applied = False
         if self in _active:
             _active.remove(self)
+        if self._step_counted in self.topk.observers:
+            self.topk.observers.remove(self._step_counted)
         left = self.log.undo()
         if left:
             warnings.warn(
@@ -236,6 +240,7 @@ class CallSeam:
             )
         while self._records:
             self._records.pop().remove()
+        self._recorded.clear()
         self._upstream.remove()
 
     def _locate(self) -> None:
@@ -370,9 +375,30 @@ class CallSeam:
         self.called += 1
         return self.topk(output)
 
+    def followed(self, output: Any) -> Any:
+        """Another output of the critic for the samples of the latest gated one."""
+        return self.topk.follow(output)
+
+    def _step_counted(self, step: Selection) -> None:
+        # two must not end the same epoch: lines in the source go before the DataLoader
+        self.topk.counted |= self._tells_epochs()
+        self.topk.observers.remove(self._step_counted)
+
+    def _tells_epochs(self) -> bool:
+        """Whether a file that was imported or run says when an epoch ends."""
+        patch, base = self.adapter.patch, self._upstream.base
+        if patch is None or base is None:
+            return False
+        files = {(base / name).resolve() for name in patch.epoch_files}
+        names = tuple(file.name for file in files)
+        loaded = [getattr(module, "__file__", None) or "" for module in [*sys.modules.values()]]
+        return any(Path(file).resolve() in files for file in loaded if file.endswith(names))
+
     def keep_record(self, critic: nn.Module) -> None:
-        """Let the critic's checkpoints carry top-k's settings and votes."""
-        self._records.append(ResumeRecord(critic, self.topk))
+        """Let the critic's checkpoints carry top-k's settings and votes; twice is fine."""
+        if critic not in self._recorded:
+            self._recorded.add(critic)
+            self._records.append(ResumeRecord(critic, self.topk))
 
     def begin_at(self, epoch: int, steps: int) -> None:
         """Training begins, or goes on after ``steps`` generator steps, by upstream's own counter.

@@ -49,23 +49,29 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 delattr(package, child)
         self._made.clear()
 
-    def hide(self) -> None:
-        """Nobody can import the stubs that were made any more; the upstream keeps its names."""
+    def hide(self, asked: str = "") -> None:
+        """Nobody can import the stubs that were made any more; the upstream keeps its names.
+
+        Args:
+            asked: what is being imported: its packages stay until it is there.
+        """
         for module in self._made:
-            if sys.modules.get(module.__name__) is module:
-                del sys.modules[module.__name__]
+            name = module.__name__
+            if sys.modules.get(name) is module and not asked.startswith(f"{name}."):
+                del sys.modules[name]
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
         """A stub, if it is the upstream that asks for it and nobody else has the module."""
-        self.hide()  # what is imported now may ask for the same name
-        if fullname not in self.stubs or not self._is_upstream(_importer()):
+        self.hide(fullname)  # what is imported now may ask for the same name
+        package = any(name.startswith(f"{fullname}.") for name in self.stubs)
+        if not (package or fullname in self.stubs) or not self._is_upstream(_importer()):
             return None
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(fullname, path, target)):
                 return spec
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=package)
 
     def _is_upstream(self, module: Mapping[str, Any]) -> bool:
         if str(module.get("__name__", "")).partition(".")[0] in self.packages:
@@ -74,7 +80,7 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Give the stub its attributes."""
-        vars(module).update(self.stubs[module.__name__])
+        vars(module).update(self.stubs.get(module.__name__, {}))
         self._made.append(module)
 
 

@@ -21,7 +21,7 @@ from topk_plugin.errors import (
     ResumeMismatch,
     ScoreShapeError,
 )
-from topk_plugin.gate import Choice, GateState, ScoreGate
+from topk_plugin.gate import Choice, Followed, FollowGate, GateState, ScoreGate
 from topk_plugin.hooks import (
     Call,
     Progress,
@@ -102,6 +102,8 @@ class TopK:
         self._ask_fraction = first_result(manager, "topk_fraction", needed=True)
         self._tell_selected = observe(manager, "topk_selected")
         self._tell_epoch = observe(manager, "topk_epoch_ended")
+        self.follows = self.config.companions == "follow"
+        """Whether the critic's other outputs lose the dropped rows' gradient too."""
         self.epoch = self.first_epoch = self.config.start_epoch
         self.steps = self.first_step = 0  # first_: where this process began
         self.pass_complete = False  # the epoch's last batch was delivered
@@ -114,6 +116,7 @@ class TopK:
         self._bypassed: list[Tensor] = []  # what the audits found, not yet read
         self._voting = VOTING_STEPS if self.config.direction == "auto" else 0
         sign = {"auto": 0.0, "high": 1.0, "low": -1.0}[self.config.direction]
+        self._latest: Followed | None = None  # the latest gated call, where outputs may follow it
         self._held: float | None = None  # fraction that is kept whatever the epoch
         self.fraction = self.fraction_at(self.epoch)
         """Of a batch, what is kept now; 1 if disabled."""
@@ -199,6 +202,22 @@ class TopK:
         if not self.config.enabled or self._paused or not torch.is_grad_enabled():
             return scores
         return self._gate(scores, self.config.reduction, self.select)
+
+    def follow(self, output: Any) -> Any:
+        """Another output of the critic for the samples of the latest gated call, unchanged.
+
+        Under ``companions="follow"`` the rows that that call drops send no gradient through it.
+
+        Args:
+            output: a tensor (B, ...), or a tuple, list or dict of them.
+        """
+        followed = self._latest
+        if not self.follows or followed is None or self.is_paused or not torch.is_grad_enabled():
+            return output
+        tensors = companions(output, [], len(followed.ranking))
+        if not tensors:
+            return output
+        return replace(output, tensors, FollowGate.apply(followed, *tensors))
 
     def gather(self, scores: Tensor, *companions: Tensor) -> Any:
         """The literal form: the k rows themselves, for losses that couple the rows of a batch.
@@ -349,8 +368,16 @@ class TopK:
             arrived = self.ledger.line_arrive
             listen(self.ledger)
         state = self.gate_state(order.device)
-        gated = ScoreGate.apply(weigh, select, arrived, self._inbox, order, *state, *heads)
-        return replace(output, heads, gated)
+        tensors = heads
+        if self.follows and weigh != "none":
+            tensors = heads + companions(output, heads, len(order))
+            if not torch.compiler.is_compiling():
+                self._latest = Followed(order, state, weigh == "mean", select)
+                select = self._latest.select if select is not ranking.kept_rows else select
+        gated = ScoreGate.apply(
+            weigh, select, arrived, self._inbox, len(heads), order, *state, *tensors
+        )
+        return replace(output, tensors, gated)
 
     def _count(self, calls: list[Arrival], choices: list[Choice], maximizes: bool) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
@@ -514,6 +541,17 @@ class TopK:
         ):
             tensor.copy_(value)
         self.begin_at(int(state["epoch"]), int(state["steps"]))
+
+
+def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
+    """The tensors (B, ...) beside the scores through which a gradient may go back."""
+    scores = {id(head) for head in heads}
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in scores
+        and leaf.shape[:1] == (batch,)
+    ]  # fmt: skip
 
 
 def replace(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:

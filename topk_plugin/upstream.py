@@ -63,6 +63,8 @@ class Upstream:
             )
         differ = []
         for path, rules in self._rewriter.rules.items():
+            if not path.is_file():
+                continue  # of a modern rule: a script that this checkout does not have
             try:
                 check_rules(self.adapter, path, rules, force=False)
             except UnsupportedUpstream as error:

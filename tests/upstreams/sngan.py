@@ -6,7 +6,7 @@ import sys
 
 import torch
 import torchvision
-from topk_drive import digits, execute, k_of, keep, train_other
+from topk_drive import digits, execute, k_of, keep, narrow, train_other
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -52,15 +52,21 @@ def main():
     parser.add_argument("--other", action="store_true")
     args, rest = parser.parse_known_args()
     torch.set_default_dtype(torch.float64)
+    narrow(nn.Conv2d)
+    narrow(nn.ConvTranspose2d, nn.BatchNorm2d, keep=[128])  # that many numbers are a latent
     import model
+    import model_resnet
 
+    model.w_g = 1  # the critic reads 16 times as many numbers from 512 channels
+    model_resnet.GEN_SIZE = model_resnet.DISC_SIZE = 4
     if args.other:
         train_other()
         return
     torch.manual_seed(0)
     torchvision.datasets.CIFAR10 = lambda *a, **kw: TensorDataset(*digits(9, 32))
     if args.hand:
-        model.Discriminator.forward = best_of(model.Discriminator.forward)
+        for critic in (model.Discriminator, model_resnet.Discriminator):
+            critic.forward = best_of(critic.forward)
         literal = nn.BCEWithLogitsLoss.forward
         nn.BCEWithLogitsLoss.forward = lambda self, scores, target: literal(
             self, scores, target[: len(scores)]

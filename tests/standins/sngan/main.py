@@ -13,6 +13,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--batch_size", type=int, default=4)
 parser.add_argument("--loss", default="hinge")
 parser.add_argument("--model", default="resnet")
+parser.add_argument("--checkpoint_dir", default=".")
 args = parser.parse_args()
 
 data = datasets.CIFAR10("../data/", train=True, download=True)
@@ -60,7 +61,8 @@ def train(epoch):
     print("critic", loss.data.reshape(1).data[0])
 
 
+os.makedirs(args.checkpoint_dir, exist_ok=True)
 for epoch in range(1000):
     train(epoch)
     for name, network in (("disc", discriminator), ("gen", generator)):
-        torch.save(network.state_dict(), os.path.join(".", f"{name}_{epoch}"))
+        torch.save(network.state_dict(), f"{args.checkpoint_dir}/{name}_{epoch}")
