@@ -31,6 +31,7 @@ job = json.loads(line)
 os.chdir(job["cwd"])
 multiprocessing.process.ORIGINAL_DIR = job["cwd"]
 os.environ.update(job["env"])
+sys.path[1:1] = job["path"]  # the first entry becomes the folder of the script
 for number, name in enumerate((os.devnull, job["out"], job["err"])):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
 status = 0
@@ -87,10 +88,16 @@ def run(
     env: Mapping[str, str] | None = None,
     plain: bool = False,
     preload: Sequence[str] = (),
+    path: Sequence[str] = (),
 ) -> Done:
-    """``topk ARGUMENTS`` in ``folder``, with the modules of ``preload`` imported already."""
+    """``topk ARGUMENTS`` in ``folder``, with the modules of ``preload`` imported already.
+
+    Args:
+        path: folders for ``sys.path``, before all others but the script's own.
+    """
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     job: dict[str, Any] = {"cwd": str(folder), "out": str(out), "err": str(err), "plain": plain}
+    job["path"] = [*path]
     server = _server(tuple(preload))
     assert server.stdin is not None
     assert server.stdout is not None

@@ -330,7 +330,7 @@ def _means_topk(key: str) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser, prefix: str = "topk") -> None:
     """Add --topk and --topk-gamma, --topk-nu, ... to a parser; read by `TopKConfig.from_args`."""
-    _add_flags(parser, prefix, "store_true", lambda field: field.default)
+    _add_flags(parser, prefix, "store_true", lambda field: _listed(field.default))
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -360,7 +360,7 @@ def _add_flags(
 def _argument_type(kind: Kind) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
-            return kind.parse(text)
+            return _listed(kind.parse(text))
         except ValueError:
             message = f"found {text!r}, expected {kind.expected}"
             raise argparse.ArgumentTypeError(message) from None
@@ -372,6 +372,11 @@ def _flag(name: str, prefix: str = "") -> str:
     if not prefix:
         return "--" + name.replace("_", "-")
     return f"--{prefix}" if name == "enabled" else f"--{prefix}-{name.replace('_', '-')}"
+
+
+def _listed(value: Any) -> Any:
+    """A list for a tuple, which YAML has no word for: scripts dump what their parser read."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -68,7 +68,7 @@ class ResumeRecord:
 
     def _step_counted(self, step: Selection) -> None:
         config = self.topk.config
-        known = self.found or self.topk.counted or config.start_epoch
+        known = self.found or config.start_epoch
         if self.loaded and not known and config.gamma < 1:
             warnings.warn(
                 "weights were loaded into the critic from a checkpoint without a top-k record, so "

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from topk_plugin import config
-from topk_plugin.children import ending_exception, tell_end
+from topk_plugin.children import ending_exception
 from topk_plugin.config import TopKConfig
 from topk_plugin.errors import ConfigError
 from topk_plugin.launch import Activation, Launch, failed
@@ -24,9 +25,6 @@ from topk_plugin.seams import active_seam
 
 class ScriptTopK:
     """The top-k of this process, for its script."""
-
-    def __init__(self) -> None:
-        self._started: list[_Started] = []
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--topk --topk-gamma --topk-nu …`` to the script's parser."""
@@ -55,12 +53,10 @@ class ScriptTopK:
                 "found top-k switched on twice, by `topk run` or an earlier start and by the "
                 "script's own --topk; leave one of them out"
             )
-        started = _Started(
-            Activation(Launch(settings, adapter=adapter), [Path.cwd()], patched=True)
-        )
-        started.activation.start()
-        self._started.append(started)
-        tell_end(started)
+        activation = Activation(Launch(settings, adapter=adapter), [Path.cwd()], patched=True)
+        activation.start()
+        # multiprocessing's processes leave by os._exit, without what atexit has
+        util.Finalize(None, _end, (activation,), exitpriority=0)
 
     def __call__(self, output: Any) -> Any:
         """What the critic returned in a generator step, unchanged; k rows of its gradient stay.
@@ -100,24 +96,11 @@ class ScriptTopK:
             seam.keep_record(critic)
 
 
-class _Started:
-    """A script that switched top-k on itself."""
-
-    def __init__(self, activation: Activation) -> None:
-        self.activation = activation
-        self._ended = False
-
-    def forking(self) -> None: ...
-
-    def forked(self) -> None: ...
-
-    def end(self) -> None:
-        """The process ends: its verdict."""
-        if not self._ended:
-            self._ended = True
-            error = self.activation.close(succeeded=ending_exception() is None)
-            if error is not None:
-                failed(error)
+def _end(activation: Activation) -> None:
+    """The process ends: its verdict."""
+    error = activation.close(succeeded=ending_exception() is None)
+    if error is not None:
+        failed(error)
 
 
 topk = ScriptTopK()

@@ -209,9 +209,9 @@ class CallSeam:
         for seen in (self._patched, self._differ, self._strangers):
             seen.clear()
         self._refused, self._applied = None, True
+        if not self.patched:
+            self._differ += self._upstream.check()
         if self._from_source:
-            if not self.patched:
-                self._differ += self._upstream.check()
             _active.append(self)
             self.topk.observers.append(self._step_counted)
         if self.patched:

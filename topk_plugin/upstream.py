@@ -52,7 +52,12 @@ class Upstream:
             UnsupportedUpstream: they differ from what the rules were written for.
         """
         patch = self.adapter.patch
-        if not self.gated or patch is None:
+        if patch is None:
+            return []
+        if not self.gated:
+            for rule in patch.topk_places:
+                if self.base is not None:
+                    unpatched(self.base / rule.place.file)
             return []
         if self.base is None or self._rewriter is None:
             files = ", ".join(sorted({rule.place.file for rule in patch.topk_places}))
@@ -99,11 +104,29 @@ def find_checkout(adapter: Adapter, roots: Sequence[Path], parents: bool = True)
     """
     if adapter.patch is None:
         return None
-    for root in roots:
-        for folder in (root.resolve(), *root.resolve().parents[: PARENTS * parents]):
-            if (base := adapter.patch.checkout(folder)) is not None:
-                return base
-    return None
+    found = [
+        base
+        for root in (root.resolve() for root in roots)
+        for folder in (root, *root.parents[: PARENTS * parents])
+        if (base := adapter.patch.checkout(folder)) is not None
+    ]
+    # a main.py is in many folders
+    return next(filter(adapter.patch.is_known, found), found[0] if found else None)
+
+
+def unpatched(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UnsupportedUpstream: `topk patch` has edited it.
+    """
+    text = Source.read(path).text
+    if IMPORT in text:
+        raise UnsupportedUpstream(
+            f"{path}: `topk patch` has put top-k into this file already. Run the script itself "
+            "with --topk, or undo the patch first: topk patch CHECKOUT --revert"
+        )
+    return text
 
 
 def check_rules(adapter: Adapter, path: Path, rules: Sequence[Rule], force: bool) -> str:
@@ -112,12 +135,7 @@ def check_rules(adapter: Adapter, path: Path, rules: Sequence[Rule], force: bool
     Raises:
         UnsupportedUpstream: it is edited already, or differs from what the rules were written for.
     """
-    text = Source.read(path).text
-    if IMPORT in text:
-        raise UnsupportedUpstream(
-            f"{path}: `topk patch` has put top-k into this file already. Run the script itself "
-            "with --topk, or undo the patch first: topk patch CHECKOUT --revert"
-        )
+    text = unpatched(path)
     try:
         return rewritten(text, rules, str(path), force).text
     except UnsupportedUpstream as error:

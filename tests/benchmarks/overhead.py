@@ -1,12 +1,14 @@
 """What top-k costs a generator step, as ratios of interleaved pairs.
 
     python tests/benchmarks/overhead.py [--rounds 200] [--threads N] [--model dcgan] [--model mlp]
+        [--device cuda] [--steps 20]
 
 Every round runs each arm once, in random order, on the same networks and noise. A row is the
 median over rounds of (time of the arm / time of the baseline in the same round) with a 95%
 bootstrap interval. k is half the batch. Each arm is a whole generator step: noise, generator,
-critic, loss, backward, Adam. The shielded gate runs the critic's backward to its input twice; it
-is used where a generator step cannot be known in advance.
+critic, loss, backward, Adam; or several in a row, as they follow each other on a GPU. The shielded
+gate runs the critic's backward to its input twice; it is used where a generator step cannot be
+known in advance.
 """
 
 from __future__ import annotations
@@ -56,17 +58,30 @@ def mlp() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
     return net(2), net(1), (256, 2)
 
 
-def arms(generator: nn.Module, critic: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable]:
-    """One generator step each way."""
+def arms(
+    generator: nn.Module, critic: nn.Module, shape: tuple[int, ...], device: str, steps: int
+) -> dict[str, Callable]:
+    """Generator steps each way; what runs them returns their seconds."""
     batch = shape[0]
+    generator.to(device)
+    critic.to(device)
     optimizer = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999))
 
-    def step(line: Callable, around: Callable = contextlib.nullcontext) -> None:
-        generator.zero_grad()
-        critic.zero_grad()
-        with around():
-            softplus(-line(critic(generator(torch.randn(shape))))).mean().backward()
-        optimizer.step()
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(line: Callable, around: Callable = contextlib.nullcontext) -> float:
+        start = now()
+        for _ in range(steps):
+            generator.zero_grad()
+            critic.zero_grad()
+            with around():
+                fake = generator(torch.randn(shape, device=device))
+                softplus(-line(critic(fake))).mean().backward()
+            optimizer.step()
+        return (now() - start) / steps
 
     def half(**settings: str) -> TopK:
         topk = TopK(gamma=0.5, nu=0.5, **settings)
@@ -76,14 +91,13 @@ def arms(generator: nn.Module, critic: nn.Module, shape: tuple[int, ...]) -> dic
     def attached(marked: bool = False, freeze: bool = False, **settings: str) -> Callable:
         topk = half(**settings)
 
-        def run() -> None:
+        def run() -> float:
             critic.requires_grad_(not freeze)
             with attach(critic, topk):
-                start = time.perf_counter()
                 around = topk.generator_step if marked else contextlib.nullcontext
-                step(lambda scores: scores, around)
-                run.seconds = time.perf_counter() - start  # without attaching and removing
+                seconds = timed(lambda scores: scores, around)  # without attaching and removing
             critic.requires_grad_(True)
+            return seconds
 
         return run
 
@@ -91,20 +105,19 @@ def arms(generator: nn.Module, critic: nn.Module, shape: tuple[int, ...]) -> dic
         return scores.flatten().topk(batch // 2).values
 
     def frozen(line: Callable) -> Callable:
-        def run() -> None:
+        def run() -> float:
             critic.requires_grad_(False)
-            start = time.perf_counter()
-            step(line)
-            run.seconds = time.perf_counter() - start
+            seconds = timed(line)
             critic.requires_grad_(True)
+            return seconds
 
         return run
 
     line = half()
     return {
-        "nothing": lambda: step(lambda scores: scores),
-        "gather by hand": lambda: step(by_hand),
-        "line A, topk(scores)": lambda: step(line),
+        "nothing": lambda: timed(lambda scores: scores),
+        "gather by hand": lambda: timed(by_hand),
+        "line A, topk(scores)": lambda: timed(line),
         "attach, marked step (score gate)": attached(marked=True),
         "attach, gate=score": attached(gate="score"),
         "attach, nothing known (shielded)": attached(),
@@ -122,19 +135,17 @@ def bootstrap(ratios: list[float], rounds: int = 2000) -> tuple[float, float]:
     return medians[int(0.025 * rounds)], medians[int(0.975 * rounds)]
 
 
-def measure(name: str, rounds: int, console: Console) -> None:
+def measure(name: str, rounds: int, device: str, steps: int, console: Console) -> None:
     """Time all arms of one model and print the table."""
     torch.manual_seed(0)
     random.seed(0)
-    steps = arms(*{"dcgan": dcgan, "mlp": mlp}[name]())
-    times: dict[str, list[float]] = {arm: [] for arm in steps}
+    runs = arms(*{"dcgan": dcgan, "mlp": mlp}[name](), device, steps)
+    times: dict[str, list[float]] = {arm: [] for arm in runs}
     for round_ in track(range(-10, rounds), description=name, console=console):
-        for arm in random.sample(list(steps), len(steps)):
-            start = time.perf_counter()
-            steps[arm]()
-            seconds = time.perf_counter() - start
+        for arm in random.sample(list(runs), len(runs)):
+            seconds = runs[arm]()
             if round_ >= 0:  # the first ten warm up
-                times[arm].append(getattr(steps[arm], "seconds", seconds))
+                times[arm].append(seconds)
     table = Table(title=f"{name}: generator step, {rounds} interleaved rounds")
     for column in ("arm", "median ms", "/ gather by hand", "/ nothing"):
         table.add_column(column)
@@ -155,9 +166,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--model", action="append", choices=("dcgan", "mlp"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--steps", type=int, default=1, help="timed together")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=110)
-    console.print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads")
+    where = f"{platform.machine()}, {options.threads} threads"
+    if options.device == "cuda":
+        where = f"{torch.cuda.get_device_name()}, {options.steps} steps at a time"
+    console.print(f"torch {torch.__version__}, {where}")
     for model in options.model or ("dcgan", "mlp"):
-        measure(model, options.rounds, console)
+        measure(model, options.rounds, options.device, options.steps, console)

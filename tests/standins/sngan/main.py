@@ -1,7 +1,7 @@
 """A script with the names that the rules for SN-GAN rely on, and a loop of its own."""
 
 import argparse
-import os
+from pathlib import Path
 
 import model
 import model_resnet
@@ -61,8 +61,9 @@ def train(epoch):
     print("critic", loss.data.reshape(1).data[0])
 
 
-os.makedirs(args.checkpoint_dir, exist_ok=True)
+checkpoints = Path(args.checkpoint_dir)
+checkpoints.mkdir(exist_ok=True)
 for epoch in range(1000):
     train(epoch)
     for name, network in (("disc", discriminator), ("gen", generator)):
-        torch.save(network.state_dict(), f"{args.checkpoint_dir}/{name}_{epoch}")
+        torch.save(network.state_dict(), checkpoints / f"{name}_{epoch}")
