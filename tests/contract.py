@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -30,8 +31,8 @@ from losses import error
 
 import topk_plugin
 from topk_plugin.hooks import adapters, plugin_manager
-from topk_plugin.patch import RECORD
 from topk_plugin.rewrite import IMPORT
+from topk_plugin.upstream import RECORD, find_checkout
 
 ROOT = Path(__file__).parents[1]
 UPSTREAMS = Path(__file__).parent / "upstreams"
@@ -63,7 +64,7 @@ class Upstream:
             assert source is not None
             ignored = shutil.ignore_patterns(".git", "*.gif", "*.jpg", "*.npz", "docs")
             shutil.copytree(source, self.checkout, ignore=ignored)
-            base = self.adapter.patch.checkout(self.checkout)
+            base = find_checkout(self.adapter, [self.checkout], parents=False)
             assert base is not None, f"{source}: no files of the adapter's rules"
             self.folder = base
             shutil.copy(UPSTREAMS.parent / "drive.py", self.folder / "topk_drive.py")
@@ -89,6 +90,13 @@ class Upstream:
             if path.is_dir():
                 shutil.rmtree(path)
         return self.weights()
+
+    def logged(self, *arguments: str, flags: Sequence[str] = SETTINGS) -> list[tuple[int, ...]]:
+        """Epoch, batch and k of each generator step of a run that has to succeed."""
+        done = self.run(*arguments, flags=[*flags, "--log", "log.jsonl"])
+        assert done.status == 0, done.err
+        lines = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
+        return [(line["epoch"], line["batch"], line["k"]) for line in lines]
 
     def weights(self) -> list[torch.Tensor]:
         saved = torch.load(self.folder / "weights.pt", weights_only=True)

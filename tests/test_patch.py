@@ -1,5 +1,6 @@
 """`topk patch` on a toy repository: the diff, written, run, and undone."""
 
+import dataclasses
 import difflib
 import json
 import os
@@ -10,8 +11,9 @@ import pytest
 
 from topk_plugin import Adapter, Enclose, Insert, Patch, Place, Replace, patch
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
-from topk_plugin.patch import RECORD, Change, Hunk, undone
+from topk_plugin.patch import Change, Hunk, undone
 from topk_plugin.rewrite import IMPORT, Source, digest
+from topk_plugin.upstream import RECORD, find_checkout
 
 MAIN = """\
 import argparse
@@ -218,6 +220,20 @@ def test_where_no_checkout_is(tmp_path, toy):
     ):
         patch.checkout_of(ADAPTER, tmp_path / "empty")
     assert patch.checkout_of(ADAPTER, toy) == toy
+
+
+def test_a_checkout_is_found_from_inside_and_not_beside(tmp_path, toy):
+    adapter = dataclasses.replace(ADAPTER, patch=dataclasses.replace(PATCH, folder="toy"))
+    (tmp_path / "deep" / "scripts").mkdir(parents=True)
+    assert find_checkout(adapter, [tmp_path / "deep" / "scripts"]) == toy
+    assert find_checkout(adapter, [tmp_path / "deep"], parents=False) is None
+    beside = tmp_path / "beside"
+    (beside / "toy").mkdir(parents=True)
+    for name in patch.planned(ADAPTER, toy):
+        (beside / "toy" / name.name).write_bytes(name.before.encode())
+    assert find_checkout(adapter, [beside], parents=False) == beside / "toy"
+    (beside / "mine").mkdir()
+    assert find_checkout(adapter, [beside / "mine"]) == toy, "the folder above, not its toy"
 
 
 def test_a_broken_record_says_what_to_do(toy):

@@ -15,7 +15,6 @@ from topk_plugin.rewrite import (
     Argument,
     Enclose,
     Insert,
-    Patch,
     Place,
     Replace,
     Rewriter,
@@ -379,11 +378,3 @@ def test_import_hooks_see_a_rewritten_module(module):
         rewriter.remove()
     assert told == [found]
     assert found.topk
-
-
-def test_a_patch_finds_its_checkout_also_from_its_folder(tmp_path):
-    patch = Patch("1", (Enclose(Place(F, "", "D")),), folder="src")
-    assert patch.checkout(tmp_path) is None
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / F).write_text("D(1)\n")
-    assert patch.checkout(tmp_path) == patch.checkout(tmp_path / "src") == tmp_path / "src"

@@ -502,8 +502,8 @@ def test_another_version_with_the_same_signatures_is_named(toy, tmp_path):
     seam.apply()
     load()
     assert seam.notes == [
-        "note: toy-gan 1.7 is not what the adapter toy was tested with (1.0); names and "
-        "signatures match"
+        "note: toy-gan 1.7 is not what the adapter toy was tested with (1.0); what it relies "
+        "on matches"
     ]
     seam.undo()
 
@@ -700,6 +700,20 @@ def test_after_undo_the_upstream_finds_no_stub(toy):
     stubbed(toy, "import lost\n").undo()
     with pytest.raises(ModuleNotFoundError, match="lost"):
         importlib.import_module("toygan")
+
+
+def test_a_stub_may_lie_in_a_package_that_is_absent(toy):
+    (toy / "toygan/__init__.py").write_text("from gone.parts.deep import NAME\nimport gone.parts\n")
+    importlib.invalidate_caches()
+    seam = make_seam(toy, replace(ADAPTER, stubs={"gone.parts.deep": {"NAME": 4}}))
+    seam.apply()
+    toygan = importlib.import_module("toygan")
+    assert toygan.NAME == 4
+    assert toygan.gone.parts.__path__ == []
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("gone.parts")
+    seam.undo()
+    assert not [name for name in sys.modules if name.startswith("gone")]
 
 
 # --- topk run --adapter, with a plugin that is really installed ---------------------------------

@@ -182,9 +182,7 @@ def _losses(audit: Audit, found: Report) -> None:
     """What the loss says to the kept scores alone."""
     what = "loss on kept scores"
     if not isinstance(audit.seam, CallSeam) or audit.seam.adapter.seam == "source":
-        found.find(
-            what, "not audited: only at an adapter's call seam, not in the source, is it seen"
-        )
+        found.find(what, "not audited: only an adapter's call seam sees the loss")
         return
     compared = [one for one in audit.losses if one.error is not None]
     if compared:

@@ -181,11 +181,14 @@ def _check(options: argparse.Namespace) -> int:
 
 def _patch(options: argparse.Namespace) -> int:
     folder: Path = options.checkout
-    if options.adapter == "auto":
+    known = adapters(plugin_manager()).values()
+    if options.adapter != "auto":
+        found = find_adapter(options.adapter)
+    elif (written := patch.patched_in(folder, known)) is not None:
+        found = written
+    else:
         found, why = recognised([folder], parents=False)
         print(f"adapter auto: {found.name} ({found.upstream}), {why}", file=sys.stderr)
-    else:
-        found = find_adapter(options.adapter)
     base = patch.checkout_of(found, folder)
     if options.revert:
         print(f"restored: {', '.join(patch.revert(base))}", file=sys.stderr)

@@ -175,7 +175,12 @@ ALWAYS: dict[str, Callable[[], Any]] = {
     "top-k": PaperTopK,
     # adapters import upstream repositories only once they are used
     "mimicry": lambda: importlib.import_module("topk_plugin.adapters.mimicry"),
+    "meg": lambda: importlib.import_module("topk_plugin.adapters.meg"),
     "sngan": lambda: importlib.import_module("topk_plugin.adapters.sngan"),
+    "sagan": lambda: importlib.import_module("topk_plugin.adapters.sagan"),
+    "dcgan": lambda: importlib.import_module("topk_plugin.adapters.dcgan"),
+    "studiogan": lambda: importlib.import_module("topk_plugin.adapters.studiogan"),
+    "biggan_pytorch": lambda: importlib.import_module("topk_plugin.adapters.biggan_pytorch"),
 }
 """Bundled plugins that are always loaded."""
 

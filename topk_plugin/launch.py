@@ -267,13 +267,12 @@ def recognised(
             base = find_checkout(adapter, roots, parents)
             if base is None:
                 continue
-            files = sorted({rule.place.file for rule in adapter.patch.topk_places})
             try:
                 planned(adapter, base, modern=False)
             except UnsupportedUpstream as error:
                 differ.append(str(error))
             else:
-                fit[name] = adapter, f"recognised by {', '.join(files)} in {base}"
+                fit[name] = adapter, f"recognised by {', '.join(adapter.patch.files)} in {base}"
         elif imported & {wrap.module.partition(".")[0] for wrap in adapter.wraps}:
             fit[name] = adapter, f"recognised by what {command[0]} imports"
     if len(fit) == 1:

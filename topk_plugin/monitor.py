@@ -198,7 +198,8 @@ class Monitor:
             f"{report.rows - rows} rows dropped, {ended} epochs ended, last k {report.last_k} of "
             f"{report.last_batch}, {report.nonfinite - nonfinite} non-finite scores"
         )
-        if topk.config.gamma < 1 and not ended:
+        resumed = topk.counted and topk.epoch  # by a counter, inside an epoch that goes on
+        if topk.config.gamma < 1 and not ended and not resumed:
             fed = self.tracker.fed or topk.counted
             unfed = "" if fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")

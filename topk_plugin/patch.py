@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ from typing import Any
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.rewrite import Source, file_of, lines_of
-from topk_plugin.upstream import check_rules, find_checkout
-
-RECORD = ".topk_patch.json"
-"""In the folder to which the rules' files are relative."""
+from topk_plugin.upstream import RECORD, check_rules, find_checkout
 
 CONTEXT = 3
 """Lines around an edit that tell it from others."""
@@ -83,11 +80,21 @@ def checkout_of(adapter: Adapter, folder: Path) -> Path:
         )
     base = find_checkout(adapter, [folder], parents=False)
     if base is None:
-        files = ", ".join(sorted({rule.place.file for rule in adapter.patch.topk_places}))
+        files = ", ".join(adapter.patch.files)
         raise SeamNotFound(
             f"topk patch: found no {files} in {folder}, expected a checkout of {adapter.upstream}"
         )
     return base
+
+
+def patched_in(folder: Path, adapters: Iterable[Adapter]) -> Adapter | None:
+    """Which of the adapters' patches was written into a checkout."""
+    for adapter in adapters:
+        base = find_checkout(adapter, [folder], parents=False)
+        record = None if base is None else recorded(base)
+        if record is not None and record["adapter"] == adapter.name:
+            return adapter  # others may fit: a main.py is in many folders
+    return None
 
 
 def planned(adapter: Adapter, base: Path, modern: bool = True, force: bool = False) -> list[Change]:

@@ -116,13 +116,14 @@ class Patch:
         """The rules of top-k that have to find their place."""
         return [rule for rule in self.topk if isinstance(rule, Enclose | Insert)]
 
-    def checkout(self, folder: Path) -> Path | None:
-        """Where the files of the rules lie, for a checkout or its folder of them; else None."""
-        files = {rule.place.file for rule in self.topk_places}
-        for base in dict.fromkeys((folder / self.folder, folder)):
-            if all((base / name).is_file() for name in files):
-                return base
-        return None
+    @property
+    def files(self) -> list[str]:
+        """Those that a checkout must have."""
+        return sorted({rule.place.file for rule in self.topk_places})
+
+    def fits(self, base: Path) -> bool:
+        """Whether a folder has the files."""
+        return all((base / name).is_file() for name in self.files)
 
     def is_known(self, base: Path) -> bool:
         """Whether the files at ``base`` are those of the commit."""
@@ -244,7 +245,9 @@ def rewritten(source: str, rules: Iterable[Rule], name: str, force: bool = False
 
 
 def _says_topk(code: str) -> bool:
-    return re.match(r"topk\b", code) is not None or "topk." in code
+    if code.startswith(IMPORT):  # by another name
+        return False
+    return re.search(r"(?<![\w.])topk\b", code) is not None
 
 
 def _parse(source: str, name: str) -> ast.Module:

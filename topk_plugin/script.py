@@ -8,6 +8,7 @@ without ``--topk``, every call here is the identity.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from multiprocessing import util
 from pathlib import Path
@@ -53,7 +54,9 @@ class ScriptTopK:
                 "found top-k switched on twice, by `topk run` or an earlier start and by the "
                 "script's own --topk; leave one of them out"
             )
-        activation = Activation(Launch(settings, adapter=adapter), [Path.cwd()], patched=True)
+        main = getattr(sys.modules["__main__"], "__file__", None)
+        roots = [Path.cwd(), *([Path(main).parent] if main else [])]
+        activation = Activation(Launch(settings, adapter=adapter), roots, patched=True)
         activation.start()
         # multiprocessing's processes leave by os._exit, without what atexit has
         util.Finalize(None, _end, (activation,), exitpriority=0)

@@ -311,8 +311,9 @@ class CallSeam:
 
     def _found(self) -> str:
         what = self.adapter.upstream if self._distribution is None else self.adapter.distribution
-        how = ", patched" if self.patched else ""
-        return f"{what} {self._release() or 'of unknown version'}{how}"
+        if self.patched and self.adapter.patch is not None:
+            return f"{what} {self.adapter.patch.commit}, patched"
+        return f"{what} {self._release() or 'of unknown version'}"
 
     @property
     def notes(self) -> list[str]:
@@ -464,10 +465,6 @@ class CallSeam:
             self.begin_at(epoch, step)
         self.reach_epoch(epoch)
 
-    def _files(self) -> list[str]:
-        patch = self.adapter.patch
-        return sorted({rule.place.file for rule in patch.topk_places}) if patch else []
-
     # --- where nothing, or not all, was gated ----------------------------------------------------
 
     def broken(self) -> NoEffectError | None:
@@ -486,9 +483,10 @@ class CallSeam:
             return self._refused
         name = self.adapter.name
         steps = f"{self.topk.ledger.optimizer_steps} optimizer steps ran"
-        if self._from_source and not self._patched and not self.patched:
+        patch = self.adapter.patch
+        if self._from_source and patch is not None and not (self._patched or self.patched):
             return SeamNotFound(
-                f"adapter {name}: none of {', '.join(self._files())} in {self._upstream.base} was "
+                f"adapter {name}: none of {', '.join(patch.files)} in {self._upstream.base} was "
                 f"imported or run, while {steps}. A process that a script starts runs the script "
                 "from disk: put top-k there with `topk patch CHECKOUT --write` and run it with "
                 "--topk. For a script of your own name its critic: --critic module:Class"

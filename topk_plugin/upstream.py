@@ -10,6 +10,9 @@ from topk_plugin.errors import SeamNotFound, UnsupportedUpstream
 from topk_plugin.rewrite import IMPORT, Rewriter, Rule, Source, rewritten
 from topk_plugin.stubs import Stubs
 
+RECORD = ".topk_patch.json"
+"""What `topk patch` wrote, in the folder to which the rules' files are relative."""
+
 PARENTS = 2
 """Folders above a launched script in which its checkout may begin."""
 
@@ -60,7 +63,7 @@ class Upstream:
                     unpatched(self.base / rule.place.file)
             return []
         if self.base is None or self._rewriter is None:
-            files = ", ".join(sorted({rule.place.file for rule in patch.topk_places}))
+            files = ", ".join(patch.files)
             raise SeamNotFound(
                 f"adapter {self.adapter.name}: found no checkout of {self.adapter.upstream} in "
                 f"{' or '.join(map(str, self.roots))}; expected its {files} there or in a folder "
@@ -104,14 +107,16 @@ def find_checkout(adapter: Adapter, roots: Sequence[Path], parents: bool = True)
     """
     if adapter.patch is None:
         return None
-    found = [
-        base
+    patch = adapter.patch
+    folders = [
+        folder
         for root in (root.resolve() for root in roots)
-        for folder in (root, *root.parents[: PARENTS * parents])
-        if (base := adapter.patch.checkout(folder)) is not None
+        for folder in (root / patch.folder, root, *root.parents[: PARENTS * parents])
     ]
+    found = [folder for folder in dict.fromkeys(folders) if patch.fits(folder)]
     # a main.py is in many folders
-    return next(filter(adapter.patch.is_known, found), found[0] if found else None)
+    sure = (base for base in found if patch.is_known(base) or (base / RECORD).is_file())
+    return next(sure, found[0] if found else None)
 
 
 def unpatched(path: Path) -> str:

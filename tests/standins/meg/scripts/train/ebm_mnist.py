@@ -1,0 +1,28 @@
+"""An energy-based model of images that are drawn anew for each batch."""
+
+import argparse
+import sys
+
+import torch  # noqa: F401
+
+sys.path += [".", "scripts"]
+
+from data.mnist import inf_train_gen
+from loops import options, train_ebm
+from networks.mnist import EnergyModel, Generator, StatisticsNetwork
+
+
+def parse_args():
+    parser = argparse.ArgumentParser()
+    options(parser)
+    args = parser.parse_args()
+    return args  # noqa: RET504
+
+
+args = parse_args()
+dim = args.dim
+itr = inf_train_gen(args.batch_size)
+netG = Generator(args.z_dim, dim).cuda()
+netE = EnergyModel(dim).cuda()
+netH = StatisticsNetwork(args.z_dim, dim).cuda()
+train_ebm(args, itr, netG, netE, netH)
