@@ -255,6 +255,44 @@ def test_gradient_of_no_number_is_caught(folder):
     assert error(done) == math.inf
 
 
+NOISY = """
+from gan import *
+from topk_plugin import gate
+
+class Noisy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, g):
+        return g * (1 + {noise} * torch.randn(g.shape, generator=DEVICE))
+
+DEVICE = torch.Generator().manual_seed(1)
+forward = Critic.forward
+Critic.forward = lambda self, x: forward(self, Noisy.apply(x))
+{broken}
+train()
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("--gate", "score")])
+def test_what_a_device_does_to_the_same_backward_is_no_error(folder, flags):
+    done = check(folder, NOISY.format(noise=1e-4, broken=""), *flags)
+    assert done.status == 0, done.out
+    assert 1e-5 < error(done) < 4e-4
+    assert "; two runs of one backward differ by " in line(done, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("noise", "broken"), [(1e-4, "gate.keep = lambda g, c: g * 1.002"), (0.1, "")]
+)
+def test_no_noise_excuses_an_error(folder, noise, broken):
+    """Neither one that is larger than the noise, nor noise in which no error could be seen."""
+    done = check(folder, NOISY.format(noise=noise, broken=broken))
+    assert done.status == 3
+    assert line(done, "gradient").startswith("DISAGREES")
+
+
 @pytest.mark.parametrize("name", ["rows", "direction"])
 def test_wrong_rows_are_caught(folder, name):
     done = broken(folder, name)

@@ -235,7 +235,7 @@ def test_a_loss_of_the_users_own_is_gated_once(mimicry, text):
     own_script(mimicry, text)
     by_hand = mimicry.train("--hand", flags=["--no-enabled"])
     found = mimicry.train(flags=[*SETTINGS, "--log", "log.jsonl"])
-    assert error(found, by_hand) < 1e-9
+    assert error(found, by_hand) < 1e-8  # one of them squares scores, and rounding grows with them
     assert logged(mimicry) == SIX_STEPS
     assert f"direction {'low' if 'worst' in text else 'high'}" in mimicry.said()
 

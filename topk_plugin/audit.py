@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from topk_plugin.hooks import Selection
 from topk_plugin.literal import (
     BOUNDS,
+    LARGEST_NOISE,
+    REPEATS,
     Backward,
     Gated,
     Pass,
@@ -47,6 +49,13 @@ class Step:
     error: float
     changed: float
     frozen: bool  # no gradient went anywhere else than to the generator
+    noise: float  # by which this device differs from itself
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is rounding, or else what this device does to the same backward."""
+        bound = max(one.bound for one in self.passes)
+        return self.error <= bound or self.error <= REPEATS * min(self.noise, LARGEST_NOISE)
 
     @property
     def gates(self) -> list[Gated]:
@@ -164,6 +173,7 @@ class Audit:
                     max(one.error(owned) for one in passes),
                     max(one.changed(owned) for one in passes),
                     all(one.leaves.keys() <= owned for one in passes),
+                    max(one.noise(owned) for one in passes),
                 )
             )
         enough = max(len(self.telling), len(self.unaudited)) >= self.wanted

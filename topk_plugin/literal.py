@@ -32,6 +32,12 @@ from topk_plugin.topk import TopK
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 """Largest relative error of a gradient that is rounding."""
 
+REPEATS = 4
+"""Times what a device gives for the same backward twice, up to which an error is the device's."""
+
+LARGEST_NOISE = 1e-3
+"""Where a device differs more from itself in float32, nothing can be said."""
+
 # --- the formula, in plain Python ---------------------------------------------------------------
 
 
@@ -208,6 +214,7 @@ class Deviation(NamedTuple):
     expected: float
     changed: float  # between the gradient with top-k and without
     plain: float  # without top-k
+    noise: float = 0.0  # between two runs of the formula
 
 
 @dataclass(eq=False)
@@ -227,6 +234,10 @@ class Pass:
     def error(self, owned: set[int]) -> float:
         """Of the leaves that the generator's optimizer owns, or of all others if larger."""
         return max(self._relative("error", part) for part in self._parts(owned))
+
+    def noise(self, owned: set[int]) -> float:
+        """Of the device, for the same leaves; 0 where it was not asked for."""
+        return max(self._relative("noise", part) for part in self._parts(owned))
 
     def changed(self, owned: set[int]) -> float:
         """By top-k, for the leaves that the generator's optimizer owns; of the larger gradient."""
@@ -395,6 +406,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         )
         if shielded and not scored and id(leaf) not in behind:
             spared.append((place, _same_bits(after, base if had is None else had + base)))
+    _ask_device(result, backward, expected, literal, scored, shielded)
     coarsest = max(dtypes, key=lambda dtype: BOUNDS.get(dtype, BOUNDS[torch.bfloat16]))
     result.bound = BOUNDS.get(coarsest, BOUNDS[torch.bfloat16])
     result.dtype = str(coarsest).removeprefix("torch.")
@@ -403,6 +415,28 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         if not result.untouched:
             _allow_for_device(result, backward, plain, spared)
     return result
+
+
+def _ask_device(
+    result: Pass,
+    backward: Backward,
+    expected: list[Tensor | None],
+    literal: Callable[[set[Any]], Answer],
+    scored: set[Any],
+    shielded: set[Any],
+) -> None:
+    """How much the formula's gradient differs from itself, where the loop's differs from it.
+
+    CUDA's convolutions add up in another order each time, and rounding to TF32 makes more of it.
+    """
+    strictest = min(BOUNDS.values())
+    if all(d.error <= strictest**2 * d.expected for d in result.leaves.values()):
+        return
+    again = backward.dry(literal(scored | shielded)) if scored or shielded else expected
+    for leaf, one, other in zip(backward.leaves, expected, again, strict=True):
+        if id(leaf) in result.leaves and one is not None and other is not None:
+            noise = norm2(one.double() - other.double())
+            result.leaves[id(leaf)] = result.leaves[id(leaf)]._replace(noise=noise)
 
 
 def ranks() -> int:
