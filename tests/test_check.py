@@ -1,5 +1,6 @@
 """`topk check`: what agrees passes, and what is broken on purpose is caught."""
 
+import dataclasses
 import math
 import re
 import textwrap
@@ -15,9 +16,11 @@ from torch import nn
 
 from topk_plugin import TopK, attach, gate
 from topk_plugin.audit import Audit, Enough
-from topk_plugin.check import report
+from topk_plugin.check import Report, _companions, report
+from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.literal import asked_direction, sorted_rows
 from topk_plugin.ranking import kept_rows
+from topk_plugin.seams import CallSeam
 
 GAN = '''
 """Nets and a loop for the short scripts of the tests."""
@@ -618,6 +621,25 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
             D.zero_grad()
             (-D(G(torch.randn(8, 3))).mean()).backward()
             optG.step()
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_an_output_that_should_follow_and_has_no_gate_is_caught(gated):
+    topk = TopK(companions="follow")
+    adapter = dataclasses.replace(adapters(plugin_manager())["sngan"], companions="keep")
+    audit = Audit(topk, CallSeam(adapter, topk), 3)
+    G, D = nn.Linear(3, 2), nn.Linear(2, 5)
+    scores, classes = D(G(torch.randn(8, 3))).split([1, 4], dim=1)
+    output = topk({"score": scores, "classes": classes, "labels": torch.arange(8)})
+    if not gated:
+        output["classes"] = classes
+    audit._output(output)
+    assert audit.companions == [True, gated]
+    found = Report("title")
+    _companions(audit, found)
+    assert found.agrees == gated
+    text = "follow the kept rows (companions)" if gated else "DISAGREES: 1 of 2 tensors do not"
+    assert dict(found.findings)["other outputs"].startswith(text)
 
 
 def test_device_that_gives_no_gradient_twice():

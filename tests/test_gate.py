@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from topk_plugin import TopK, attach
-from topk_plugin.errors import GeneratorStepUnknown
+from topk_plugin.errors import DirectionUnknown, GeneratorStepUnknown
 
 TOLERANCE = 1e-12
 KS = [BATCH, 6, 4, 1]
@@ -288,7 +288,7 @@ def test_companions_follow_the_kept_rows(way, norm, k):
 
 
 @pytest.mark.parametrize("companions", ["follow", "keep"])
-@pytest.mark.parametrize("direction", ["high", "low"])
+@pytest.mark.parametrize("direction", ["high", "low", "auto"])
 @pytest.mark.parametrize("plugins", [(), ("random-k",)])
 def test_a_later_call_follows_the_rows_of_the_first(plugins, direction, companions):
     """An auxiliary critic call with other labels: its backward runs before the first call's."""
@@ -300,6 +300,11 @@ def test_a_later_call_follows_the_rows_of_the_first(plugins, direction, companio
     sign = 1 if direction == "high" else -1
     fake = G(z).detach().requires_grad_()
     first = topk(D(fake))
+    if direction == "auto" and companions == "follow":  # its loss has not been seen
+        with pytest.raises(DirectionUnknown, match="^follow: 3 of 8 rows are to be kept"):
+            topk.follow(D(fake))
+        topk.assumed = -1.0  # as an adapter states
+        first = topk(D(fake))
     second = topk.follow(D(fake + 0.1))
     assert set(second) == set(D(fake))
     (-sign * first["score"].mean() + F.cross_entropy(second["q"], codes)).backward()

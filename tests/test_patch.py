@@ -130,7 +130,8 @@ def test_the_patched_script_has_a_flag_and_a_proof(toy):
     )
     assert on.out != off.out
     wrong = launched.plain_run(toy, "main.py", "--topk", "--topk-gamma", "2")
-    assert "ConfigError: --topk-gamma: found 2" in wrong.err
+    assert wrong.status == 2
+    assert wrong.err.startswith("topk: ConfigError: --topk-gamma: found 2")
     failing = launched.plain_run(toy, "main.py", "--topk", "--epochs", "0")
     assert "verdict: no optimizer stepped" in failing.err
 
@@ -173,6 +174,7 @@ def test_a_file_that_was_restored_by_hand_is_no_obstacle(toy):
     (toy / "main.py").write_text(MAIN)
     (toy / "networks.py").write_text(NETWORKS)
     assert patch.recorded(toy) is None
+    assert patch.revert(toy) == []
     with pytest.raises(ConfigError, match="nothing was patched"):
         patch.revert(toy)
 
@@ -212,8 +214,6 @@ def test_all_files_are_written_or_none(toy, monkeypatch):
 
 
 def test_where_no_checkout_is(tmp_path, toy):
-    with pytest.raises(ConfigError, match="found no folder"):
-        patch.checkout_of(ADAPTER, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         SeamNotFound, match="found no main.py in .*, expected a checkout of toy/gan"
@@ -234,6 +234,31 @@ def test_a_checkout_is_found_from_inside_and_not_beside(tmp_path, toy):
     assert find_checkout(adapter, [beside], parents=False) == beside / "toy"
     (beside / "mine").mkdir()
     assert find_checkout(adapter, [beside / "mine"]) == toy, "the folder above, not its toy"
+
+
+def test_a_link_stays_one(tmp_path, toy):
+    (toy / "main.py").rename(toy / "real.py")
+    (toy / "main.py").symlink_to("real.py")
+    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    assert (toy / "main.py").is_symlink()
+    assert IMPORT in (toy / "real.py").read_text()
+    patch.revert(toy)
+    assert (toy / "main.py").is_symlink()
+    assert (toy / "real.py").read_text() == MAIN
+
+
+def test_what_became_of_a_patch_is_said(toy):
+    """Restored by hand as a whole, or the record is gone."""
+    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    (toy / "main.py").write_text(MAIN)
+    assert patch.recorded(toy)["restored"] == ["main.py"]
+    (toy / "networks.py").write_text(NETWORKS)
+    assert patch.revert(toy) == []
+    assert not (toy / RECORD).exists()
+    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    (toy / RECORD).unlink()
+    with pytest.raises(UnsupportedUpstream, match="found top-k in the source, but no .topk_patch"):
+        patch.revert(toy)
 
 
 def test_a_broken_record_says_what_to_do(toy):

@@ -202,6 +202,32 @@ def test_a_file_that_is_patched_on_disk_is_not_gated_twice(topk, tmp_path):
     assert (tmp_path / "trainer.py").read_text() == TRAINER
 
 
+def test_a_checkout_that_is_half_patched_is_said(topk, tmp_path):
+    assert topk("patch", ".", "--adapter", "toy", "--write").status == 0
+    other = topk("patch", ".", "--adapter", "toy", "--write", "--no-modern")
+    assert other.status == 3
+    assert "undo the rest of it first: --revert" in other.err
+    (tmp_path / "inline.py").write_text(INLINE)
+    assert topk("patch", ".", "--adapter", "inline", "--write").status == 0
+    for name, text in (("trainer", TRAINER), ("inline", INLINE)):
+        (tmp_path / f"{name}.py").write_text(text)
+    done = topk("patch", ".", "--adapter", "inline", "--revert")
+    assert (done.status, done.err) == (
+        0,
+        "restored: nothing, since all files are as they were\n",
+    )
+
+
+def test_a_patched_script_under_topk_run_is_refused_by_its_own_flag(topk, tmp_path):
+    flags = "import argparse\nfrom topk_plugin.script import topk\n"
+    flags += "parser = argparse.ArgumentParser()\ntopk.add_arguments(parser)\n"
+    flags += "topk.start(parser.parse_args(), 'toy')\n"
+    (tmp_path / "flags.py").write_text(flags + INLINE.replace("import sys\n", ""))
+    done = topk("run", "--critic", "__main__:Critic", "--", "flags.py", "--topk")
+    assert done.status == 2
+    assert "found top-k switched on twice" in done.err
+
+
 def test_without_top_k_the_lines_do_nothing(topk):
     done = topk(*TOY, "--no-enabled", "--", "main.py")
     assert done == (0, "", "")

@@ -13,11 +13,12 @@ import launched
 import pytest
 import torch
 import yaml
-from contract import SETTINGS, Upstream, check_by_hand, needed, skip_without, verdict_of
+from contract import OFFERED, SETTINGS, Upstream, check_by_hand, needed, skip_without, verdict_of
 from losses import error
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from topk_plugin.launch import own_settings
 from topk_plugin.rewrite import IMPORT
 
 TOPK = {"apply_topk": True, "topk_gamma": 0.75, "topk_nu": 0.5}
@@ -85,8 +86,20 @@ def test_the_yaml_file_switches_it_on_and_off_and_a_flag_beats_it(studio):
     assert [k for _, _, k in steps] == [4] * 3 + [3] * 4 + [2] * 2
     off = settings(studio, LOSS={"apply_topk": False})
     assert studio.run(*off, flags=[]).status == 0
-    assert "top-k" not in studio.said()
+    assert "top-k off: own.yaml says so; --enabled switches it on" in studio.said()
+    assert "top-k ACTIVE" not in studio.said()
     assert set(shown(studio)) == {None}
+
+
+@pytest.mark.parametrize(
+    "command", [["-cfg", "a.yaml"], ["-cfg=a.yaml"], ["-cfg", "b", "--cfg_file=a.yaml", "-t"]]
+)
+def test_its_flag_for_the_yaml_file_has_two_forms(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("LOSS: {apply_topk: false}")
+    assert own_settings(OFFERED["studiogan"], ["src/main.py", *command]) == Path("a.yaml")
+    (tmp_path / "a.yaml").write_text("LOSS: {adv_loss: hinge}")
+    assert own_settings(OFFERED["studiogan"], ["src/main.py", *command]) is None
 
 
 WRONG = {
@@ -285,6 +298,10 @@ def test_the_check_recomputes_them_too(studio):
     done = studio.run(*own, command="check", flags=[*SETTINGS, "--steps", "2"])
     assert done.status == 0, done.out + done.err
     assert re.search(r"^result +agrees$", done.out, re.MULTILINE)
+    assert re.search(r"^other outputs +follow the kept rows", done.out, re.MULTILINE)
+    done = studio.run(*own, command="check", flags=[*SETTINGS, "--companions", "keep"])
+    assert re.search(r"^other outputs +keep the gradient of all rows", done.out, re.MULTILINE)
+    assert done.status == 0, done.out + done.err
 
 
 # --- the rest of its training -------------------------------------------------------------------

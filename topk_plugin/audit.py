@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import _pytree as pytree
 
+from topk_plugin.gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
 from topk_plugin.literal import (
     BOUNDS,
@@ -96,6 +97,7 @@ class Audit:
         self.unaudited: list[str] = []  # of other generator steps, why
         self.of_critic: list[Pass] = []  # passes of critic steps
         self.losses: list[LossFinding] = []
+        self.companions: list[bool] = []  # of the critic's other outputs, whether they are gated
         self._open: list[Pass] = []  # no optimizer told yet whose they are
         self._counted: Selection | None = None
         self._busy = False
@@ -128,8 +130,9 @@ class Audit:
         self.topk.observers.append(self._count)
         self._undo.append(lambda: self.topk.observers.remove(self._count))
         if isinstance(self.seam, CallSeam):
-            self.seam.audit = self._loss
+            self.seam.audit, self.seam.audit_output = self._loss, self._output
             self._undo.append(lambda: setattr(self.seam, "audit", None))
+            self._undo.append(lambda: setattr(self.seam, "audit_output", None))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -194,6 +197,16 @@ class Audit:
     def compared(self) -> list[Step]:
         """The steps whose gradient was compared, not only their rows."""
         return [step for step in self.steps if not step.reasons]
+
+    def _output(self, gated: Any) -> None:
+        """Which tensors of a critic's output have a gate, its scores aside."""
+        leaves = [x for x in pytree.tree_leaves(gated) if isinstance(x, Tensor) and x.requires_grad]
+        rows = {len(leaf) for leaf in leaves if leaf.dim()}
+        if len(rows) > 1 or not rows:  # what has other rows is no companion
+            batch = self.topk.heads_of(gated, None)[0][0].shape[:1]
+            leaves = [leaf for leaf in leaves if leaf.shape[:1] == batch]
+        kinds = [getattr(type(leaf.grad_fn), "_forward_cls", None) for leaf in leaves]
+        self.companions += [kind in (ScoreGate, FollowGate) for kind in kinds]
 
     def _loss(self, loss: Callable[[Any], Any], scores: Any) -> Any:
         gated = self.topk(scores)

@@ -93,6 +93,7 @@ def report(audit: Audit, activation: Activation, title: str) -> Report:
     _rows(audit, found)
     _critic(audit, found)
     _losses(audit, found)
+    _companions(audit, found)
     for text in dict.fromkeys(audit.unaudited):
         found.find("not audited", f"{audit.unaudited.count(text)} generator steps: {text}")
     _batches(audit, found)
@@ -202,6 +203,19 @@ def _losses(audit: Audit, found: Report) -> None:
         found.find(what, text, agrees)
     for reason in dict.fromkeys(one.reason for one in audit.losses if one.reason):
         found.find(what, f"not audited: {reason}")
+
+
+def _companions(audit: Audit, found: Report) -> None:
+    """Whether what the critic returns beside its scores follows the kept rows, as it should."""
+    if not isinstance(audit.seam, CallSeam) or len(audit.companions) <= len(audit.steps):
+        return  # nothing but scores, or not seen
+    setting = audit.topk.config.companions
+    if (audit.seam.adapter.companions if setting == "auto" else setting) == "keep":
+        found.find("other outputs", "keep the gradient of all rows (companions)")
+        return
+    off = audit.companions.count(False)
+    text = f"{off} of {len(audit.companions)} tensors do not follow the kept rows"
+    found.find("other outputs", "follow the kept rows (companions)" if not off else text, not off)
 
 
 def _batches(audit: Audit, found: Report) -> None:

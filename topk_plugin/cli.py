@@ -11,7 +11,7 @@ from pathlib import Path
 from topk_plugin import __version__, patch
 from topk_plugin.check import check
 from topk_plugin.config import TopKConfig, add_run_arguments, unknown_name
-from topk_plugin.errors import TopKError
+from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.launch import (
     Launch,
@@ -162,12 +162,14 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     name, file = options.adapter, options.config
     if name == "auto" and script:
-        adapter, why = recognised(checkout_roots(script), script)
+        adapter, why = recognised(checkout_roots(script), script, force=options.force)
         print(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}", file=sys.stderr)
         name = adapter.name
     if name is not None and file is None and options.enabled is not False:
         file = own_settings(find_adapter(name), script)
     config = TopKConfig.from_sources(vars(options), os.environ, file)
+    if not config.enabled and file is not None and options.config is None:
+        print(f"top-k off: {file} says so; --enabled switches it on", file=sys.stderr)
     return Launch(config, options.critic, name, options.force, log), script
 
 
@@ -181,19 +183,29 @@ def _check(options: argparse.Namespace) -> int:
 
 def _patch(options: argparse.Namespace) -> int:
     folder: Path = options.checkout
+    if not folder.is_dir():
+        raise ConfigError(f"topk patch: found no folder {str(folder)!r}, expected a checkout")
     known = adapters(plugin_manager()).values()
     if options.adapter != "auto":
         found = find_adapter(options.adapter)
     elif (written := patch.patched_in(folder, known)) is not None:
         found = written
     else:
-        found, why = recognised([folder], parents=False)
+        found, why = recognised([folder], parents=False, force=options.force)
         print(f"adapter auto: {found.name} ({found.upstream}), {why}", file=sys.stderr)
     base = patch.checkout_of(found, folder)
     if options.revert:
-        print(f"restored: {', '.join(patch.revert(base))}", file=sys.stderr)
+        restored = patch.revert(base) or ["nothing, since all files are as they were"]
+        print(f"restored: {', '.join(restored)}", file=sys.stderr)
         return 0
     record = patch.recorded(base)
+    if record is not None and (record["restored"] or record.get("modern") != options.modern):
+        what = ", ".join(record["restored"])
+        what = f"{what} restored since" if what else "it with the other of --modern, --no-modern"
+        raise UnsupportedUpstream(
+            f"{base}: the patch of the adapter {record['adapter']} was written, and {what}; "
+            "undo the rest of it first: --revert"
+        )
     if record is not None:
         print(
             f"{base}: the patch of the adapter {record['adapter']} is there already; nothing was "
@@ -203,7 +215,7 @@ def _patch(options: argparse.Namespace) -> int:
         return 0
     changes = patch.planned(found, base, options.modern, options.force)
     if options.write:
-        patch.write(found, base, changes)
+        patch.write(found, base, changes, options.modern)
         names = ", ".join(change.name for change in changes)
         print(f"written: {names}; undo it with --revert", file=sys.stderr)
     else:

@@ -177,10 +177,16 @@ class Followed:
 
     Args:
         ranking, state, mean, select: see :func:`choose`.
+        inbox: of the gate, with ballots that have not reached the vote yet.
+        assumed: direction before the first ballot: 1 high, -1 low.
     """
 
-    def __init__(self, ranking: Tensor, state: GateState, mean: bool, select: Select) -> None:
+    def __init__(
+        self, ranking: Tensor, state: GateState, mean: bool, select: Select, inbox: Tensor,
+        assumed: float,
+    ) -> None:  # fmt: skip
         self.ranking, self.state, self.mean = ranking, state, mean
+        self.inbox, self.assumed = inbox, assumed
         self._select = select
         self._mask: Tensor | None = None
 
@@ -193,7 +199,10 @@ class Followed:
     def choice(self) -> Choice:
         """What the call keeps, as far as is known before its own backward."""
         select = kept_rows if self._select is kept_rows else self.select
-        return choose(self.ranking, torch.zeros_like(self.ranking), self.state, self.mean, select)
+        state = self.state._replace(vote=self.state.vote + self.inbox[BALLOT])
+        # this backward runs before the call's own, whose ballot counts where none came before it
+        rows = torch.full_like(self.ranking, -self.assumed)
+        return choose(self.ranking, rows, state, self.mean, select)
 
 
 class FollowGate(torch.autograd.Function):

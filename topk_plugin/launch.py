@@ -35,7 +35,7 @@ from topk_plugin.errors import ConfigError, HookError, TopKError, UnsupportedUps
 from topk_plugin.files import read_yaml
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor
-from topk_plugin.patch import planned
+from topk_plugin.patch import patched, planned
 from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.steps import listen, unlisten
@@ -104,12 +104,15 @@ class Activation:
         self.tracker.start()
         listen(self.topk.ledger)
         self.topk.ledger.whole_process = True
+        running.append(self)
         if self.reports is not None:
             children.follow(self)
 
     def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
         """Switch it off, and say the ``verdict``; the error to end in, if the run ``succeeded``."""
         children.unfollow(self)
+        if self in running:
+            running.remove(self)
         self.tracker.stop()
         unlisten(self.topk.ledger)
         try:
@@ -164,6 +167,9 @@ class Activation:
             if report.error is not None and not report.fatal:
                 failed(report.error)
 
+
+running: list[Activation] = []
+"""Those that were started in this process and not closed."""
 
 _inherited: list[Activation] = []  # what this process has from a launcher further out
 
@@ -247,7 +253,10 @@ def find_adapter(name: str) -> Adapter:
 
 
 def recognised(
-    roots: Sequence[Path], command: Sequence[str] = (), parents: bool = True
+    roots: Sequence[Path],
+    command: Sequence[str] = (),
+    parents: bool = True,
+    force: bool = False,
 ) -> tuple[Adapter, str]:
     """The adapter for a checkout, by its files, or by what the launched script imports; and why.
 
@@ -255,11 +264,13 @@ def recognised(
         roots: folders of the checkout.
         command: what is launched, if anything.
         parents: look in the folders above, too.
+        force: names and positions are enough, where nothing fits as it is.
 
     Raises:
         ConfigError: there is none, or several fit.
     """
     fit: dict[str, tuple[Adapter, str]] = {}
+    forced: dict[str, tuple[Adapter, str]] = {}
     differ = []
     imported = _imports(Path(command[0])) if command and command[0] != "-m" else set()
     for name, adapter in adapters(plugin_manager()).items():
@@ -267,14 +278,20 @@ def recognised(
             base = find_checkout(adapter, roots, parents)
             if base is None:
                 continue
-            try:
-                planned(adapter, base, modern=False)
-            except UnsupportedUpstream as error:
-                differ.append(str(error))
-            else:
-                fit[name] = adapter, f"recognised by {', '.join(adapter.patch.files)} in {base}"
+            found = adapter, f"recognised by {', '.join(adapter.patch.files)} in {base}"
+            for fits, by_names in ((fit, False), (forced, True)):
+                try:
+                    planned(adapter, base, modern=False, force=by_names)
+                    fits[name] = found
+                    break
+                except UnsupportedUpstream as error:
+                    if not by_names:
+                        why = str(error)
+            if name in forced or (name not in fit and patched(base)):
+                differ.append(why)  # the rest has nothing but file names in common
         elif imported & {wrap.module.partition(".")[0] for wrap in adapter.wraps}:
             fit[name] = adapter, f"recognised by what {command[0]} imports"
+    fit = fit or (forced if force else {})
     if len(fit) == 1:
         return next(iter(fit.values()))
     known = ", ".join(adapters(plugin_manager()))
@@ -286,7 +303,7 @@ def recognised(
     places = " or ".join(str(root.resolve()) for root in dict.fromkeys(roots))
     raise ConfigError(
         f"--adapter auto: found no repository with an adapter ({known}) in {places}. "
-        + "".join(f"Nearly: {text}. " for text in differ)
+        + "".join(f"Nearly: {text}. " for text in dict.fromkeys(differ))
         + "Name the adapter, or the critic: --critic module:Class"
     )
 
@@ -308,11 +325,15 @@ def _imports(script: Path) -> set[str]:
 
 def own_settings(adapter: Adapter, command: Sequence[str]) -> Path | None:
     """The configuration file that the upstream is launched with, if it says something of top-k."""
-    for flag, value in zip(command, command[1:], strict=False):
-        if flag in adapter.config_flags and Path(value).is_file():
-            loss = read_yaml(Path(value)).get("LOSS")
-            if isinstance(loss, Mapping) and any("topk" in str(key).lower() for key in loss):
-                return Path(value)
+    file = None
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        flag, is_joined, value = word.partition("=")
+        if flag in adapter.config_flags:
+            file = Path(value if is_joined else following)  # the last one counts
+    if file is not None and file.is_file():
+        loss = read_yaml(file).get("LOSS")
+        if isinstance(loss, Mapping) and any("topk" in str(key).lower() for key in loss):
+            return file
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
-from topk_plugin.rewrite import Source, file_of, lines_of
+from topk_plugin.rewrite import IMPORT, Source, file_of, lines_of
 from topk_plugin.upstream import RECORD, check_rules, find_checkout
 
 CONTEXT = 3
@@ -67,11 +67,9 @@ def checkout_of(adapter: Adapter, folder: Path) -> Path:
     """The folder to which the files of the adapter's rules are relative.
 
     Raises:
-        ConfigError: no such folder, or the adapter has no rules.
+        ConfigError: the adapter has no rules.
         SeamNotFound: no checkout of the adapter's repository.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"topk patch: found no folder {str(folder)!r}, expected a checkout")
     if adapter.patch is None:
         raise ConfigError(
             f"topk patch: the adapter {adapter.name} has no source rules, since "
@@ -123,8 +121,15 @@ def planned(adapter: Adapter, base: Path, modern: bool = True, force: bool = Fal
     return changes
 
 
+def patched(base: Path) -> bool:
+    """Whether top-k is in the source of a folder, with a record of it or without."""
+    return any(IMPORT in path.read_text(errors="replace") for path in base.glob("*.py"))
+
+
 def recorded(base: Path) -> dict[str, Any] | None:
     """What was written into a checkout, without files that were restored by hand; None: nothing.
+
+    Its "restored" are the names of those files.
 
     Raises:
         UnsupportedUpstream: its record cannot be read.
@@ -143,15 +148,19 @@ def recorded(base: Path) -> dict[str, Any] | None:
             f"{base / RECORD}: found no record of a patch ({error}); restore the files by hand, "
             "such as by git checkout, and remove it"
         ) from None
-    return {**record, "files": files} if files else None
+    restored = [name for name in record["files"] if name not in files]
+    return {**record, "files": files, "restored": restored} if files else None
 
 
 def _sum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write(adapter: Adapter, base: Path, changes: Sequence[Change]) -> None:
+def write(adapter: Adapter, base: Path, changes: Sequence[Change], modern: bool = True) -> None:
     """Write all changes and their record, or nothing.
+
+    Args:
+        modern: as they were planned.
 
     Raises:
         ConfigError: a file cannot be written.
@@ -160,7 +169,7 @@ def write(adapter: Adapter, base: Path, changes: Sequence[Change]) -> None:
         c.name: {"before": _sum(c.before.encode()), "hunks": [asdict(h) for h in c.hunks()]}
         for c in changes
     }
-    record = json.dumps({"adapter": adapter.name, "files": files}, indent=1)
+    record = json.dumps({"adapter": adapter.name, "modern": modern, "files": files}, indent=1)
     _replace(
         {c.path: c.after.encode() for c in changes} | {base / RECORD: record.encode()},
     )
@@ -177,6 +186,14 @@ def revert(base: Path) -> list[str]:
         UnsupportedUpstream: lines that were put in have been edited since; nothing is changed.
     """
     record = recorded(base)
+    if record is None and (base / RECORD).exists():
+        (base / RECORD).unlink()
+        return []  # all files are as they were
+    if record is None and patched(base):
+        raise UnsupportedUpstream(
+            f"topk patch --revert: found top-k in the source, but no {RECORD} in {base}, which "
+            "says what was there before; restore the files by hand, such as by git checkout"
+        )
     if record is None:
         raise ConfigError(f"topk patch --revert: found no {RECORD} in {base}; nothing was patched")
     files = record["files"]
@@ -219,7 +236,8 @@ def undone(text: str, hunks: Sequence[Hunk], name: str) -> str:
 
 
 def _replace(files: Mapping[Path, bytes]) -> None:
-    """Write all files, or none."""
+    """Write all files, or none; what is a link stays one."""
+    files = {path.resolve(): content for path, content in files.items()}
     drafts = {path: path.with_name(path.name + ".topk-draft") for path in files}
     old: dict[Path, bytes | None] = {}
     try:

@@ -19,8 +19,8 @@ from torch import nn
 from topk_plugin import config
 from topk_plugin.children import ending_exception
 from topk_plugin.config import TopKConfig
-from topk_plugin.errors import ConfigError
-from topk_plugin.launch import Activation, Launch, failed
+from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.launch import Activation, Launch, failed, running
 from topk_plugin.seams import active_seam
 
 
@@ -39,9 +39,15 @@ class ScriptTopK:
                 StudioGAN's section ``LOSS``.
             adapter: name of the adapter whose patch this is.
 
-        Raises:
-            ConfigError: a setting is wrong, or top-k is on already.
+        A wrong setting, or top-k that is on already, ends the script with exit status 2. Otherwise
+        the status is the script's own: that nothing was gated is said, and changes no status.
         """
+        try:
+            self._start(arguments, adapter)
+        except TopKError as error:
+            sys.exit(failed(error))
+
+    def _start(self, arguments: argparse.Namespace | Mapping[str, Any], adapter: str) -> None:
         if isinstance(arguments, Mapping) and "LOSS" in arguments:
             settings = TopKConfig.from_config(arguments, path=adapter)
         else:
@@ -49,7 +55,7 @@ class ScriptTopK:
             settings = TopKConfig.from_args(argparse.Namespace(**given))
         if not settings.enabled:
             return
-        if active_seam() is not None:
+        if running:
             raise ConfigError(
                 "found top-k switched on twice, by `topk run` or an earlier start and by the "
                 "script's own --topk; leave one of them out"

@@ -165,6 +165,7 @@ class CallSeam:
         self.roots = [root.resolve() for root in roots]
         if topk.config.companions == "auto":
             topk.follows = adapter.companions == "follow"
+        topk.assumed = {"high": 1.0, "low": -1.0, None: 0.0}[adapter.direction]
         self._from_source = adapter.seam == "source" or patched
         self.log = PatchLog()
         self.called = 0  # gated calls
@@ -184,6 +185,8 @@ class CallSeam:
         self._distribution: importlib.metadata.Distribution | None = None
         # called by topk check instead of the loss: (loss, scores) -> loss
         self.audit: Callable[[Callable[[Any], Any], Any], Any] | None = None
+        # called by topk check with what lines in the source return
+        self.audit_output: Callable[[Any], None] | None = None
 
     def __str__(self) -> str:
         return f"{self.adapter.name} ({self._found()})"
@@ -374,11 +377,17 @@ class CallSeam:
     def gated(self, output: Any) -> Any:
         """What the critic returned in a generator step, with top-k on its way back."""
         self.called += 1
-        return self.topk(output)
+        gated = self.topk(output)
+        if self.audit_output is not None:
+            self.audit_output(gated)
+        return gated
 
     def followed(self, output: Any) -> Any:
         """Another output of the critic for the samples of the latest gated one."""
-        return self.topk.follow(output)
+        gated = self.topk.follow(output)
+        if self.audit_output is not None:
+            self.audit_output(gated)
+        return gated
 
     def _step_counted(self, step: Selection) -> None:
         # two must not end the same epoch: lines in the source go before the DataLoader

@@ -116,6 +116,7 @@ class TopK:
         self._bypassed: list[Tensor] = []  # what the audits found, not yet read
         self._voting = VOTING_STEPS if self.config.direction == "auto" else 0
         sign = {"auto": 0.0, "high": 1.0, "low": -1.0}[self.config.direction]
+        self.assumed = 0.0  # direction, 1 high or -1 low, that an adapter states
         self._latest: Followed | None = None  # the latest gated call, where outputs may follow it
         self._held: float | None = None  # fraction that is kept whatever the epoch
         self.fraction = self.fraction_at(self.epoch)
@@ -210,10 +211,21 @@ class TopK:
 
         Args:
             output: a tensor (B, ...), or a tuple, list or dict of them.
+
+        Raises:
+            DirectionUnknown: k < B, the direction is "auto", and no generator step voted yet.
         """
         followed = self._latest
         if not self.follows or followed is None or self.is_paused or not torch.is_grad_enabled():
             return output
+        batch = len(followed.ranking)
+        first = self.steps == self.first_step and not self.assumed
+        if first and self.k(batch) < batch and self.direction_unseen:
+            raise DirectionUnknown(
+                f"follow: {self.k(batch)} of {batch} rows are to be kept, but no loss has been "
+                "seen, so which end is realistic is unknown. Give "
+                'TopK(direction="high"), or "low" for energies.'
+            )
         tensors = companions(output, [], len(followed.ranking))
         if not tensors:
             return output
@@ -372,7 +384,9 @@ class TopK:
         if self.follows and weigh != "none":
             tensors = heads + companions(output, heads, len(order))
             if not torch.compiler.is_compiling():
-                self._latest = Followed(order, state, weigh == "mean", select)
+                self._latest = Followed(
+                    order, state, weigh == "mean", select, self._inbox, self.assumed
+                )
                 select = self._latest.select if select is not ranking.kept_rows else select
         gated = ScoreGate.apply(
             weigh, select, arrived, self._inbox, len(heads), order, *state, *tensors
@@ -383,6 +397,7 @@ class TopK:
         """One generator step: votes, statistics, and k where it decays by steps."""
         tally = self._inbox.clone()
         self._inbox.zero_()
+        self._latest = None
         for call in calls:
             tally += call.choice.tally.to(tally.device)
         if any(call.unshielded for call in calls):

@@ -54,7 +54,7 @@ for epoch in range(args.epochs):
         steps += 1
         x_real = torch.from_numpy(train_set[i : i + size]).cuda()
         train_energy_model(x_real, netG, netE, of_E, args, costs)
-        if steps % args.energy_model_iters == 0:
+        if not steps % args.energy_model_iters:
             train_generator(netG, netE, netH, of_G, of_H, args, costs)
     (root / "models").mkdir(exist_ok=True)
     torch.save(netE.state_dict(), f"{root}/models/netE.pt")
