@@ -207,7 +207,11 @@ def test_a_checkout_that_is_half_patched_is_said(topk, tmp_path):
     other = topk("patch", ".", "--adapter", "toy", "--write", "--no-modern")
     assert other.status == 3
     assert "undo the rest of it first: --revert" in other.err
-    (tmp_path / "inline.py").write_text(INLINE)
+    (tmp_path / ".topk_patch.json").unlink()
+    lost = topk("patch", ".", "--revert")
+    assert lost.status == 3
+    assert "found top-k in the source, but no .topk_patch.json" in lost.err
+    (tmp_path / "trainer.py").write_text(TRAINER)
     assert topk("patch", ".", "--adapter", "inline", "--write").status == 0
     for name, text in (("trainer", TRAINER), ("inline", INLINE)):
         (tmp_path / f"{name}.py").write_text(text)

@@ -200,11 +200,11 @@ def _patch(options: argparse.Namespace) -> int:
         return 0
     record = patch.recorded(base)
     if record is not None and (record["restored"] or record.get("modern") != options.modern):
-        what = ", ".join(record["restored"])
-        what = f"{what} restored since" if what else "it with the other of --modern, --no-modern"
+        names = ", ".join(record["restored"])
+        how = f"and {names} restored since" if names else "with the other of --modern, --no-modern"
         raise UnsupportedUpstream(
-            f"{base}: the patch of the adapter {record['adapter']} was written, and {what}; "
-            "undo the rest of it first: --revert"
+            f"{base}: the patch of the adapter {record['adapter']} was written, {how}; undo the "
+            "rest of it first: --revert"
         )
     if record is not None:
         print(

@@ -86,13 +86,16 @@ def checkout_of(adapter: Adapter, folder: Path) -> Path:
 
 
 def patched_in(folder: Path, adapters: Iterable[Adapter]) -> Adapter | None:
-    """Which of the adapters' patches was written into a checkout."""
+    """Which of the adapters' patches was written into a checkout, or may have been, unrecorded."""
+    unrecorded = None
     for adapter in adapters:
         base = find_checkout(adapter, [folder], parents=False)
         record = None if base is None else recorded(base)
         if record is not None and record["adapter"] == adapter.name:
             return adapter  # others may fit: a main.py is in many folders
-    return None
+        if base is not None and record is None and patched(base):
+            unrecorded = unrecorded or adapter
+    return unrecorded
 
 
 def planned(adapter: Adapter, base: Path, modern: bool = True, force: bool = False) -> list[Change]:
@@ -123,7 +126,7 @@ def planned(adapter: Adapter, base: Path, modern: bool = True, force: bool = Fal
 
 def patched(base: Path) -> bool:
     """Whether top-k is in the source of a folder, with a record of it or without."""
-    return any(IMPORT in path.read_text(errors="replace") for path in base.glob("*.py"))
+    return any(IMPORT in path.read_text(errors="replace") for path in base.rglob("*.py"))
 
 
 def recorded(base: Path) -> dict[str, Any] | None:
