@@ -39,6 +39,7 @@ ORDER = [
     "audit",
     "check",
     "demo",
+    "reference",
     "cli",
 ]
 
@@ -83,6 +84,17 @@ def test_adapters_and_patches_import_public_names_only(path):
             else:
                 assert node.module == "topk_plugin"
                 assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("reference/**/*.py")), ids=lambda p: p.stem)
+def test_reference_imports_public_names_only(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("topk_plugin.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "topk_plugin":
+            assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("topk_plugin."):
+            assert node.module == "topk_plugin.errors" or ".reference" in node.module
 
 
 def test_a_checkout_works_where_it_is_not_installed_and_registers_nothing_twice():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from topk_plugin import __version__, patch
 from topk_plugin.check import check
-from topk_plugin.config import TopKConfig, add_run_arguments, unknown_name
-from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream
+from topk_plugin.config import TopKConfig, add_run_arguments
+from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.launch import (
     Launch,
@@ -119,6 +120,63 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("adapters", help="list the repositories with an adapter")
     listing.set_defaults(command=_adapters, parser=listing)
+
+    reproduction = commands.add_parser(
+        "reproduce",
+        help="train what a table or figure of the paper needs, and show it",
+        description="Train what a result of the paper needs, with and without top-k from the same "
+        "seeds, and show it beside the paper's numbers. A run that was stopped goes on where it "
+        "was.",
+        usage="topk reproduce table1|table2|figure2|figure3|figure4 [options]",
+        allow_abbrev=False,
+    )
+    reproduction.add_argument("result", help="table1, table2, figure2, figure3 or figure4")
+    reproduction.add_argument(
+        "--preset",
+        default="smoke",
+        help="smoke (the default): a minute, shows that it runs; short: minutes; paper: its length",
+    )
+    reproduction.add_argument("--seeds", type=int, metavar="N", help="trainings of each kind")
+    reproduction.add_argument(
+        "--cells", type=_numbers, metavar="N,N", help="only these numbers of modes, or digits"
+    )
+    reproduction.add_argument("--arms", type=_names, metavar="ARM,ARM", help="only these arms")
+    reproduction.add_argument(
+        "--dataset", help="of table2: digits (the default of smoke and short), mnist, fashion-mnist"
+    )
+    reproduction.add_argument(
+        "--data", metavar="PATH", help="folder of its idx files, or an npz file"
+    )
+    reproduction.add_argument(
+        "--download",
+        action="store_const",
+        const="true",
+        help="let torchvision download it into --data",
+    )
+    reproduction.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the trainer; may be given several times",
+    )
+    reproduction.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: topk-runs/RUN-PRESET)"
+    )
+    reproduction.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    reproduction.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that train at the same time (default: one a core, or one on a GPU)",
+    )
+    reproduction.set_defaults(command=_reproduce, parser=reproduction)
+
+    reporting = commands.add_parser(
+        "report", help="tables and figures of runs of `topk reproduce`, beside the paper's"
+    )
+    reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    reporting.set_defaults(command=_report, parser=reporting)
 
     demo = commands.add_parser(
         "demo", help="train torch-mimicry's SN-GAN on digits without and with top-k (CPU, minutes)"
@@ -238,6 +296,44 @@ def _adapters(options: argparse.Namespace) -> int:
         table.add_row(adapter.name, adapter.upstream, verified, adapter.seam, adapter.tested)
     Console(markup=False).print(table)
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected whole numbers such as 25,64"
+        ) from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from topk_plugin.reference.progress import shown
+    from topk_plugin.reference.report import report
+    from topk_plugin.reference.runs import Request, reproduce
+
+    given = {name: getattr(options, name) for name in ("dataset", "data", "download")}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: found {item!r}, expected NAME=VALUE")
+        overrides[name] = value
+    request = Request(
+        options.result, options.preset, options.seeds, options.cells, options.arms, overrides,
+        options.out, options.device, options.workers, shlex.join(["topk", *sys.argv[1:]]),
+    )  # fmt: skip
+    return report([reproduce(request, shown)])
+
+
+def _report(options: argparse.Namespace) -> int:
+    from topk_plugin.reference.report import report
+
+    return report(options.folders)
 
 
 def _demo(options: argparse.Namespace) -> int:

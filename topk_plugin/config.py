@@ -7,12 +7,12 @@ from the fields. StudioGAN's three names are the only others.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from topk_plugin.errors import ConfigError
+from topk_plugin.errors import ConfigError, unknown_name
 from topk_plugin.files import read_yaml
 
 Direction = Literal["auto", "high", "low"]
@@ -414,11 +414,3 @@ def _spells(kind: Kind, text: str) -> bool:
 
 def _refused(origin: str, found: Any, expected: str, remedy: str) -> ConfigError:
     return ConfigError(f"{origin}: found {found!r}, expected {expected}; {remedy}")
-
-
-def unknown_name(origin: str, what: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a misspelt name at ``origin``, with the nearest of the ``known`` ones."""
-    lowered = {word.lower(): word for word in known}
-    nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.7)
-    guess = f" did you mean {lowered[nearest[0]]!r}?" if nearest else ""
-    return ConfigError(f"{origin}: unknown {what};{guess} Known: {', '.join(lowered.values())}")

@@ -1,5 +1,8 @@
 """Every error a user can meet. A message says what was found, what was expected and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class TopKError(Exception):
     """Base of all errors that topk_plugin raises on purpose."""
@@ -39,3 +42,15 @@ class ResumeMismatch(TopKError):
 
 class HookError(TopKError):
     """A plugin does not fit the hooks, or one of its hooks failed."""
+
+
+class RunError(TopKError):
+    """A reference experiment cannot go on: its folder is in use, full or damaged."""
+
+
+def unknown_name(origin: str, what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a misspelt name at ``origin``, with the nearest of the ``known`` ones."""
+    lowered = {word.lower(): word for word in known}
+    nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.7)
+    guess = f" did you mean {lowered[nearest[0]]!r}?" if nearest else ""
+    return ConfigError(f"{origin}: unknown {what};{guess} Known: {', '.join(lowered.values())}")

@@ -42,8 +42,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from topk_plugin.adapter import Adapter
-from topk_plugin.config import TopKConfig, unknown_name
-from topk_plugin.errors import ConfigError, HookError
+from topk_plugin.config import TopKConfig
+from topk_plugin.errors import ConfigError, HookError, unknown_name
 from topk_plugin.gate import Select
 from topk_plugin.ranking import describe, kept_rows
 from topk_plugin.schedule import KSchedule

@@ -29,9 +29,15 @@ from typing import Any
 from topk_plugin import children
 from topk_plugin.adapter import Adapter
 from topk_plugin.children import Report, Reports
-from topk_plugin.config import TopKConfig, unknown_name
+from topk_plugin.config import TopKConfig
 from topk_plugin.epochs import EpochTracker
-from topk_plugin.errors import ConfigError, HookError, TopKError, UnsupportedUpstream
+from topk_plugin.errors import (
+    ConfigError,
+    HookError,
+    TopKError,
+    UnsupportedUpstream,
+    unknown_name,
+)
 from topk_plugin.files import read_yaml
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor

@@ -1,0 +1,724 @@
+"""`topk report`: statistics against their definitions, tables and figures against the rows."""
+
+import doctest
+import itertools
+import json
+import math
+import random
+import statistics as plain
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from topk_plugin.errors import ConfigError, RunError, TopKError
+from topk_plugin.reference import figures, report, statistics
+from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.runs import Member
+from topk_plugin.reference.study import VARIANTS
+
+for needed in ("matplotlib", "scipy", "sklearn"):
+    pytest.importorskip(needed)
+
+PAPER = {
+    ("high_quality", 25, "gan"): 85.6,
+    ("high_quality", 25, "top-k"): 95.5,
+    ("trapezoid", 4, "meg"): 0.401,
+    ("trapezoid", 4, "top-k+meg"): 0.478,
+}
+
+
+@pytest.fixture(autouse=True)
+def _paper(monkeypatch):
+    """The report's tests are not about which numbers the paper has."""
+    known = SimpleNamespace(title="The experiment", paper=PAPER, open=("gamma",))
+    names = ("table1", "probe", "table2")
+    monkeypatch.setattr(report, "EXPERIMENTS", dict.fromkeys(names, known))
+
+
+def write(folder, experiment, rows, **changes):
+    """A run's folder, one job a seed."""
+    about = {
+        "experiment": experiment,
+        "preset": "short",
+        "settings": {"iterations": 100, "spacing": 1.0, "std": 0.05, "dataset": "mnist"},
+        "cells": sorted({row["cell"] for row in rows}),
+        "arms": list(dict.fromkeys(row["arm"] for row in rows)),
+        "seeds": 1 + max((row["seed"] for row in rows), default=0),
+        "device": "cpu",
+        "versions": {"topk_plugin": "0.1.0", "torch": "2.14.1"},
+        "command": f"topk reproduce {experiment} --preset short",
+        "data": None,
+    } | changes
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(about))
+    for seed in {row["seed"] for row in rows}:
+        job = folder / "jobs" / f"seed-{seed}"
+        job.mkdir(parents=True)
+        lines = [json.dumps(row) + "\n" for row in rows if row["seed"] == seed]
+        (job / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+def score(cell, arm, seed, high_quality, iteration=100, **more):
+    row = {"cell": cell, "arm": arm, "seed": seed, "iteration": iteration, "kind": "score"}
+    return row | {"high_quality": high_quality, "modes": 100.0} | more
+
+
+def proof(cell, arm, seed, dropped=640):
+    row = {"cell": cell, "arm": arm, "seed": seed, "iteration": 100, "kind": "topk"}
+    return row | {"steps": 100, "dropped": dropped, "direction": "high", "last_k": 192, "epochs": 5}
+
+
+GAN, TOPK = (81.0, 79.0, 80.0), (83.0, 82.0, 84.0)
+
+
+def table1():
+    rows = []
+    for seed in range(3):
+        for arm, end in (("gan", GAN[seed]), ("top-k", TOPK[seed])):
+            rows.append(score(25, arm, seed, end / 2, iteration=50))
+            rows.append(score(25, arm, seed, end))
+            if seed == 0:
+                points = [[0.1, -0.2], [1.0, 1.0], [7.0, 0.0]]
+                sample = {"cell": 25, "arm": arm, "seed": 0, "iteration": 100, "kind": "samples"}
+                rows.append(sample | {"points": points})
+        rows.append(proof(25, "top-k", seed))
+    return rows
+
+
+COSINES = {"top-k": [-0.2, 0.0, 0.1, 0.2, 0.5], "bottom-k": [-0.4, -0.3, -0.2, -0.1, 0.1]}
+ARROWS = [[0.1, 0.0, -0.002, 0.0], [1.2, 1.0, 0.001, 0.0], [-0.9, 0.0, 0.0, 0.004]]
+
+
+def probe():
+    rows = []
+    for seed, shift in enumerate((-0.05, 0.0, 0.05)):
+        row = {"cell": 25, "arm": "gan", "seed": seed, "iteration": 100}
+        for update, cosines in COSINES.items():
+            for number, cosine in enumerate(cosines):
+                here = {"update": update, "bin": number, "count": 20}
+                values = {"cosine": cosine + shift, "change": -1e-3 * (cosine + shift)}
+                rows.append(row | {"kind": "movement"} | here | values)
+            if seed == 0:
+                rows.append(row | {"kind": "arrows", "update": update, "points": ARROWS})
+    return rows
+
+
+def table2():
+    rows = []
+    for arm, area in (("meg", 0.40), ("top-k+meg", 0.45), ("bigan", 0.35)):
+        scores = ("cross-entropy",) if arm == "bigan" else ("energy", "input-gradient norm")
+        for seed in range(2):
+            for iteration in (60, 120):
+                row = {"cell": 4, "arm": arm, "seed": seed, "iteration": iteration, "kind": "score"}
+                row |= {"iterations": 120, "chance": 0.35}
+                for name in scores:
+                    part = iteration / 120
+                    areas = {
+                        "average_precision": part * (area + seed / 100),
+                        "trapezoid": part * (area + seed / 50),
+                    }
+                    rows.append(row | {"score": name} | areas)
+            if arm == "top-k+meg":
+                rows.append(proof(4, arm, seed) | {"iteration": 120, "iterations": 120})
+    return rows
+
+
+def blocks(folder):
+    run = report.read_run(folder)
+    yield from report.header(run)
+    yield from report.SECTIONS[run.experiment](run, PAPER)
+
+
+def tables(folder):
+    """Those before the first figure, which is then not drawn."""
+    words = itertools.takewhile(lambda block: not isinstance(block, report.Drawing), blocks(folder))
+    return [block for block in words if isinstance(block, report.Table)]
+
+
+def text(folder):
+    words = itertools.takewhile(lambda block: not isinstance(block, report.Drawing), blocks(folder))
+    return "\n".join(block for block in words if isinstance(block, str))
+
+
+def drawing(folder, name):
+    drawings = (block for block in blocks(folder) if isinstance(block, report.Drawing))
+    return next(block.figure for block in drawings if block.name == name)
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_paired_difference_by_hand():
+    found = statistics.paired_difference(
+        {0: 81.0, 1: 79.0, 2: 80.0, 7: 0.0}, {2: 84.0, 1: 82.0, 0: 83.0, 8: 99.0}
+    )
+    assert found.n == 3  # seeds 7 and 8 have no partner
+    assert found.mean == 3.0  # of 2, 3 and 4
+    assert found.std == 1.0
+    half = 4.302653 / math.sqrt(3)  # Student's t with 2 degrees of freedom, from a table
+    assert found.interval == pytest.approx((3 - half, 3 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_statistics_are_those_of_scipy_and_of_the_definition(n):
+    from scipy import stats
+
+    draws = random.Random(n)
+    baseline = [draws.gauss(80, 5) for _ in range(n)]
+    topk = [value + draws.gauss(2, 1) for value in baseline]
+    found = statistics.summary(topk)
+    assert found.mean == pytest.approx(sum(topk) / n)
+    squares = sum((value - sum(topk) / n) ** 2 for value in topk)
+    assert found.std == pytest.approx(math.sqrt(squares / (n - 1)))
+
+    paired = statistics.paired_difference(dict(enumerate(baseline)), dict(enumerate(topk)))
+    assert paired.interval == pytest.approx(
+        tuple(stats.ttest_rel(topk, baseline).confidence_interval(0.95))
+    )
+
+
+def test_too_few_seeds_have_no_spread_and_no_interval():
+    assert statistics.summary([]) is None
+    assert statistics.summary([80.0]) == (1, 80.0, None, None)
+    assert statistics.paired_difference({0: 1.0}, {0: 3.0}) == (1, 2.0, None, None)
+    assert statistics.paired_difference({0: 1.0}, {1: 3.0}) is None
+
+
+def test_the_example_in_the_documentation():
+    assert doctest.testmod(statistics) == (0, 2)
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign_of_its_own():
+    found = statistics.Summary(3, -1e-5, 1e-6, (-2e-5, 1e-5))
+    assert statistics.with_interval(found, 3) == "+0.000 [+0.000, +0.000]"
+    assert statistics.with_interval(found._replace(mean=-0.0006), 3).startswith("-0.001 [")
+
+
+def test_compare_pairs_arms_by_their_names():
+    values = {Member(4, "meg", 0): 0.4, Member(4, "top-k+meg", 0): 0.5, Member(9, "meg", 0): 0.3}
+    values |= {Member(4, "bigan", 0): 0.2}
+    rows = statistics.compare(values, [4, 9], ["bigan", "meg", "top-k+meg"], "trapezoid", PAPER)
+    assert [(row.cell, row.baseline_arm, row.topk_arm) for row in rows] == [
+        (4, "bigan", "top-k+bigan"),
+        (4, "meg", "top-k+meg"),
+        (9, "bigan", "top-k+bigan"),
+        (9, "meg", "top-k+meg"),
+    ]
+    bigan, meg, _, other = rows
+    assert (bigan.baseline.mean, bigan.topk, bigan.difference) == (0.2, None, None)
+    assert meg.difference.mean == pytest.approx(0.1)
+    assert meg.paper == (0.401, 0.478)
+    assert (other.baseline.mean, other.topk, other.paper) == (0.3, None, (None, None))
+
+
+def test_a_seed_without_a_sample_in_a_bin_does_not_count_there():
+    rows = [row for row in probe() if row["kind"] == "movement"]
+    for row in rows:
+        if (row["update"], row["bin"], row["seed"]) == ("top-k", 3, 2):
+            row |= {"count": 0, "cosine": None, "change": None}
+    found = statistics.movement(rows, "cosine")
+    assert found["top-k", 3].n == 2
+    assert found["top-k", 3].mean == pytest.approx(plain.mean([0.15, 0.2]))
+    assert found["top-k", 4].n == 3
+
+
+# --- what is counted ----------------------------------------------------------------------------
+
+
+def test_table1_by_hand(tmp_path):
+    quality, modes, work = tables(write(tmp_path / "run", "table1", table1()))
+    assert quality.title == "high-quality samples (%)"
+    assert quality.columns[:3] == ["modes", "GAN", "top-k GAN"]
+    assert quality.columns[5:] == ["paper: GAN", "paper: top-k GAN"]
+    line = ["25", "80.0 ± 1.0", "83.0 ± 1.0", "+3.0 [+0.5, +5.5]", "3", "85.6", "95.5"]
+    assert quality.rows == [line]
+    assert modes.rows == [["25", "100.0 ± 0.0", "100.0 ± 0.0", "+0.0 [+0.0, +0.0]", "3", "-", "-"]]
+    assert work.rows == [["25", "top-k GAN", "100", "640", "high", "192", "5"]]
+
+
+def test_a_changed_row_changes_its_cells_and_no_other(tmp_path):
+    before = tables(write(tmp_path / "before", "table1", table1()))
+    rows = table1()
+    [row] = [r for r in rows if (r["arm"], r["seed"], r["iteration"]) == ("top-k", 1, 100)
+             and r["kind"] == "score"]  # fmt: skip
+    row["high_quality"] = 94.0
+    after = tables(write(tmp_path / "after", "table1", rows))
+    assert before[1:] == after[1:]
+    changed = [a != b for a, b in zip(before[0].rows[0], after[0].rows[0], strict=True)]
+    assert changed == [False, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (None, "seed 2: unfinished: iteration 50 of 100"),
+        ({"high_quality": math.nan}, "seed 2: failed: high_quality is nan at iteration 100"),
+        ({"modes": None}, "seed 2: failed: modes is None at iteration 100"),
+        ({"nonfinite": 10_000}, "seed 2: failed: 10,000 numbers are not finite at iteration 100"),
+    ],
+)
+def test_a_member_that_has_not_ended_well_is_named_and_not_counted(tmp_path, change, why):
+    rows = []
+    for row in table1():
+        if (row["arm"], row["seed"], row["iteration"]) == ("top-k", 2, 100):
+            if change is None:
+                continue
+            if row["kind"] == "score":
+                row |= change
+        rows.append(row)
+    folder = write(tmp_path / "run", "table1", rows)
+    assert f"Left out: 1 of 6 members, which no number counts:\n- 25 modes, top-k GAN, {why}" in (
+        text(folder)
+    )
+    quality = tables(folder)[0].rows[0]
+    assert quality[:3] == ["25", "80.0 ± 1.0", "82.5 ± 0.7"]
+    assert quality[4] == "3, 2; 2 paired"
+    assert quality[3].startswith("+2.5 [")
+    line = drawing(folder, "table1").axes[0].lines[1]
+    assert line.get_ydata() == pytest.approx([82.5 / 2, 82.5])  # nor does a curve count it
+
+
+def test_members_that_have_not_begun_or_lost_their_end(tmp_path):
+    rows = [row for row in table1() if (row["arm"], row["seed"]) != ("gan", 1)]
+    rows = [r for r in rows if (r["arm"], r["seed"], r["iteration"], r["kind"])
+            != ("top-k", 2, 100, "score")]  # fmt: skip
+    found = text(write(tmp_path / "run", "table1", rows))
+    assert "25 modes, GAN, seed 1: not begun" in found
+    assert "25 modes, top-k GAN, seed 2: damaged: no score at the end" in found
+
+
+def test_a_run_that_nobody_has_ended_is_a_report_without_numbers(tmp_path):
+    rows = [row for row in table1() if row["iteration"] == 50]
+    folder = write(tmp_path / "run", "table1", rows)
+    assert report.report([folder]) == 0
+    assert "Left out: 6 of 6 members" in text(folder)
+    assert tables(folder)[0].rows == [["25", "-", "-", "-", "0", "85.6", "95.5"]]
+    assert not list(folder.glob("*.png"))
+
+
+def test_of_a_repeated_row_the_later_one_counts(tmp_path):
+    rows = table1()
+    rows.insert(0, score(25, "gan", 0, 11.0))
+    assert tables(write(tmp_path / "run", "table1", rows))[0].rows[0][1] == "80.0 ± 1.0"
+
+
+def test_a_line_that_a_killed_job_cut_is_named_and_left_out(tmp_path):
+    folder = write(tmp_path / "run", "table1", table1())
+    with (folder / "jobs/seed-1/metrics.jsonl").open("a") as file:
+        file.write('{"cell": 25, "arm": "g')
+    assert "last line of jobs/seed-1/metrics.jsonl is not complete" in text(folder)
+    assert tables(folder)[0].rows[0][4] == "3"
+
+
+def test_one_seed_has_neither_spread_nor_interval(tmp_path):
+    rows = [row for row in table1() if row["seed"] == 0]
+    assert tables(write(tmp_path / "run", "table1", rows))[0].rows == [
+        ["25", "81.0", "83.0", "+2.0", "1", "85.6", "95.5"]
+    ]
+
+
+@pytest.mark.parametrize(("dropped", "why"), [(0, "0 rows"), (None, "no record of top-k")])
+def test_a_top_k_arm_that_dropped_nothing_is_named(tmp_path, dropped, why):
+    rows = [row for row in table1() if (row["kind"], row["seed"]) != ("topk", 1)]
+    if dropped is not None:
+        rows.append(proof(25, "top-k", 1, dropped))
+    found = text(write(tmp_path / "run", "table1", rows))
+    assert "Top-k dropped nothing" in found
+    assert f"- 25 modes, top-k GAN, seed 1: {why}" in found
+    assert "seed 0" not in found
+
+
+def test_table2_by_hand(tmp_path):
+    folder = write(tmp_path / "run", "table2", table2())
+    found = {table.title: table for table in tables(folder)}
+    assert [*found] == [
+        "average precision, score: energy",
+        "area by trapezoids, score: energy",
+        "average precision, score: input-gradient norm",
+        "area by trapezoids, score: input-gradient norm",
+        "average precision, score: cross-entropy",
+        "area by trapezoids, score: cross-entropy",
+        "top-k at work",
+    ]
+    precision, area = found["average precision, score: energy"], tables(folder)[1]
+    assert precision.columns[1:3] == ["MEG", "top-k MEG"]
+    assert precision.rows == [
+        ["4", "0.405 ± 0.007", "0.455 ± 0.007", "+0.050 [+0.050, +0.050]", "2", "-", "-", "0.350"]
+    ]
+    assert area.rows[0][1] == "0.410 ± 0.014"
+    assert area.rows[0][-3:] == ["0.401", "0.478", "0.350"]
+    assert found["average precision, score: cross-entropy"].rows[0][1:3] == ["0.355 ± 0.007", "-"]
+
+
+def test_of_other_data_the_papers_numbers_are_left_out(tmp_path):
+    folder = write(tmp_path / "mnist", "table2", table2())
+    assert "does not say which score its area is of" in text(folder)
+    folder = write(tmp_path / "digits", "table2", table2(), settings={"dataset": "digits"})
+    assert tables(folder)[1].rows[0][-3:] == ["-", "-", "0.350"]
+    assert "numbers are left out, since they are of MNIST" in text(folder)
+
+
+def test_each_row_may_say_how_long_its_training_is(tmp_path):
+    rows = [row | {"iterations": 240} if row["arm"] == "bigan" else row for row in table2()]
+    folder = write(tmp_path / "run", "table2", rows, settings={})
+    assert "held-out digit 4, BiGAN, seed 1: unfinished: iteration 120 of 240" in text(folder)
+    assert "Left out: 2 of 6" in text(folder)
+    assert "120 to 240 iterations" in text(folder)
+
+
+# --- what the movement says ---------------------------------------------------------------------
+
+
+def said(values, update="bottom-k", quantity="cosine"):
+    """The verdict on means of two seeds each, by bin."""
+    rows = [
+        {"update": update, "bin": number, "count": 9, quantity: mean}
+        for number, means in enumerate(values)
+        for mean in means
+    ]
+    [claim] = [c for c in statistics.CLAIMS if (c.update, c.quantity) == (update, quantity)]
+    return statistics.verdict(claim, statistics.movement(rows, quantity))
+
+
+def test_the_verdict_follows_the_signs():
+    below, above, around = (-0.31, -0.29), (0.29, 0.31), (-0.5, 0.1)
+    agreed = said([below] * 5)
+    assert "negative in the bins 0–1, 1–2, 2–3, 3–4, > 4 std, as the paper says" in agreed
+    assert "0–1: -0.30 [-0.43, -0.17]" in agreed
+    assert "2 seeds" in agreed
+    assert "includes 0" not in agreed
+
+    mixed = said([below, around, below, above, above])
+    assert "negative only in the bins 0–1, 1–2, 2–3 std, in part unlike the paper" in mixed
+    assert "the 95% interval includes 0 in the bin 1–2 std" in mixed
+
+    assert "not negative in the bins 0–1, 1–2, 2–3, 3–4, > 4 std, unlike" in said([above] * 5)
+    assert "not negative in the bin 0–1 std, unlike the paper" in said([above])
+    assert "unknown" in said([])
+    assert "1 seed, no interval" in said([(-0.3,)] * 5)
+    assert "positive in the bins" in said([above] * 5, quantity="change")
+    far = said([below] * 4 + [above], update="top-k")
+    assert "top-k: the mean cosine is positive in the bin > 4 std, as the paper says" in far
+    assert "negative in the bin > 4 std, as" in said([above] * 4 + [below], "top-k", "change")
+
+
+def test_the_probes_report(tmp_path):
+    folder = write(tmp_path / "run", "probe", probe())
+    found = [*blocks(folder)]
+    cosine, change = (block for block in found if isinstance(block, report.Table))
+    assert cosine.columns == ["distance (std)", "top-k", "bottom-k", "seeds"]
+    half = 4.302653 * 0.05 / math.sqrt(3)
+    assert cosine.rows[4] == [
+        "> 4", f"+0.50 [{0.5 - half:+.2f}, {0.5 + half:+.2f}]",
+        f"+0.10 [{0.1 - half:+.2f}, {0.1 + half:+.2f}]", "3",
+    ]  # fmt: skip
+    assert change.rows[0][2].startswith("+0.00040 [")
+    found = "\n".join(block for block in found if isinstance(block, str))
+    assert "bottom-k: the mean cosine is negative only in the bins 0–1, 1–2, 2–3, 3–4 std" in found
+    assert "nearest mode: bottom-k 2 of 3, top-k 2 of 3" in found
+
+
+def test_only_the_movement_at_the_end_counts(tmp_path):
+    early = [row | {"iteration": 50, "cosine": 1.0} for row in probe() if row["seed"] == 0]
+    early = [row for row in early if row["kind"] == "movement"]
+    before = write(tmp_path / "before", "probe", probe())
+    after = write(tmp_path / "after", "probe", early + probe())
+    assert tables(before) == tables(after) != []
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_learning_curves_are_the_rows(tmp_path):
+    figure = drawing(write(tmp_path / "run", "table1", table1()), "table1")
+    quality, modes = figure.axes
+    for line, ends in zip(quality.lines, (GAN, TOPK), strict=True):
+        assert list(line.get_xdata()) == [50, 100]
+        assert line.get_ydata() == pytest.approx([plain.mean(ends) / 2, plain.mean(ends)])
+    for band, ends in zip(quality.collections, (GAN, TOPK), strict=True):
+        edges = band.get_paths()[0].vertices[:, 1]
+        assert (edges.min(), edges.max()) == pytest.approx(
+            (plain.mean(ends) / 2 - plain.stdev(ends) / 2, plain.mean(ends) + plain.stdev(ends))
+        )
+    assert quality.get_ylabel() == "high-quality samples (%)"
+    assert quality.get_title() == "25 modes"
+    assert list(modes.lines[0].get_ydata()) == [100, 100]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
+        "GAN, 3 seeds", "top-k GAN, 3 seeds"
+    ]  # fmt: skip
+
+
+def test_samples_are_the_rows(tmp_path):
+    figure = drawing(write(tmp_path / "run", "table1", table1()), "samples")
+    gan, topk = figure.axes
+    assert (gan.get_title(), topk.get_title()) == ("GAN, 25 modes", "top-k GAN, 25 modes")
+    for panel in (gan, topk):
+        [points] = panel.lines
+        assert points.get_xydata().tolist() == [[0.1, -0.2], [1.0, 1.0], [7.0, 0.0]]
+        circles = {(*patch.center, patch.radius) for patch in panel.patches}
+        assert circles == {(x, y, 0.2) for x in range(-2, 3) for y in range(-2, 3)}
+        assert [note.get_text() for note in panel.texts] == ["1 outside"]
+
+
+def test_bars_are_the_rows(tmp_path):
+    folder = write(tmp_path / "run", "probe", probe())
+    for name, factor in (("figure2", 1.0), ("figure3", -1e-3)):
+        panels = drawing(folder, name).axes
+        for panel, update in zip(panels, ("top-k", "bottom-k"), strict=True):
+            assert panel.get_title() == f"{update} update, 3 seeds"
+            heights = [bar.get_height() for bar in panel.patches]
+            assert heights == pytest.approx([factor * cosine for cosine in COSINES[update]])
+            for bar, whisker in zip(heights, panel.collections[0].get_segments(), strict=True):
+                spread = 0.05 * abs(factor)
+                assert whisker[:, 1].tolist() == pytest.approx([bar - spread, bar + spread])
+            ticks = [tick.get_text() for tick in panel.get_xticklabels()]
+            assert ticks == ["0–1", "1–2", "2–3", "3–4", "> 4"]
+
+
+def test_a_bin_of_fewer_seeds_says_so_and_one_without_is_empty():
+    one = statistics.Summary(1, 0.5, None, None)
+    found = {("top-k", 0): statistics.summary([0.1, 0.3]), ("top-k", 1): one}
+    figure = figures.movement_figure(found, "mean cosine", ["top-k", "bottom-k"])
+    top, bottom = figure.axes
+    notes = [note.get_text() for note in top.texts]
+    assert notes == ["1 seed", "0 seeds", "0 seeds", "0 seeds"]
+    assert len(top.patches) == 2
+    assert len(top.collections[0].get_segments()) == 1
+    assert not bottom.patches
+
+
+def test_arrows_are_the_rows_times_the_stated_factor(tmp_path):
+    figure = drawing(write(tmp_path / "run", "probe", probe()), "figure4")
+    for panel, update in zip(figure.axes, ("bottom-k", "top-k"), strict=True):
+        title = panel.get_title()
+        assert title.startswith(f"{update} update, arrows × ")
+        factor = float(title.rpartition(" ")[2])
+        toward, away = panel.collections
+        drawn = [
+            [x, y, dx / factor, dy / factor]
+            for group in (toward, away)
+            for x, y, dx, dy in zip(group.X, group.Y, group.U, group.V, strict=True)
+        ]
+        assert drawn == [pytest.approx(arrow) for arrow in ARROWS]
+        assert len(toward.X) == 1
+        longest = factor * max(math.hypot(dx, dy) for _, _, dx, dy in ARROWS)
+        assert 0.2 < longest < 1.2  # seen, and no longer than to the next mode or so
+        labels = [entry.get_text() for entry in panel.get_legend().get_texts()]
+        assert labels == ["toward the nearest mode: 1 of 3", "away from it: 2 of 3"]
+
+
+def test_points_are_the_rows(tmp_path):
+    figure = drawing(write(tmp_path / "run", "table2", table2()), "table2")
+    energy, _, bigan, spare = figure.axes
+    assert not spare.get_visible()
+    assert energy.get_ylabel() == "average precision\nenergy"
+    assert energy.get_xlabel() == "held-out digit"
+    assert [tick.get_text() for tick in energy.get_xticklabels()] == ["4"]
+    found = {bars.get_label(): bars for bars in energy.containers}
+    assert [*found] == ["MEG, 2 seeds", "top-k MEG, 2 seeds"]
+    for bars, mean in zip(found.values(), (0.405, 0.455), strict=True):
+        assert bars.lines[0].get_ydata() == pytest.approx([mean])
+        [whisker] = bars.lines[2][0].get_segments()
+        spread = plain.stdev([0.0, 0.01])
+        assert whisker[:, 1].tolist() == pytest.approx([mean - spread, mean + spread])
+    assert [bars.get_label() for bars in bigan.containers] == ["BiGAN, 2 seeds"]
+    chance = next(lines for lines in energy.collections if lines.get_label() == "chance")
+    assert chance.get_segments()[0][:, 1].tolist() == [0.35, 0.35]
+
+
+def test_curves_of_table2_only_where_there_is_more_than_the_end(tmp_path):
+    folder = write(tmp_path / "all", "table2", table2())
+    line = drawing(folder, "table2-curves").axes[0].lines[0]
+    assert list(line.get_xdata()) == [60, 120]
+    assert line.get_ydata() == pytest.approx([0.405 / 2, 0.405])
+    ends = [row for row in table2() if row["iteration"] == 120]
+    names = [b.name for b in blocks(write(tmp_path / "ends", "table2", ends))
+             if isinstance(b, report.Drawing)]  # fmt: skip
+    assert names == ["table2"]
+
+
+# --- the command --------------------------------------------------------------------------------
+
+FILES = {
+    "table1": ["samples", "table1"],
+    "probe": ["figure2", "figure3", "figure4"],
+    "table2": ["table2", "table2-curves"],
+}
+
+
+def test_report_writes_and_prints_each_folder_by_itself(tmp_path, capsys):
+    from matplotlib.image import imread
+
+    rows = {"table1": table1(), "probe": probe(), "table2": table2()}
+    folders = [write(tmp_path / name, name, rows[name], preset="smoke") for name in rows]
+    assert report.report(folders) == 0
+    printed = capsys.readouterr().out
+    for folder in folders:
+        pictures = FILES[folder.name]
+        assert sorted(path.stem for path in folder.glob("*.png")) == pictures
+        assert sorted(path.stem for path in folder.glob("*.pdf")) == pictures
+        for name in pictures:
+            pixels = imread(folder / f"{name}.png")
+            assert pixels.shape[1] >= 400
+            assert pixels[..., :3].std() > 0.03  # not a blank page
+            assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        written = (folder / "report.md").read_text()
+        for name in pictures:
+            assert f"]({name}.png)" in written
+            assert str(folder / name) in printed.replace("\n", "")
+        assert written.startswith("# The experiment\n")
+        assert "smoke: shows that it runs, says nothing about the method" in written
+        assert f"topk reproduce {folder.name} --preset short" in written
+    written = (tmp_path / "table1" / "report.md").read_text()
+    line = "25 | 80.0 ± 1.0 | 83.0 ± 1.0 | +3.0 [+0.5, +5.5] | 3 | 85.6 | 95.5"
+    assert f"| {line} |" in written
+    assert " ".join(line.replace("|", "").split()) in " ".join(printed.split())
+    assert "on cpu" in written
+    assert "torch 2.14.1" in written
+    assert "spacing 1.0" in written
+
+
+def test_the_same_rows_give_the_same_files(tmp_path):
+    rows = [row for row in probe() if row["kind"] == "movement"]
+    first = write(tmp_path / "a" / "run", "probe", rows)
+    second = write(tmp_path / "b" / "run", "probe", rows)
+    report.report([first, second])
+    files = [path for path in first.iterdir() if path.is_file()]
+    assert len(files) == 6
+    for path in files:
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_the_data_are_named(tmp_path):
+    data = {"name": "mnist", "count": 10_000, "sha256": "ab12"}
+    folder = write(tmp_path / "run", "table2", table2(), data=data)
+    assert "- data: name mnist, count 10000, sha256 ab12" in text(folder)
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder.*expected a run's folder with run.json"):
+        report.report([tmp_path / "none"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match="found nothing"):
+        report.report([tmp_path / "photos"])
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(ConfigError, match=r"found cat\.png, expected"):
+        report.report([tmp_path / "photos"])
+
+
+@pytest.mark.parametrize("text", ['{"experiment": "tab', "[]", '{"experiment": "table1"}'])
+def test_a_damaged_run_json(tmp_path, text):
+    folder = write(tmp_path / "run", "table1", table1())
+    (folder / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.json: damaged: .*; restore it, or run"):
+        report.report([folder])
+
+
+def test_a_wrong_type_in_run_json(tmp_path):
+    folder = write(tmp_path / "run", "table1", table1(), seeds="three")
+    with pytest.raises(ConfigError, match=r"run\.json: damaged: seeds is 'three'"):
+        report.report([folder])
+
+
+def test_an_unknown_experiment_or_preset(tmp_path):
+    folder = write(tmp_path / "a", "tabel1", table1())
+    with pytest.raises(ConfigError, match="'tabel1', expected .*; did you mean 'table1'"):
+        report.report([folder])
+    folder = write(tmp_path / "b", "table1", table1(), preset="Paper")
+    with pytest.raises(ConfigError, match="preset: found 'Paper'.*did you mean 'paper'"):
+        report.report([folder])
+
+
+def test_a_run_without_rows(tmp_path):
+    folder = write(tmp_path / "run", "table1", [], cells=[25], arms=["gan"], seeds=1)
+    with pytest.raises(ConfigError, match="0 files .*topk reproduce table1 --preset short"):
+        report.report([folder])
+    (folder / "jobs" / "a").mkdir(parents=True)
+    (folder / "jobs" / "a" / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="1 files .* with no row"):
+        report.report([folder])
+
+
+GOOD = score(25, "gan", 0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"cell": 25, "arm"', "Expecting"),
+        (b"\0" * 40, ""),
+        (b'{"cell": "\xff"}', "codec"),
+        (b"[1, 2]", "it is no object"),
+        (json.dumps({"cell": 25, "arm": "gan"}).encode(), "seed, iteration, kind missing"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "modes"}).encode(), "modes missing"),
+        (json.dumps(GOOD | {"cell": 36}).encode(), r"\(36, 'gan', 0\) is not in run.json"),
+        (json.dumps(GOOD | {"seed": 3}).encode(), r"\(25, 'gan', 3\) is not in run.json"),
+        (json.dumps(GOOD | {"iteration": "100"}).encode(), "iteration is '100'"),
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_written(tmp_path, line, why):
+    sound = write(tmp_path / "sound", "table1", table1())
+    folder = write(tmp_path / "run", "table1", table1())
+    file = folder / "jobs" / "seed-0" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]) + b"\n")
+    with pytest.raises(ConfigError, match=rf"metrics\.jsonl, line 3: damaged: .*{why}"):
+        report.report([sound, folder])
+    assert not (sound / "report.md").exists()
+
+
+def test_settings_that_the_figures_need(tmp_path):
+    folder = write(tmp_path / "run", "table1", table1(), settings={"iterations": 100})
+    with pytest.raises(ConfigError, match=r"run\.json: damaged: settings\.spacing is None"):
+        report.report([folder])
+    folder = write(tmp_path / "none", "table1", table1(), settings={})
+    with pytest.raises(ConfigError, match="line 1: damaged: neither it nor run.json's settings"):
+        report.report([folder])
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    folder = write(tmp_path / "run", "table1", table1())
+    (folder / "table1.pdf").mkdir()
+    with pytest.raises(RunError, match="cannot be written"):
+        report.report([folder])
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "scipy", "sklearn"])
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch, module):
+    folder = write(tmp_path / "run", "table1", table1())
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TopKError, match=rf"{module}.*pip install 'topk_plugin\[reference\]'"):
+        report.report([folder])
+
+
+def test_the_study_puts_the_variant_nearest_to_the_papers_baseline_first():
+    paper = {
+        ("high_quality", 25, "gan"): 80.0, ("modes", 25, "gan"): 100.0,
+        ("high_quality", 64, "gan"): 60.0, ("modes", 64, "gan"): 90.0,
+    }  # fmt: skip
+    measured = {
+        ("far", 25): (60.0, 100.0), ("far", 64): (60.0, 90.0),
+        ("near", 25): (82.0, 98.0), ("near", 64): (60.0, 90.0),
+        ("not ended", 25): (80.0, 100.0),
+    }  # fmt: skip
+    rows = [
+        {"arm": arm, "cell": cell, "seed": seed, "high_quality": quality + step, "modes": modes}
+        for (arm, cell), (quality, modes) in measured.items()
+        for seed, step in enumerate((-1.0, 1.0))
+    ]
+    table = report.study_table(rows, [25, 64], paper)
+    assert [line[:2] for line in table.rows] == [["paper", ""], ["near", "1.0"], ["far", "5.0"]]
+    assert table.rows[1][2:] == ["82.0", "98.0", "60.0", "90.0"]
+
+
+def test_the_paper_s_numbers_and_the_study_s_variants():
+    assert list(EXPERIMENTS["study"].arms) == list(VARIANTS)
+    table1, table2 = EXPERIMENTS["table1"].paper, EXPERIMENTS["table2"].paper
+    assert len(table1) == 12
+    assert table1["high_quality", 64, "top-k"] == 81.8
+    assert table1["modes", 100, "gan"] == 94.6
+    assert len(table2) == 15
+    assert table2["trapezoid", 5, "top-k+meg"] == 0.561
+    assert table2["trapezoid", 7, "bigan"] == 0.347

@@ -1,0 +1,1 @@
+"""The experiments of the paper, built on the public names of topk_plugin alone."""

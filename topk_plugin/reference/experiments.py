@@ -1,0 +1,169 @@
+"""The table of experiments: what the paper did, and what it found.
+
+Sinha, Zhao, Goyal, Raffel and Odena, "Top-k Training of GANs" (arXiv 2002.06224).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How long a run is: settings other than the trainer's defaults, which are the paper's."""
+
+    seeds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cells: tuple[int, ...] | None = None  # None: all
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training campaign, and the paper's numbers for it."""
+
+    title: str
+    trainer: str  # module of topk_plugin.reference
+    cell: str  # what tells the rows of the table apart
+    cells: tuple[int, ...]
+    arms: tuple[str, ...]
+    presets: Mapping[str, Preset]
+    paper: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
+    """By metric, cell and arm."""
+    open: tuple[str, ...] = ()  # settings that the paper does not give
+
+
+STUDIED = (
+    "leaky ReLU", "ReLU", "tanh", "ReLU, spacing 0.5", "ReLU, spacing 2", "ReLU, 5 layers",
+    "ReLU, 5 layers, spacing 2", "ReLU, latent 32", "ReLU, latent 256",
+    "ReLU, latent 32, spacing 2", "ReLU, latent 32, 5 layers", "ReLU, uniform prior",
+    "ReLU, uniform prior, spacing 2", "ReLU, beta1 0.5", "ReLU, beta1 0.5, spacing 2",
+    "ReLU, beta1 0.5, spacing 2, latent 64",
+)  # fmt: skip
+"""Variants of study.py."""
+
+
+def _table(
+    metric: str, arms: tuple[str, ...], rows: Mapping[int, tuple[float, ...]]
+) -> dict[tuple[str, int, str], float]:
+    return {
+        (metric, cell, arm): number
+        for cell, numbers in rows.items()
+        for arm, number in zip(arms, numbers, strict=True)
+    }
+
+
+GAN = ("gan", "top-k")
+OPEN = (
+    "layers", "activation", "latent", "prior", "spacing", "beta1", "beta2", "critic_steps",
+)  # fmt: skip
+ANOMALY = ("bigan", "top-k+bigan", "meg", "top-k+meg")
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": Experiment(
+        title="Table 1: mixtures of Gaussians",
+        trainer="mixture",
+        cell="modes",
+        cells=(25, 64, 100),
+        arms=GAN,
+        presets={
+            "smoke": Preset(1, {"iterations": 240, "decay_every": 6, "measure_every": 120}),
+            "short": Preset(2, {"iterations": 10_000, "decay_every": 200, "measure_every": 1_000}),
+            "paper": Preset(10),
+        },
+        paper=_table("high_quality", GAN, {25: (85.6, 95.5), 64: (73.8, 81.8), 100: (40.3, 54.7)})
+        | _table("modes", GAN, {25: (100, 100), 64: (96.2, 100), 100: (94.6, 100)}),
+        open=OPEN,
+    ),
+    "study": Experiment(
+        title="Table 1's baseline under settings that the paper leaves open",
+        trainer="study",
+        cell="modes",
+        cells=(25, 64, 100),
+        arms=STUDIED,
+        presets={
+            "smoke": Preset(1, {"iterations": 40, "measure_every": 40}, cells=(25,)),
+            "short": Preset(1, {"iterations": 5_000, "measure_every": 5_000}),
+            "paper": Preset(2, {"measure_every": 12_500}),
+        },
+        paper=_table("high_quality", ("gan",), {25: (85.6,), 64: (73.8,), 100: (40.3,)})
+        | _table("modes", ("gan",), {25: (100,), 64: (96.2,), 100: (94.6,)}),
+        open=OPEN,
+    ),
+    "probe": Experiment(
+        title="Figures 2, 3 and 4: one update by the best and by the worst samples",
+        trainer="probe",
+        cell="modes",
+        cells=(25,),
+        arms=("gan",),
+        presets={
+            "smoke": Preset(1, {"iterations": 400, "measure_every": 400}),
+            "short": Preset(2, {"iterations": 5_000, "measure_every": 5_000}),
+            "paper": Preset(10),
+        },
+        open=(*OPEN, "probes", "step", "step_rate"),
+    ),
+    "table2": Experiment(
+        title="Table 2: anomaly detection",
+        trainer="anomaly",
+        cell="held-out digit",
+        cells=(1, 4, 5, 7, 9),
+        arms=ANOMALY,
+        presets={
+            "smoke": Preset(
+                1,
+                {
+                    "meg_epochs": 2,
+                    "meg_dim": 16,
+                    "meg_latent": 16,
+                    "meg_learning_rate": 1e-3,
+                    "meg_energy_steps": 2,
+                    "bigan_epochs": 2,
+                    "bigan_dim": 4,
+                    "bigan_latent": 16,
+                    "bigan_learning_rate": 3e-3,
+                    "bigan_average": 0.9,
+                    "gamma": 0.75,
+                    "measure_every": 1_000,
+                },
+            ),
+            "short": Preset(
+                1,
+                {
+                    "meg_epochs": 20,
+                    "meg_dim": 64,
+                    "bigan_epochs": 40,
+                    "bigan_dim": 16,
+                    "bigan_learning_rate": 1e-4,
+                    "gamma": 0.97,
+                    "measure_every": 1_000,
+                },
+            ),
+            "paper": Preset(3, {"dataset": "mnist"}),
+        },
+        paper=_table(
+            "trapezoid",
+            ("bigan", "meg", "top-k+meg"),
+            {
+                1: (0.287, 0.281, 0.320),
+                4: (0.443, 0.401, 0.478),
+                5: (0.514, 0.402, 0.561),
+                7: (0.347, 0.29, 0.358),
+                9: (0.307, 0.342, 0.367),
+            },
+        ),
+        open=("gamma", "nu", "split", "companions"),
+    ),
+}
+"""By the name of the run. Settings that the paper leaves open are in the trainers' ``Settings``."""
+
+RESULTS = {
+    "table1": "table1",
+    "table2": "table2",
+    "figure2": "probe",
+    "figure3": "probe",
+    "figure4": "probe",
+    "study": "study",
+}
+"""What `topk reproduce` can be asked for, and the run that gives it."""

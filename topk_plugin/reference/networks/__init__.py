@@ -1,0 +1,1 @@
+"""Networks of the papers that the reference experiments build on."""

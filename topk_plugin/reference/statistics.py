@@ -1,0 +1,213 @@
+"""Statistics over seeds: spreads, paired differences, and what the paper's claims come to.
+
+The functions take plain numbers, so that they also serve experiments of one's own:
+
+>>> from topk_plugin.reference.statistics import paired_difference
+>>> paired_difference({0: 81.0, 1: 79.0, 2: 80.0}, {0: 83.0, 1: 82.0, 2: 84.0}).mean
+3.0
+
+The paper's tables have no spread. Here an arm is given by its mean and standard deviation over
+seeds, and top-k by its paired difference from the baseline, since both arms of a seed start from
+the same weights and see the same data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from topk_plugin.errors import TopKError
+from topk_plugin.reference.runs import Member, Row
+
+Paper = Mapping[tuple[str, int, str], float]
+"""The paper's numbers, by metric, cell and arm."""
+
+BINS = ("0–1", "1–2", "2–3", "3–4", "> 4")
+"""Distances to the nearest mode, in std, of Figures 2 and 3."""
+
+
+class Summary(NamedTuple):
+    """Numbers of several seeds in short."""
+
+    n: int
+    mean: float
+    std: float | None  # over n - 1; None for one number
+    interval: tuple[float, float] | None  # 95%, of the mean, by Student's t; None for one number
+
+
+def summary(values: Iterable[float]) -> Summary | None:
+    """Mean, standard deviation and the mean's 95% interval; None without a number."""
+    numbers = list(values)
+    if len(numbers) < 2:
+        return Summary(1, numbers[0], None, None) if numbers else None
+    n, mean, std = len(numbers), statistics.mean(numbers), statistics.stdev(numbers)
+    half = float(needed("scipy.stats").t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return Summary(n, mean, std, (mean - half, mean + half))
+
+
+def paired_difference(baseline: Mapping[Any, float], topk: Mapping[Any, float]) -> Summary | None:
+    """Top-k minus baseline over the seeds that both have; None where they have none in common.
+
+    One pair gives a difference without an interval.
+    """
+    return summary(topk[seed] - baseline[seed] for seed in topk if seed in baseline)
+
+
+class Comparison(NamedTuple):
+    """One row of a table: an arm without and with top-k."""
+
+    cell: int
+    baseline_arm: str
+    topk_arm: str
+    baseline: Summary | None  # None where no such member has finished
+    topk: Summary | None
+    difference: Summary | None
+    paper: tuple[float | None, float | None]  # baseline, top-k
+
+
+def compare(
+    values: Mapping[Member, float],
+    cells: Iterable[int],
+    arms: Sequence[str],
+    metric: str,
+    paper: Paper,
+) -> list[Comparison]:
+    """For each cell and each baseline among the arms, the comparison with its top-k arm.
+
+    Args:
+        values: one number a member.
+        cells, arms: what the rows are, in this order. The arm "top-k" is compared with "gan",
+            "top-k+NAME" with NAME.
+        metric: of these numbers, as it is called in ``paper``.
+        paper: the paper's numbers, where it has some.
+    """
+    rows = []
+    for cell in cells:
+        for base in dict.fromkeys(map(without_topk, arms)):
+            topk = "top-k" if base == "gan" else f"top-k+{base}"
+            plain, gated = (
+                {m.seed: value for m, value in values.items() if m[:2] == (cell, arm)}
+                for arm in (base, topk)
+            )
+            rows.append(
+                Comparison(
+                    cell,
+                    base,
+                    topk,
+                    summary(plain.values()),
+                    summary(gated.values()),
+                    paired_difference(plain, gated),
+                    (paper.get((metric, cell, base)), paper.get((metric, cell, topk))),
+                )
+            )
+    return rows
+
+
+def without_topk(arm: str) -> str:
+    """The baseline of a top-k arm; a baseline itself."""
+    return "gan" if arm == "top-k" else arm.removeprefix("top-k+")
+
+
+# --- the movement by one update -----------------------------------------------------------------
+
+
+def movement(rows: Iterable[Row], quantity: str) -> dict[tuple[str, int], Summary]:
+    """Figures 2 and 3: for each update and bin of distance, the seeds' means in short.
+
+    Args:
+        rows: of kind "movement": update, bin, count, and the quantity's mean over the samples in
+            the bin. A seed without a sample there says nothing of the bin.
+        quantity: "cosine" (to the direction of the nearest mode) or "change" (of the distance to
+            it, in std).
+    """
+    seeds: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row["count"]:
+            seeds.setdefault((row["update"], row["bin"]), []).append(row[quantity])
+    found = {key: summary(numbers) for key, numbers in seeds.items()}
+    return {key: known for key, known in found.items() if known}
+
+
+class Claim(NamedTuple):
+    """What the paper (section 4.3) says of the sign of a movement."""
+
+    update: str
+    quantity: str
+    sign: int
+    bins: Sequence[int]
+
+
+CLAIMS = (
+    Claim("bottom-k", "cosine", -1, range(5)),
+    Claim("top-k", "cosine", 1, (4,)),
+    Claim("bottom-k", "change", 1, range(5)),
+    Claim("top-k", "change", -1, (4,)),
+)
+QUANTITIES = {"cosine": "mean cosine", "change": "mean change of distance"}
+
+
+def verdict(claim: Claim, found: Mapping[tuple[str, int], Summary]) -> str:
+    """One sentence on whether the measured means have the sign that the paper gives them.
+
+    Args:
+        claim: the paper's.
+        found: as :func:`movement` gives it for the claim's quantity.
+    """
+    points = {b: found[claim.update, b] for b in claim.bins if (claim.update, b) in found}
+    what = f"{claim.update}: the {QUANTITIES[claim.quantity]}"
+    if not points:
+        return f"{what} is unknown, since no sample lies in these bins."
+    side = "negative" if claim.sign < 0 else "positive"
+    holds = [b for b, point in points.items() if point.mean * claim.sign > 0]
+    if not holds:
+        where, agrees = f"not {side} {in_bins(list(points))}", "unlike the paper"
+    elif len(holds) < len(points):
+        where, agrees = f"{side} only {in_bins(holds)}", "in part unlike the paper"
+    else:
+        where, agrees = f"{side} {in_bins(holds)}", "as the paper says"
+    n = sorted({point.n for point in points.values()})
+    notes = [f"{' or '.join(map(str, n))} seed{'s' * (n != [1])}"]
+    unsure = [b for b, p in points.items() if p.interval and p.interval[0] <= 0 <= p.interval[1]]
+    if n == [1]:
+        notes.append("no interval")
+    elif unsure:
+        notes.append(f"the 95% interval includes 0 {in_bins(unsure)}")
+    digits = decimals(points.values())
+    known = ", ".join(f"{BINS[b]}: {with_interval(p, digits)}" for b, p in points.items())
+    return f"{what} is {where}, {agrees} ({known}; {', '.join(notes)})."
+
+
+def in_bins(numbers: Sequence[int]) -> str:
+    """Bins by their distances."""
+    return f"in the bin{'s' * (len(numbers) > 1)} {', '.join(BINS[b] for b in numbers)} std"
+
+
+def decimals(points: Iterable[Summary]) -> int:
+    """Digits after the point that give the largest mean two digits, and others at least two."""
+    largest = max((abs(point.mean) for point in points), default=0.0)
+    return 2 if largest == 0 else max(2, 1 - math.floor(math.log10(largest)))
+
+
+def with_interval(found: Summary, digits: int) -> str:
+    """A signed mean with its 95% interval, where it has one."""
+    numbers = [found.mean, *(found.interval or ())]
+    mean, *ends = [f"{number:+z.{digits}f}" for number in numbers]  # z: no -0.0
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def needed(module: str) -> Any:
+    """A module of the extra "reference".
+
+    Raises:
+        TopKError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise TopKError(
+            f"the report needs {error.name}, which is not installed: "
+            "pip install 'topk_plugin[reference]'"
+        ) from error
