@@ -312,6 +312,10 @@ def _names(text: str) -> list[str]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from topk_plugin.reference.statistics import needed
+
+    for module in ("filelock", "sklearn", "scipy", "torchvision", "matplotlib"):
+        needed(module)  # before training, not after it
     from topk_plugin.reference.progress import shown
     from topk_plugin.reference.report import report
     from topk_plugin.reference.runs import Request, reproduce

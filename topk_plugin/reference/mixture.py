@@ -327,7 +327,7 @@ class Training:
         self.sides = sides  # the critic's loss is softplus(-score) of real, softplus(score) of fake
         self.graph: torch.cuda.CUDAGraph | None = None
         self.eager = 0  # iterations of this process without the graph
-        self.dropped = dict.fromkeys(self.arms, 0)  # rows of all an arm's members before a resume
+        self.dropped = dict.fromkeys(self.arms, 0)  # rows of an arm that its TopK did not count
 
     def _stack(self, parameters: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [
@@ -482,4 +482,4 @@ class Training:
             optimizer.load_state_dict(its)
         for arm, topk in self.topk.items():
             topk.load_state_dict(state["topk"][arm])
-        self.dropped = dict(state["dropped"])
+            self.dropped[arm] = state["dropped"][arm] - topk.report().dropped

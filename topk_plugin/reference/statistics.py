@@ -208,6 +208,6 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise TopKError(
-            f"the report needs {error.name}, which is not installed: "
+            f"the reference experiments need {error.name}, which is not installed: "
             "pip install 'topk_plugin[reference]'"
         ) from error
