@@ -1,6 +1,8 @@
 """What only a CUDA device can show: nothing waits for it, and graphs replay across epochs."""
 
 import contextlib
+import io
+import math
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
+from topk_plugin.reference import mixture
+from topk_plugin.reference.runs import Member
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,3 +92,73 @@ def test_a_captured_graph_replays_for_every_k():
         topk.end_epoch()
     assert len(kept) > 5
     assert topk.steps == 10
+
+
+# --- Table 1's trainer --------------------------------------------------------------------------
+
+SETTINGS = mixture.Settings(
+    iterations=230, batch=32, hidden=16, decay_every=10, gamma=0.8, nu=0.1, samples=100,
+    learning_rate=1e-3,
+)  # fmt: skip
+MEMBERS = [
+    Member(modes, arm, seed) for modes in (25, 64) for arm in ("gan", "top-k") for seed in (0, 1)
+]
+
+
+def mixtures(until: int) -> mixture.Training:
+    training = mixture.Training(SETTINGS, MEMBERS, torch.device("cuda"), torch.float64)
+    training.advance(until)
+    return training
+
+
+def same_members(a: mixture.Training, b: mixture.Training) -> list[bool]:
+    """Which members have the same weights, to the last bit."""
+    pairs = list(zip((*a.generator, *a.critic), (*b.generator, *b.critic), strict=True))
+    return [all(torch.equal(x[i], y[i]) for x, y in pairs) for i in range(len(MEMBERS))]
+
+
+def test_mixtures_in_a_graph_go_where_they_go_without(monkeypatch):
+    graphed = mixtures(SETTINGS.iterations)
+    assert graphed.graph is not None
+    monkeypatch.setattr(mixture, "EAGER", math.inf)
+    eager = mixtures(SETTINGS.iterations)
+    assert eager.graph is None
+    for found, expected in zip(graphed.generator, eager.generator, strict=True):
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+    assert graphed.measure() == eager.measure()
+    [row, *_] = [row for row in graphed.measure() if row["kind"] == "topk"]
+    kept = [int(max(0.8 ** (i // 10), 0.1) * 32 + 1e-9) for i in range(SETTINGS.iterations)]
+    assert (row["steps"], row["dropped"]) == (len(kept), sum(32 - k for k in kept))
+    assert (row["direction"], row["last_k"]) == ("high", 3)
+
+
+def test_mixtures_in_a_graph_do_not_wait_for_the_device():
+    training = mixtures(105)
+    assert training.graph is not None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.advance(125)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_mixture_that_fails_in_a_graph_fails_alone():
+    expected, training = mixtures(SETTINGS.iterations), mixtures(150)
+    with torch.no_grad():
+        training.generator[0][5] = math.nan
+    training.advance(SETTINGS.iterations)
+    assert same_members(training, expected) == [i != 5 for i in range(len(MEMBERS))]
+    rows = [row for row in training.measure() if row["kind"] == "score"]
+    assert [row["nonfinite"] for row in rows] == [100 * (i == 5) for i in range(len(MEMBERS))]
+
+
+def test_resumed_mixtures_end_bit_identical():
+    expected, stopped = mixtures(SETTINGS.iterations), mixtures(133)
+    content = io.BytesIO()
+    torch.save(stopped.state_dict(), content)
+    resumed = mixtures(0)
+    resumed.load_state_dict(torch.load(io.BytesIO(content.getvalue()), weights_only=True))
+    resumed.advance(SETTINGS.iterations)
+    assert all(same_members(resumed, expected))
+    assert not any(same_members(stopped, expected))
+    assert resumed.measure() == expected.measure()

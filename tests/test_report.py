@@ -408,11 +408,13 @@ def test_the_probes_report(tmp_path):
     folder = write(tmp_path / "run", "probe", probe())
     found = [*blocks(folder)]
     cosine, change = (block for block in found if isinstance(block, report.Table))
-    assert cosine.columns == ["distance (std)", "top-k", "bottom-k", "seeds"]
+    assert cosine.columns == [
+        "distance (std)", "top-k", "bottom-k", "top-k - bottom-k", "seeds",
+    ]  # fmt: skip
     half = 4.302653 * 0.05 / math.sqrt(3)
     assert cosine.rows[4] == [
         "> 4", f"+0.50 [{0.5 - half:+.2f}, {0.5 + half:+.2f}]",
-        f"+0.10 [{0.1 - half:+.2f}, {0.1 + half:+.2f}]", "3",
+        f"+0.10 [{0.1 - half:+.2f}, {0.1 + half:+.2f}]", "+0.40 [+0.40, +0.40]", "3",
     ]  # fmt: skip
     assert change.rows[0][2].startswith("+0.00040 [")
     found = "\n".join(block for block in found if isinstance(block, str))
@@ -429,6 +431,26 @@ def test_only_the_movement_at_the_end_counts(tmp_path):
 
 
 # --- figures ------------------------------------------------------------------------------------
+
+
+def test_after_a_smoke_run_nothing_is_said_of_the_paper(tmp_path):
+    found = [*blocks(write(tmp_path / "run", "probe", probe(), preset="smoke"))]
+    assert not [block for block in found if isinstance(block, str) and "the paper says" in block]
+    assert len([block for block in found if isinstance(block, report.Table)]) == 2
+
+
+def test_the_contrast_is_taken_seed_by_seed():
+    rows = [
+        {"cell": 25, "seed": seed, "update": update, "bin": 0, "count": count, "cosine": cosine}
+        for seed, update, count, cosine in [
+            (0, "top-k", 3, 0.5), (0, "bottom-k", 2, 0.1), (1, "top-k", 1, 0.1),
+            (1, "bottom-k", 1, -0.1), (2, "top-k", 5, 0.9), (2, "bottom-k", 0, None),
+        ]
+    ]  # fmt: skip
+    found = statistics.contrast(rows, "cosine")
+    assert [*found] == [0]
+    assert found[0].n == 2
+    assert found[0].mean == pytest.approx(0.3)
 
 
 def test_learning_curves_are_the_rows(tmp_path):
@@ -722,3 +744,15 @@ def test_the_paper_s_numbers_and_the_study_s_variants():
     assert len(table2) == 15
     assert table2["trapezoid", 5, "top-k+meg"] == 0.561
     assert table2["trapezoid", 7, "bigan"] == 0.347
+
+
+def test_a_sign_that_the_interval_leaves_open_decides_nothing():
+    claim = statistics.Claim("top-k", "cosine", 1, (4,))
+    open_, known = (
+        statistics.Summary(3, 0.1, 0.1, interval) for interval in ((-0.1, 0.3), (0.05, 0.15))
+    )
+    assert "which decides nothing" in statistics.verdict(claim, {("top-k", 4): open_})
+    assert "as the paper says (" in statistics.verdict(claim, {("top-k", 4): known})
+    both = claim._replace(bins=(3, 4))
+    said = statistics.verdict(both, {("top-k", 3): open_, ("top-k", 4): known})
+    assert "as the paper says as far as it is decided" in said

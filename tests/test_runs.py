@@ -143,6 +143,39 @@ def test_threads_are_those_of_before(tmp_path):
         torch.set_num_threads(1)
 
 
+class Counting:
+    """A trainer that only counts."""
+
+    def __init__(self, settings, members, device) -> None:
+        self.iterations, self.iteration = 1000, 0
+
+    def advance(self, until: int) -> None:
+        assert self.iteration < until <= self.iteration + 1000 // runs.SLICES
+        self.iteration = until
+
+    def measure(self) -> list[dict]:
+        return [{"iteration": self.iteration}]
+
+    def state_dict(self) -> dict:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state) -> None:
+        self.iteration = state["iteration"]
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(333, [333, 666, 999, 1000]), (500, [500, 1000]), (4000, [1000])],
+)
+def test_measurements_come_at_their_interval_and_at_the_end(tmp_path, monkeypatch, every, expected):
+    monkeypatch.setattr(mixture, "Training", Counting)
+    settings, told = mixture.Settings(measure_every=every), []
+    runs.train(Job(tmp_path, "mixture", settings, [], "cpu"), lambda *at: told.append(at))
+    assert [row["iteration"] for row in rows_of(tmp_path)] == expected
+    assert told[-1] == told[-2] == (1000, 1000)
+    assert len({done for done, _ in told}) == len(told) - 1
+
+
 class ShownTo:
     """The context manager that ``reproduce`` takes: calls go to ``function``."""
 
@@ -185,8 +218,9 @@ def test_killed_before_any_write_it_ends_bit_identical(tmp_path, monkeypatch):
         reproduce(request(out, settings))
         assert_same_run(out, expected)
         writes += 1
-    # run.json twice, and the first checkpoint, each with its folder; twice rows and a checkpoint
-    assert writes == 2 * 2 + 2 + 2 * (1 + 2)
+    # run.json twice, the first checkpoint and the mark of the end, each with its folder; twice rows
+    # and a checkpoint
+    assert writes == 2 * 2 + 2 + 2 + 2 * (1 + 2)
 
 
 def test_rows_after_the_last_checkpoint_are_cut_off(tmp_path, undisturbed, monkeypatch):
@@ -466,6 +500,76 @@ def test_a_damaged_description_of_the_run_is_named_and_left(unfinished, damage):
     with pytest.raises(RunError, match=rf"{file}: damaged \(.*restore it, or choose another"):
         reproduce(request(unfinished))
     assert contents(unfinished) == before
+
+
+def test_rows_whose_checkpoint_is_gone_are_not_lost(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)  # as results are that were committed without checkpoints
+    for job in (folder / "jobs").iterdir():
+        (job / "checkpoint.pt").unlink()
+    reproduce(request(folder))
+    (folder / "jobs" / "001" / "done").unlink()
+    before = contents(folder)
+    with pytest.raises(RunError, match=r"001/metrics.jsonl: found rows and no checkpoint"):
+        reproduce(request(folder))
+    assert contents(folder) == before
+
+
+def test_an_ended_job_that_lost_rows_is_named(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    journal = folder / "jobs" / "000" / "metrics.jsonl"
+    os.truncate(journal, 10)
+    with pytest.raises(RunError, match=r"000/metrics.jsonl: found 10 bytes, expected the \d+"):
+        reproduce(request(folder))
+
+
+def test_a_run_that_another_process_is_at_is_refused_at_once(undisturbed, tmp_path):
+    from filelock import FileLock
+
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "jobs" / "000" / "done").unlink()
+    before = contents(folder)
+    with FileLock(folder / ".lock", is_singleton=False):
+        started = time.monotonic()
+        with pytest.raises(RunError, match="another process trains here"):
+            reproduce(request(folder))
+        assert time.monotonic() - started < 5
+    assert contents(folder) == before
+    reproduce(request(folder))
+
+
+def test_whatever_ends_a_job_is_an_error_that_names_it(tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(mixture.Training, "advance", fails)
+    with pytest.raises(RunError, match="jobs/000: MemoryError: no room"):
+        reproduce(request(tmp_path / "run"))
+
+
+def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mixture.Training, "advance", stopped)
+    command = ["reproduce", "table1", "--device", "cpu", "--workers", "1", "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["table3"], "table3 is of the paper and not built here yet"),
+        (["table1", "--dataset", "mnist"], "--dataset: found 'mnist', expected nothing: Table 1"),
+        (["figure2", "--download"], "--download: found 'true', expected nothing: Figures 2"),
+    ],
+)
+def test_what_the_command_cannot_do_is_said(arguments, expected, capsys):
+    assert main(["reproduce", *arguments]) == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_a_deleted_job_is_trained_anew(unfinished, undisturbed):

@@ -331,7 +331,12 @@ def _reproduce(options: argparse.Namespace) -> int:
         options.result, options.preset, options.seeds, options.cells, options.arms, overrides,
         options.out, options.device, options.workers, shlex.join(["topk", *sys.argv[1:]]),
     )  # fmt: skip
-    return report([reproduce(request, shown)])
+    try:
+        folder = reproduce(request, shown)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return report([folder])
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -176,16 +176,20 @@ def load(settings: Settings) -> Images:
     return resized(load_images(settings.dataset, settings.data, settings.download), SIZE)
 
 
-def prepare(settings: Settings) -> dict[str, Any]:
+def prepare(settings: Settings, cells: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
     """Checks that there are data to train on, and says which; ``download`` fetches them.
+
+    Args:
+        cells: the digits that are to be held out.
+        arms: what is to be trained.
 
     Raises:
         ConfigError: there are none, or too few for one batch.
     """
     images = load(settings)
-    for digit in range(CLASSES):
+    for digit in cells:
         found = len(split_images(images.labels, digit, settings.split).train)
-        if found < settings.bigan_batch:
+        if found < settings.bigan_batch and any("bigan" in arm for arm in arms):
             raise ConfigError(
                 f"bigan_batch: found {settings.bigan_batch}, expected at most the {found} images "
                 f"that are trained on where {digit} is held out"

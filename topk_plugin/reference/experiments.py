@@ -68,7 +68,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         cells=(25, 64, 100),
         arms=GAN,
         presets={
-            "smoke": Preset(1, {"iterations": 240, "decay_every": 6, "measure_every": 120}),
+            "smoke": Preset(1, {"iterations": 160, "decay_every": 4, "measure_every": 80}),
             "short": Preset(2, {"iterations": 10_000, "decay_every": 200, "measure_every": 1_000}),
             "paper": Preset(10),
         },

@@ -38,6 +38,7 @@ from topk_plugin.reference.statistics import (
     Paper,
     Summary,
     compare,
+    contrast,
     decimals,
     movement,
     needed,
@@ -73,6 +74,7 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
 """The kinds of rows of each experiment that are reported, and their fields. A member that has ended
 has rows of the first one at its last iteration."""
 
+NAMES = ("update", "score")  # fields that are text
 PROOF = ("steps", "dropped", "direction", "last_k", "epochs")  # fields of the kind "topk"
 
 
@@ -109,6 +111,7 @@ class Run:
     versions: Mapping[str, str]
     command: str
     data: Mapping[str, Any] | None
+    changed: Sequence[str] = ()  # settings that were given beside the preset
     device_name: str = ""
     seconds: float = 0.0  # that it took
     rows: Sequence[Row] = ()
@@ -193,8 +196,8 @@ def _read_settings(folder: Path) -> Run:
             raise _damaged(file, f"{name} is {written[name]!r}")
     _one_of(written["experiment"], KINDS, f"{file}: experiment")
     _one_of(written["preset"], PRESETS, f"{file}: preset")
-    name, seconds = written.get("device_name", ""), written.get("seconds", 0.0)
-    return Run(folder, **{key: written[key] for key in types}, device_name=name, seconds=seconds)
+    later = {key: written[key] for key in ("changed", "device_name", "seconds") if key in written}
+    return Run(folder, **{key: written[key] for key in types}, **later)
 
 
 def _checked(row: Any, run: Run, members: Sequence[Member], where: str) -> Row:
@@ -242,15 +245,15 @@ def _fault(run: Run, rows: Sequence[Row]) -> str | None:
         if row.get("nonfinite"):
             return f"failed: {row['nonfinite']:,} numbers are not finite at iteration {last:,}"
         for name in fields if row.get("count") != 0 else ():
-            if not _sound(row[name]):
+            if name not in NAMES and not _sound(row[name]):
                 return f"failed: {name} is {row[name]} at iteration {last:,}"
     if last != length:
         return f"unfinished: iteration {last:,} of {length:,}"
     return None if measured else f"damaged: no {kind} at the end"
 
 
-def _sound(value: float | str | None) -> bool:
-    return isinstance(value, str) or (value is not None and math.isfinite(value))
+def _sound(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
@@ -328,15 +331,23 @@ def comparison_table(
 
 
 def movement_table(
-    title: str, found: Mapping[tuple[str, int], Summary], updates: Sequence[str]
+    title: str,
+    found: Mapping[tuple[str, int], Summary],
+    updates: Sequence[str],
+    differences: Mapping[int, Summary],
 ) -> Table:
-    """Means with their 95% intervals by distance to the nearest mode, one column an update."""
+    """Means with their 95% intervals by distance to the nearest mode, one column an update.
+
+    Args:
+        differences: of top-k and bottom-k, over the same seeds, by bin.
+    """
     digits, body = decimals(found.values()), []
     for number, name in enumerate(BINS):
         points = [found.get((update, number)) for update in updates]
         seeds = span(point.n if point else 0 for point in points)
+        points.append(differences.get(number))
         body.append([name, *(with_interval(p, digits) if p else "-" for p in points), seeds])
-    return Table(title, ["distance (std)", *updates, "seeds"], body)
+    return Table(title, ["distance (std)", *updates, "top-k - bottom-k", "seeds"], body)
 
 
 def proof_table(rows: Iterable[Row], cell_name: str) -> Table:
@@ -417,7 +428,8 @@ def header(run: Run, left_open: Sequence[str] = ()) -> Iterator[Block]:
     """What was run, which settings the paper leaves open, and which members no number counts."""
     lengths = span(row["iterations"] for row in run.rows)
     lines = [
-        f"preset: {run.preset}: {PRESETS[run.preset]}",
+        f"preset: {run.preset}: {PRESETS[run.preset]}"
+        + (f"; changed: {', '.join(run.changed)}" if run.changed else ""),
         f"{lengths} iterations, {run.seeds} seed{'s' * (run.seeds != 1)}, on "
         f"{run.device_name or run.device}" + (f", {run.seconds:,.0f} s" if run.seconds else ""),
         f"versions: {_pairs(run.versions)}",
@@ -526,7 +538,7 @@ def _probe(run: Run, paper: Paper) -> Iterator[Block]:
         several = len(run.cells) > 1
         rows = [row for row in final if row["cell"] == cell]
         of_cell, suffix = (f", {cell} modes", f"-{cell}") if several else ("", "")
-        yield from _movement(of_kind(rows, "movement"), of_cell, suffix)
+        yield from _movement(of_kind(rows, "movement"), of_cell, suffix, run.preset == "smoke")
         arrows = {}
         for row in sorted(of_kind(rows, "arrows"), key=lambda row: -row["seed"]):
             arrows[row["update"]] = row["points"]  # the lowest seed's
@@ -542,7 +554,7 @@ def _probe(run: Run, paper: Paper) -> Iterator[Block]:
             yield _listed([directions(points, grid(cell, spacing))])
 
 
-def _movement(rows: Sequence[Row], of_cell: str, suffix: str) -> Iterator[Block]:
+def _movement(rows: Sequence[Row], of_cell: str, suffix: str, smoke: bool) -> Iterator[Block]:
     labels = {
         "cosine": "mean cosine between movement\nand direction to the nearest mode",
         "change": "mean change of distance\nto the nearest mode (std)",
@@ -553,13 +565,14 @@ def _movement(rows: Sequence[Row], of_cell: str, suffix: str) -> Iterator[Block]
             continue
         title = f"Figure {number}: {' '.join(label.split())}, after one update{of_cell}"
         updates = [u for u in ("top-k", "bottom-k", "all") if any(u == key[0] for key in found)]
-        yield movement_table(title, found, updates)
+        yield movement_table(title, found, updates, contrast(rows, name))
         yield Drawing(
             f"figure{number}{suffix}",
             movement_figure(found, label, ["top-k", "bottom-k"]),
             f"{title}. Whiskers: one standard deviation over seeds.",
         )
-        yield _listed(verdict(claim, found) for claim in CLAIMS if claim.quantity == name)
+        if not smoke:  # after so few iterations a sign says nothing
+            yield _listed(verdict(claim, found) for claim in CLAIMS if claim.quantity == name)
 
 
 def directions(points: Mapping[str, Sequence[Sequence[float]]], centers: Sequence[Point]) -> str:

@@ -44,6 +44,16 @@ LOCK_SECONDS = 10
 SAVE_SECONDS = 60
 """A checkpoint is written at least this often."""
 
+RUN = "run.json"
+
+DONE = "done"
+"""File of a job that has ended; holds the bytes of its ``metrics.jsonl``."""
+
+OF_DATA = ("dataset", "data", "download")
+"""Settings that are flags of the command."""
+
+NOT_BUILT = ("table3", "table4", "table5")
+
 WHERE = ("data", "download")
 """Settings that say where the data lie, which may change: what they are is in the plan, too."""
 
@@ -172,7 +182,7 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
     """
     with _writing(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(job.folder):
+    with _locked(job.folder, LOCK_SECONDS):
         device = torch.device(job.device)
         module = importlib.import_module(f"topk_plugin.reference.{job.trainer}")
         training: Training = module.Training(job.settings, job.members, device)
@@ -188,8 +198,14 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
                     f"{journal}: found {found} bytes, expected the {length} that its checkpoint "
                     f"knows; restore the file, or delete {job.folder}"
                 )
+        elif journal.exists() and journal.stat().st_size:  # no killed job leaves that
+            raise RunError(
+                f"{journal}: found rows and no checkpoint that goes on from them; they are kept. "
+                f"Restore checkpoint.pt, or move {job.folder} away to train it anew"
+            )
         else:  # at once, so that a folder that cannot hold it is known before training
-            needed = 4 * save_checkpoint(checkpoint, _state(training, 0))  # with Adam's moments
+            # Adam's moments make three of it; for a moment the old and the new one are there
+            needed = 6 * save_checkpoint(checkpoint, _state(training, 0))
             free = shutil.disk_usage(job.folder).free
             if free < needed:
                 checkpoint.unlink()  # so that the next command looks again
@@ -216,8 +232,25 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
             save_checkpoint(checkpoint, _state(training, length))
             saved_at = time.monotonic()
         tell(training.iteration, training.iterations)
-        with _writing(job.folder):
-            (job.folder / "done").touch()
+        write_atomically(job.folder / DONE, str(length).encode())
+
+
+def is_done(job: Job) -> bool:
+    """Whether a job was trained to its end.
+
+    Raises:
+        RunError: it was, and its rows are not all there.
+    """
+    done, journal = job.folder / DONE, job.folder / "metrics.jsonl"
+    if not done.exists():
+        return False
+    found = journal.stat().st_size if journal.exists() else 0
+    if done.read_text() != str(found):
+        raise RunError(
+            f"{journal}: found {found} bytes, expected the {done.read_text() or 'number of'} bytes "
+            f"that {DONE} beside it says; restore the file, or move {job.folder} away to train anew"
+        )
+    return True
 
 
 def _state(training: Training, length: int) -> dict[str, Any]:
@@ -234,13 +267,13 @@ def _append(journal: Path, rows: Sequence[Row]) -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, seconds: float) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
     with _writing(folder):
         try:
-            lock.acquire(timeout=LOCK_SECONDS)
+            lock.acquire(timeout=seconds)
         except Timeout:
             raise RunError(
                 f"{folder}: another process trains here; wait for it, or choose another folder"
@@ -269,7 +302,8 @@ def train_all(jobs: Sequence[Job], workers: int, show: Callable[[int, int, int],
             torch.set_num_threads(1)  # as in a worker, so that rounding is the same
         try:
             for index, job in enumerate(jobs):
-                train(job, lambda done, total, index=index: show(index, done, total))  # type: ignore[misc]
+                with _named(job):
+                    train(job, lambda done, total, index=index: show(index, done, total))  # type: ignore[misc]
         finally:
             torch.set_num_threads(threads)
         return
@@ -324,13 +358,22 @@ def _work(waiting: Any, messages: Any) -> None:
     while (item := waiting.get()) is not None:
         index, job = item
         try:
-            train(job, lambda done, total: messages.put((index, (done, total))))  # noqa: B023
+            with _named(job):
+                train(job, lambda done, total: messages.put((index, (done, total))))  # noqa: B023
             messages.put((index, None))
         except TopKError as error:
             messages.put((index, error))
-        except Exception as error:
-            messages.put((index, RunError(f"{job.folder}: {type(error).__name__}: {error}")))
-            raise
+
+
+@contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """Whatever else ends a job, such as too little memory, as an error that names it."""
+    try:
+        yield
+    except TopKError:
+        raise
+    except Exception as error:
+        raise RunError(f"{job.folder}: {type(error).__name__}: {error}") from error
 
 
 # --- a run --------------------------------------------------------------------------------------
@@ -349,6 +392,11 @@ def settings_of(experiment: Experiment, preset: str, overrides: Mapping[str, str
     known = [field.name for field in dataclasses.fields(module.Settings)]
     values = dict(experiment.presets[preset].settings)
     for name, text in overrides.items():
+        if name in OF_DATA and name not in known:
+            raise ConfigError(
+                f"--{name}: found {text!r}, expected nothing: {experiment.title} has no data set; "
+                "leave the flag out"
+            )
         if name not in known:
             raise unknown_name(f"--set {name}", "setting", name, known)
         values[name] = _parsed(name, text, types[name])
@@ -404,6 +452,11 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
         ResumeMismatch: the folder holds a run of other settings.
         RunError: see :func:`train`.
     """
+    if request.result in NOT_BUILT:
+        raise ConfigError(
+            f"topk reproduce: {request.result} is of the paper and not built here yet; there are "
+            f"{', '.join(RESULTS)}"
+        )
     if request.result not in RESULTS:
         raise unknown_name(f"topk reproduce {request.result}", "result", request.result, RESULTS)
     name = RESULTS[request.result]
@@ -419,7 +472,7 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
     device = _device(request.device)
     module = importlib.import_module(f"topk_plugin.reference.{experiment.trainer}")
     prepare = getattr(module, "prepare", None)
-    data = prepare(settings) if prepare is not None else None
+    data = prepare(settings, cells, arms) if prepare is not None else None
 
     plan = {
         "experiment": name,
@@ -434,45 +487,46 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
     out = request.out or Path("topk-runs") / f"{name}-{request.preset}"
     workers = request.workers or (_cores() if device.type == "cpu" else 1)
     members = [Member(cell, arm, seed) for seed in range(seeds) for cell in cells for arm in arms]
-    run = _open(out, plan)
-    if run is None:
-        stacked = module.stacks(settings, members, device, workers)
-        run = plan | {
-            "device_name": _device_name(device),
-            "versions": versions(),
-            "command": request.command,
-            "seconds": 0.0,
-            "jobs": {f"{i:03d}": stack for i, stack in enumerate(stacked)},
-        }
-        write_atomically(out / "run.json", _json(run))
-    jobs = [
-        Job(out / "jobs" / folder, experiment.trainer, settings, stack, device.type)
-        for folder, stack in run["jobs"].items()
-    ]
-    left = [job for job in jobs if not (job.folder / "done").exists()]
-    if not left:
+    _make(out)
+    with _locked(out, 0):
+        run = _open(out, plan)
+        if run is None:
+            stacked = module.stacks(settings, members, device, workers)
+            run = plan | {
+                "device_name": _device_name(device),
+                "versions": versions(),
+                "command": request.command,
+                "changed": sorted(request.overrides),
+                "seconds": 0.0,
+                "jobs": {f"{i:03d}": stack for i, stack in enumerate(stacked)},
+            }
+            write_atomically(out / RUN, _json(run))
+        jobs = [
+            Job(out / "jobs" / folder, experiment.trainer, settings, stack, device.type)
+            for folder, stack in run["jobs"].items()
+        ]
+        left = [job for job in jobs if not is_done(job)]
+        if not left:
+            return out
+        started = time.monotonic()
+        try:
+            if show is None:
+                train_all(left, workers, lambda index, done, total: None)
+            else:
+                with show(left) as shown:
+                    train_all(left, workers, shown)
+        finally:
+            run["seconds"] += time.monotonic() - started
+            write_atomically(out / RUN, _json(run))
         return out
-    started = time.monotonic()
-    try:
-        if show is None:
-            train_all(left, workers, lambda index, done, total: None)
-        else:
-            with show(left) as shown:
-                train_all(left, workers, shown)
-    finally:
-        run["seconds"] += time.monotonic() - started
-        write_atomically(out / "run.json", _json(run))
-    return out
 
 
-def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The run that a folder holds, or None for a new one, which is made.
+def _make(out: Path) -> None:
+    """Makes the folder of a run.
 
     Raises:
-        ConfigError: it cannot be written, or holds something else.
-        ResumeMismatch: a run of another plan.
+        ConfigError: it cannot be made or written, or holds something else.
     """
-    file = out / "run.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -482,14 +536,25 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
             f"--out: found {out} ({error.strerror}), expected a folder that can be written; "
             "choose another one"
         ) from None
-    if not file.exists():
-        own = "jobs", file.name + PARTIAL
+    if not (out / RUN).exists():
+        own = "jobs", ".lock", RUN + PARTIAL
         others = sorted(path.name for path in out.iterdir() if path.name not in own)
         if others or any(out.glob("jobs/*")):
             raise ConfigError(
                 f"--out: found {out} with {', '.join(others[:3]) or 'jobs'} in it and no run.json, "
                 "expected an empty folder or one of an earlier run; choose another one"
             )
+
+
+def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run that a folder holds, or None.
+
+    Raises:
+        RunError: it is damaged.
+        ResumeMismatch: a run of another plan.
+    """
+    file = out / RUN
+    if not file.exists():
         return None
     try:
         run = json.loads(file.read_text(encoding="utf-8"))

@@ -131,6 +131,24 @@ def movement(rows: Iterable[Row], quantity: str) -> dict[tuple[str, int], Summar
     return {key: known for key, known in found.items() if known}
 
 
+def contrast(rows: Iterable[Row], quantity: str) -> dict[int, Summary]:
+    """For each bin, the mean of the top-k update less that of the bottom-k update, seed by seed.
+
+    Args: see :func:`movement`.
+    """
+    means: dict[tuple[str, int], dict[Any, float]] = {}
+    for row in rows:
+        if row["count"]:
+            seed = row["cell"], row["seed"]
+            means.setdefault((row["update"], row["bin"]), {})[seed] = row[quantity]
+    found = {
+        number: paired_difference(means.get(("bottom-k", number), {}), of_top)
+        for (update, number), of_top in means.items()
+        if update == "top-k"
+    }
+    return {number: known for number, known in found.items() if known}
+
+
 class Claim(NamedTuple):
     """What the paper (section 4.3) says of the sign of a movement."""
 
@@ -161,6 +179,7 @@ def verdict(claim: Claim, found: Mapping[tuple[str, int], Summary]) -> str:
     if not points:
         return f"{what} is unknown, since no sample lies in these bins."
     side = "negative" if claim.sign < 0 else "positive"
+    unsure = [b for b, p in points.items() if p.interval and p.interval[0] <= 0 <= p.interval[1]]
     holds = [b for b, point in points.items() if point.mean * claim.sign > 0]
     if not holds:
         where, agrees = f"not {side} {in_bins(list(points))}", "unlike the paper"
@@ -168,9 +187,12 @@ def verdict(claim: Claim, found: Mapping[tuple[str, int], Summary]) -> str:
         where, agrees = f"{side} only {in_bins(holds)}", "in part unlike the paper"
     else:
         where, agrees = f"{side} {in_bins(holds)}", "as the paper says"
+    if len(unsure) == len(points):
+        agrees = "which decides nothing"
+    elif unsure:
+        agrees += " as far as it is decided"
     n = sorted({point.n for point in points.values()})
     notes = [f"{' or '.join(map(str, n))} seed{'s' * (n != [1])}"]
-    unsure = [b for b, p in points.items() if p.interval and p.interval[0] <= 0 <= p.interval[1]]
     if n == [1]:
         notes.append("no interval")
     elif unsure:
