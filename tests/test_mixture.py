@@ -227,8 +227,12 @@ def loss_and_gradients(outputs, inputs) -> list[torch.Tensor]:
 @pytest.mark.parametrize("activation", mixture.ACTIVATIONS)
 @pytest.mark.parametrize(
     ("dtype", "batch", "close"),
-    # of these only the float32 batch of 64 goes by convolutions
-    [(torch.float64, 64, 1e-13), (torch.float32, 64, 2e-6), (torch.float32, 33, 2e-6)],
+    [
+        (torch.float64, 64, 1e-13),
+        (torch.float32, 33, 2e-6),
+        (torch.float32, 64, 2e-6),  # this and the next go by convolutions
+        (torch.float32, mixture.BLOCK + 64, 2e-6),
+    ],
 )
 def test_stacked_networks_and_their_gradients_are_those_of_linear_layers(
     members, activation, dtype, batch, close
@@ -254,7 +258,7 @@ def test_stacked_networks_and_their_gradients_are_those_of_linear_layers(
 
 def test_the_layer_by_convolutions_has_the_right_gradients():
     torch.manual_seed(0)
-    shapes = (32, 2 * 3), (2, 2, 3), (2, 2)
+    shapes = (4, 2 * 3, 5, 1), (2, 2, 3), (2, 2)
     x, weight, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in shapes)
     assert torch.autograd.gradcheck(GroupedLinear.apply, (x, weight, bias))
 
@@ -266,11 +270,12 @@ def test_convolutions_are_taken_where_they_are_faster(monkeypatch):
     )
     parameters = [p[None] for p in initial_weights(SMALL, 25, 0)[0]]
     for batch, dtype, expected in (
-        (33, torch.float32, 0), (64, torch.float64, 0), (64, torch.float32, SMALL.layers)
+        (33, torch.float32, 0), (64, torch.float64, 0), (64, torch.float32, 1),
+        (2 * mixture.BLOCK, torch.float32, 2),
     ):  # fmt: skip
         calls.clear()
         mlp([p.to(dtype) for p in parameters], torch.ones(1, batch, 2, dtype=dtype), "relu")
-        assert len(calls) == expected
+        assert len(calls) == expected * SMALL.layers
 
 
 @pytest.mark.parametrize("batch", [32, 33])

@@ -707,7 +707,7 @@ def test_a_device_that_is_not_there(tmp_path, monkeypatch):
         ("table1", "std", "1", 1.0), ("table1", "nu", ".5", 0.5), ("table1", "batch", "64", 64),
         ("table1", "iterations", "100_000", 100_000), ("table1", "prior", "uniform", "uniform"),
         ("table2", "download", "true", True), ("table2", "download", "no", False),
-        ("table2", "data", "1e3", "1e3"), ("table2", "data", "a/b c", "a/b c"),
+        ("table2", "data", "2024", "2024"), ("table2", "data", "a/b c", "a/b c"),
         ("probe", "step_rate", "1", 1.0),
     ],
 )  # fmt: skip
