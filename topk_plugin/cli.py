@@ -318,7 +318,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         needed(module)  # before training, not after it
     from topk_plugin.reference.progress import shown
     from topk_plugin.reference.report import report
-    from topk_plugin.reference.runs import Request, reproduce
+    from topk_plugin.reference.runs import Request, keep_memory, reproduce
 
     given = {name: getattr(options, name) for name in ("dataset", "data", "download")}
     overrides = {name: value for name, value in given.items() if value is not None}
@@ -331,6 +331,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         options.result, options.preset, options.seeds, options.cells, options.arms, overrides,
         options.out, options.device, options.workers, shlex.join(["topk", *sys.argv[1:]]),
     )  # fmt: skip
+    keep_memory()
     try:
         folder = reproduce(request, shown)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from the last checkpoint, cuts off the rows after it, and ends as if it had not 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib
 import io
@@ -18,6 +19,7 @@ import platform
 import queue
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -343,6 +345,19 @@ def train_all(jobs: Sequence[Job], workers: int, show: Callable[[int, int, int],
             process.join()
 
 
+def keep_memory() -> None:
+    """Lets glibc keep the blocks that a step frees, for the next step; other libraries are left.
+
+    To take a MiB or two from the system anew for each layer costs the stacked trainer some 4%.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most that it takes
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def _work(waiting: Any, messages: Any) -> None:
     """A worker: trains jobs until there are none, and ends with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
@@ -354,6 +369,7 @@ def _work(waiting: Any, messages: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    keep_memory()
     torch.set_num_threads(1)
     while (item := waiting.get()) is not None:
         index, job = item
