@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch.optim import Adam
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.reference.data import CLASSES, DATASETS, SIZE, Images, load_images, resized
-from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.mixture import is_number, stream, update
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.runs import Member, Row
 
@@ -90,17 +90,13 @@ def _whole(value: object, least: int, multiple: int = 1) -> bool:
     return type(value) is int and value >= least and value % multiple == 0
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
 RULES = [
     (["dataset"], lambda v: v in DATASETS, f"one of {', '.join(DATASETS)}"),
     (["data"], lambda v: v is None or isinstance(v, str), "a path"),
     (["download"], lambda v: isinstance(v, bool), "true or false"),
     (["split"], lambda v: v in SPLITS, f"one of {', '.join(SPLITS)}"),
     (["companions"], lambda v: v in COMPANIONS, f"one of {', '.join(COMPANIONS)}"),
-    (["gamma", "nu"], lambda v: _number(v) and 0 < v <= 1, "a number in (0, 1]"),
+    (["gamma", "nu"], lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
     (
         ["measure_every", "meg_epochs", "meg_latent", "meg_energy_steps", "bigan_epochs",
          "bigan_latent"],
@@ -111,13 +107,13 @@ RULES = [
     (["bigan_dim"], lambda v: _whole(v, 2, 2), "a multiple of 2"),
     (
         ["meg_penalty", "meg_learning_rate", "bigan_learning_rate"],
-        lambda v: _number(v) and v > 0, "a number above 0",
+        lambda v: is_number(v) and v > 0, "a number above 0",
     ),
     (
         ["meg_beta1", "meg_beta2", "bigan_beta1", "bigan_beta2", "bigan_average"],
-        lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)",
+        lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)",
     ),
-    (["bigan_weight"], lambda v: _number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    (["bigan_weight"], lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
 ]  # fmt: skip
 
 
@@ -234,7 +230,7 @@ def curve_points(anomalous: np.ndarray, scores: np.ndarray) -> list[list[float]]
 # --- the two methods ----------------------------------------------------------------------------
 
 
-class Method:
+class Method(Protocol):
     """Networks and optimizers of a way to detect anomalies, by name."""
 
     networks: dict[str, nn.Module]
@@ -242,14 +238,12 @@ class Method:
 
     def step(self, iteration: int, noise: torch.Generator, *batches: Tensor) -> None:
         """One iteration, the first is 1; each batch of real images is (B, 1, 28, 28)."""
-        raise NotImplementedError
 
     def anomaly_scores(self, x: Tensor) -> dict[str, Tensor]:
         """Scores (B,) of images (B, 1, 28, 28), by name; higher is more anomalous."""
-        raise NotImplementedError
 
 
-class Meg(Method):
+class Meg:
     """Maximum entropy generators (Kumar et al. 2019): an energy that is low where data are.
 
     The generator lowers the energy of what it makes and raises the mutual information of that and
@@ -317,7 +311,7 @@ class Meg(Method):
         }  # fmt: skip
 
 
-class Bigan(Method):
+class Bigan:
     """BiGAN (Donahue et al. 2016) as an anomaly detector (Zenati et al. 2018).
 
     The critic tells an image with its encoding from a generated image with its latent. Top-k
@@ -412,15 +406,6 @@ def squared_gradient(outputs: Tensor, x: Tensor) -> Tensor:
 
 def adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> Adam:
     return Adam(network.parameters(), learning_rate, betas=betas, fused=True)
-
-
-def update(loss: Tensor, *optimizers: Adam) -> None:
-    """A step of these optimizers' networks; others in the loss get no gradient."""
-    own = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
-        parameter.grad = gradient
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def average_of(network: nn.Module) -> nn.Module:

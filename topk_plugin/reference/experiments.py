@@ -25,7 +25,6 @@ class Experiment:
 
     title: str
     trainer: str  # module of topk_plugin.reference
-    cell: str  # what tells the rows of the table apart
     cells: tuple[int, ...]
     arms: tuple[str, ...]
     presets: Mapping[str, Preset]
@@ -64,7 +63,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         title="Table 1: mixtures of Gaussians",
         trainer="mixture",
-        cell="modes",
         cells=(25, 64, 100),
         arms=GAN,
         presets={
@@ -79,7 +77,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "study": Experiment(
         title="Table 1's baseline under settings that the paper leaves open",
         trainer="study",
-        cell="modes",
         cells=(25, 64, 100),
         arms=STUDIED,
         presets={
@@ -94,7 +91,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "probe": Experiment(
         title="Figures 2, 3 and 4: one update by the best and by the worst samples",
         trainer="probe",
-        cell="modes",
         cells=(25,),
         arms=("gan",),
         presets={
@@ -107,7 +103,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2": Experiment(
         title="Table 2: anomaly detection",
         trainer="anomaly",
-        cell="held-out digit",
         cells=(1, 4, 5, 7, 9),
         arms=ANOMALY,
         presets={

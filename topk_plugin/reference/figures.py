@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from topk_plugin.reference.mixture import grid_modes
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.statistics import BINS, Summary, needed, summary, without_topk
 
@@ -253,9 +254,7 @@ def points_figure(
 
 def grid(cell: int, spacing: float) -> list[Point]:
     """Centres of ``cell`` modes on a square grid around the origin."""
-    side = math.isqrt(cell)
-    ticks = [(place - (side - 1) / 2) * spacing for place in range(side)]
-    return [(x, y) for x in ticks for y in ticks]
+    return [(x, y) for x, y in grid_modes(cell, spacing).tolist()]
 
 
 def approach(arrow: Sequence[float], centers: Iterable[Point]) -> float:

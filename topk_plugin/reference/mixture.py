@@ -277,6 +277,15 @@ class WithinMembers:
         return (rank < (k // len(stacked)).clamp(min=1)).flatten()
 
 
+def update(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """A step of these optimizers' networks; others in the loss get no gradient."""
+    own = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
+        parameter.grad = gradient.contiguous()  # fused optimizers read it in memory order
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 # --- training -----------------------------------------------------------------------------------
 
 
@@ -398,7 +407,7 @@ class Training:
             # in one call, which is faster than two: no layer couples the rows of a batch
             scores = mlp(self.critic, torch.cat([real[:, i], fake], dim=1), activation).squeeze(2)
             loss = functional.softplus(scores * self.sides).sum() / batch
-            self._update(self.optimizers[0], loss, self.critic)
+            update(loss, self.optimizers[0])
         scores = mlp(self.frozen, mlp(self.generator, noise[:, -1], activation), activation)
         gated = [
             self.topk[arm](scores[rows].flatten()).view(-1, batch)
@@ -406,13 +415,8 @@ class Training:
         ]
         # summed over members: none appears in another's gradient
         loss = functional.softplus(-torch.cat(gated)).sum() / batch
-        self._update(self.optimizers[1], loss, self.generator)
+        update(loss, self.optimizers[1])
         self.position.add_(1)
-
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor, own: list[Tensor]) -> None:
-        for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
-            parameter.grad = gradient.contiguous()  # fused optimizers read it in memory order
-        optimizer.step()
 
     def _replay(self) -> None:
         if self.graph is None:

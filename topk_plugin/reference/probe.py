@@ -154,7 +154,8 @@ class Training(mixture.Training):
                 rows.append(self._row(member, "movement") | {"update": name} | asdict(movement))
             rows.append(
                 self._row(member, "kept")
-                | {"update": name, "kept": topk.k(settings.probes), "of": settings.probes}
+                | {"update": name, "kept": settings.probes - topk.report().dropped}
+                | {"of": settings.probes}
             )
             if member.seed == 0:
                 arrows = torch.cat([before, after - before], dim=1)
