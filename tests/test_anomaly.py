@@ -74,7 +74,8 @@ def trained(arm: str, settings: Settings = SMALL, until: int = 10**6) -> list[to
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dataset", "cifar"), ("data", 3), ("download", 1), ("split", "both"), ("gamma", 0),
+        ("dataset", "cifar"), ("dataset", "cifar10"), ("data", 3), ("download", 1),
+        ("split", "both"), ("gamma", 0),
         ("nu", 1.1), ("nu", math.nan), ("gamma", "0.5"), ("companions", "auto"), ("meg_batch", 1),
         ("measure_every", 0), ("meg_epochs", 1.5), ("meg_dim", 12), ("bigan_dim", 3),
         ("meg_penalty", math.inf), ("bigan_average", 1.0), ("bigan_weight", -0.1),
@@ -105,7 +106,7 @@ def test_members_are_trained_alone():
 
 @pytest.mark.parametrize("how", ["disjoint", "original"])
 def test_splits(how):
-    labels = (torch.arange(1000) % 10).to(torch.uint8)
+    labels = torch.arange(1000) % 10
     train, test, anomalous = split_images(labels, 7, how)
     assert len(train.unique()) == len(train) == 720
     assert not (labels[train] == 7).any()
@@ -268,7 +269,7 @@ def test_epochs_batches_and_data_order():
         run.advance(run.iterations)
     first, second = (torch.cat([x for (x,) in seen["meg"][i : i + 3]]) for i in (0, 3))
     assert [len(x) for (x,) in seen["meg"]] == [64, 64, 36] * 2
-    expected = meg.pixels[meg.train][:, None] / 255.0 * 2 - 1
+    expected = meg.pixels[meg.train] / 255.0 * 2 - 1
     torch.testing.assert_close(first, expected.double(), atol=1e-6, rtol=0)
     assert torch.equal(second, first)
     passes = [torch.cat([pair[i] for pair in seen["bigan"][epoch : epoch + 3]])
@@ -386,7 +387,7 @@ def test_meg_is_its_literal_loop():
     networks = fresh(run, ["generator", "energy", "statistics"])
     generator, energy, statistics = networks.values()
     optimizers = plain_adam(networks, 1e-4, (0.5, 0.9))
-    images = run.pixels[run.train][:, None].double() / 127.5 - 1
+    images = run.pixels[run.train].double() / 127.5 - 1
     for iteration in range(6):
         draws, batch = Draws(run, iteration), iteration % 3
         real = images[64 * batch : 64 * batch + 64].clone().requires_grad_()
@@ -437,7 +438,7 @@ def test_bigan_is_its_literal_loop():
     averages = [[p.detach().clone() for p in network.parameters()] for network in networks.values()]
     optimizers = plain_adam(networks, 1e-3, (0.5, 0.999))
     ones, zeros = torch.ones(50).double(), torch.zeros(50).double()
-    images = run.pixels[run.train][:, None].double() / 127.5 - 1
+    images = run.pixels[run.train].double() / 127.5 - 1
     norms = [m for n in networks.values() for m in n.modules() if hasattr(m, "running_mean")]
 
     def remembered() -> list[list[torch.Tensor]]:
@@ -608,7 +609,7 @@ def test_meg_is_the_genuine_one(genuine, monkeypatch):
     netG, netE, netH = map(load_ours, (run.method.networks[n] for n in names), built)
     adam = [torch.optim.Adam(n.parameters(), 1e-4, (0.5, 0.9)) for n in (netG, netE, netH)]
     arguments = Namespace(batch_size=64, z_dim=6, lamda=100)
-    images = run.pixels[run.train][:, None].double() / 127.5 - 1
+    images = run.pixels[run.train].double() / 127.5 - 1
     for iteration in range(6):
         draws, batch = Draws(run, iteration), iteration % 3
         real = images[64 * batch : 64 * batch + 64]

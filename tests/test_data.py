@@ -4,6 +4,8 @@ import functools
 import gzip
 import hashlib
 import http.server
+import pickle
+import tarfile
 import threading
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.reference.data import load_images, resized
+from topk_plugin.reference.data import COUNTS, load_images, resized
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (8, 28, 28), np.uint8), np.arange(8, dtype=np.uint8)
@@ -76,9 +78,10 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_give_the_same_images(tmp_path, form):
     images = load_images("mnist", str(FORMS[form](tmp_path)))
-    assert torch.equal(images.pixels, torch.from_numpy(PIXELS))
-    assert torch.equal(images.labels, torch.from_numpy(LABELS))
-    assert images.pixels.dtype == images.labels.dtype == torch.uint8
+    assert torch.equal(images.pixels, torch.from_numpy(PIXELS)[:, None])
+    assert images.labels.tolist() == LABELS.tolist()
+    assert (images.pixels.dtype, images.labels.dtype) == (torch.uint8, torch.int64)
+    assert images.classes == 10
     assert images.name == "MNIST, 11 of 70,000"
     assert images.digest == hashlib.sha256(PIXELS.tobytes() + LABELS.tobytes()).hexdigest()
 
@@ -94,20 +97,49 @@ def test_other_data_have_another_digest(tmp_path):
 def test_digits_are_embedded_and_are_resized_by_name():
     images = load_images("digits")
     assert images.name == "digits, 1,797 of 8x8"
-    assert images.pixels.shape == (1797, 8, 8)
+    assert images.pixels.shape == (1797, 1, 8, 8)
     assert (images.pixels.min(), images.pixels.max()) == (0, 255)
-    expected = torch.from_numpy(load_digits().images) / 16
+    expected = torch.from_numpy(load_digits().images)[:, None] / 16
     torch.testing.assert_close(images.pixels / 255.0, expected.float(), atol=1 / 255, rtol=0)
 
     large = resized(images, 28)
     assert large.name == "digits, 1,797 of 8x8, resized to 28x28"
-    assert large.pixels.shape == (1797, 28, 28)
+    assert large.pixels.shape == (1797, 1, 28, 28)
     assert large.digest != images.digest
     assert torch.equal(large.labels, images.labels)
     # outermost pixels lie beyond the outermost centres, so they are those of the corners
-    assert torch.equal(large.pixels[:, [0, 0, 27, 27], [0, 27, 0, 27]],
-                       images.pixels[:, [0, 0, 7, 7], [0, 7, 0, 7]])  # fmt: skip
+    assert torch.equal(large.pixels[..., [0, 0, 27, 27], [0, 27, 0, 27]],
+                       images.pixels[..., [0, 0, 7, 7], [0, 7, 0, 7]])  # fmt: skip
     assert resized(large, 28) is large
+    # scores and checkpoints carry them
+    assert images.digest.startswith("a19cb3d96bba7dea")
+    assert large.digest.startswith("fef2b486b2a69302")
+
+
+def test_images_become_smaller_without_aliasing():
+    stripes = np.zeros((1, 28, 28), np.uint8)
+    stripes[..., ::4] = 255
+    images = load_images("digits")._replace(pixels=torch.from_numpy(stripes[None]))
+    inner = resized(images._replace(labels=images.labels[:1]), 7).pixels[..., 1:-1].float()
+    assert (inner - 255 / 4).abs().max() < 2
+
+
+@pytest.mark.parametrize("form", [*FORMS, "ordered"])
+def test_the_training_part_alone(tmp_path, form, monkeypatch):
+    """Of arrays that name no part it is what comes first, as many as the original has."""
+    if form == "ordered":
+        monkeypatch.setitem(COUNTS, "mnist", {"all": 11, "train": 8})
+    path = str(FORMS.get(form, FORMS["npz"])(tmp_path))
+    images = load_images("mnist", path, part="train")
+    named = form in ("keras", "meg")
+    count = 8 if form in ("idx", "gzipped", "torchvision", "ordered") else 10 if named else 11
+    assert len(images.labels) == count
+    assert images.labels[:8].tolist() == LABELS[:8].tolist()
+    assert torch.equal(images.pixels[:8, 0], torch.from_numpy(TRAIN[0]))
+    assert images.labels.tolist()[8:] == (LABELS[9:] if named else LABELS[8:count]).tolist()
+    shown = "MNIST, training part"
+    assert images.name == (shown if form == "ordered" else f"{shown}, {count} of 60,000")
+    assert images.digest != load_images("mnist", path).digest or count == 11
 
 
 DAMAGED = {
@@ -199,7 +231,7 @@ def test_missing_files_are_listed_with_what_to_do(tmp_path):
 
     with pytest.raises(ConfigError, match="found no path for the data set mnist"):
         load_images("mnist")
-    with pytest.raises(ConfigError, match="found 'minst', expected one of digits, mnist"):
+    with pytest.raises(ConfigError, match="minst: unknown data set; did you mean 'mnist'"):
         load_images("minst", str(tmp_path))
     with pytest.raises(ConfigError, match="digits, which comes with scikit-learn"):
         load_images("digits", str(tmp_path))
@@ -233,7 +265,7 @@ def test_torchvision_fetches_what_is_missing(tmp_path, monkeypatch):
         monkeypatch.setattr(datasets.MNIST, "resources", resources)
         target = tmp_path / "target"
         images = load_images("mnist", str(target), download=True)
-        assert torch.equal(images.pixels, torch.from_numpy(PIXELS))
+        assert torch.equal(images.pixels[:, 0], torch.from_numpy(PIXELS))
         assert len(asked) >= 4
         count = len(asked)
         assert load_images("mnist", str(target), download=True).digest == images.digest
@@ -251,6 +283,89 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="could not fetch the data set mnist"):
         load_images("mnist", str(tmp_path / "file/folder"), download=True)
+
+
+# --- CIFAR-10 -----------------------------------------------------------------------------------
+
+BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A folder with two random images a file, which torchvision takes for the genuine ones."""
+    kind = pytest.importorskip("torchvision.datasets").CIFAR10
+    folder = tmp_path / "data/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random, md5 = np.random.default_rng(1), {}
+    for number, name in enumerate([*BATCHES, "batches.meta"]):
+        pixels = random.integers(0, 256, (2, 3 * 32 * 32), np.uint8)
+        content = {"data": pixels, "labels": [number, 9 - number]}
+        if name == "batches.meta":
+            content = {"label_names": [*"abcdefghij"]}
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        md5[name] = hashlib.md5(data).hexdigest()
+    monkeypatch.setattr(kind, "train_list", [[name, md5[name]] for name in BATCHES[:5]])
+    monkeypatch.setattr(kind, "test_list", [[name, md5[name]] for name in BATCHES[5:]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
+    return folder
+
+
+def test_cifar10_is_read_from_its_batches(cifar10):
+    stored = [pickle.loads((cifar10 / name).read_bytes()) for name in BATCHES]
+    pixels = np.concatenate([batch["data"] for batch in stored]).reshape(-1, 3, 32, 32)
+    labels = sum((batch["labels"] for batch in stored), [])
+    images = load_images("cifar10", str(cifar10))
+    assert torch.equal(images.pixels, torch.from_numpy(pixels))
+    assert images.labels.tolist() == labels
+    assert images.digest == hashlib.sha256(pixels.tobytes() + bytes(labels)).hexdigest()
+    assert (images.name, images.classes) == ("CIFAR-10, 12 of 60,000", 10)
+    train = load_images("cifar10", str(cifar10.parent), part="train")
+    assert torch.equal(train.pixels, images.pixels[:10])
+    assert train.labels.tolist() == labels[:10]
+    assert train.name == "CIFAR-10, training part, 10 of 50,000"
+
+
+def test_other_files_than_the_genuine_ones_are_refused(cifar10):
+    """Before they are unpickled, which would run what they say."""
+    good = (cifar10 / "data_batch_2").read_bytes()
+    for change, said in (
+        (good[:-9], "data_batch_2: is another file than the genuine one"),
+        (None, "data_batch_2: missing"),
+    ):
+        (cifar10 / "data_batch_2").unlink()
+        if change:
+            (cifar10 / "data_batch_2").write_bytes(change)
+        else:
+            (cifar10 / "batches.meta").write_text("")
+        for part in ("all", "train"):
+            with pytest.raises(ConfigError) as caught:
+                load_images("cifar10", str(cifar10), part=part)
+            assert said in str(caught.value)
+            assert "data_batch_3:" not in str(caught.value)
+            assert "--download" in str(caught.value)
+    assert "batches.meta: is another file" in str(caught.value)
+    with pytest.raises(ConfigError, match="no such folder\nExpected there the genuine data_batch"):
+        load_images("cifar10", str(cifar10 / "elsewhere"))
+    with pytest.raises(ConfigError, match="found no path for the data set cifar10"):
+        load_images("cifar10")
+
+
+def test_a_download_of_cifar10_unpacks_what_is_there(cifar10, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    archive = cifar10.parent / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(cifar10, cifar10.name)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/")  # nobody listens
+    before = load_images("cifar10", str(cifar10)).digest
+    (cifar10 / "test_batch").write_text("damaged")
+    assert load_images("cifar10", str(cifar10), download=True).digest == before
+    (cifar10 / "test_batch").unlink()
+    archive.unlink()
+    with pytest.raises(ConfigError, match="could not fetch the data set cifar10 .*batches-py"):
+        load_images("cifar10", str(cifar10), download=True)
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")

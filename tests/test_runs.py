@@ -562,7 +562,7 @@ def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["table3"], "table3 is of the paper and not built here yet"),
+        (["table4"], "table4 is of the paper and not built here yet"),
         (["table1", "--dataset", "mnist"], "--dataset: found 'mnist', expected nothing: Table 1"),
         (["figure2", "--download"], "--download: found 'true', expected nothing: Figures 2"),
     ],
@@ -747,7 +747,7 @@ def test_a_preset_s_settings_come_before_the_defaults_and_after_the_command_s():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nonsense"], "nonsense: unknown result; Known: table1, table2, figure2"),
+        (["nonsense"], "nonsense: unknown result; Known: table1, table2, table3, figure2"),
         (["figure5"], "did you mean 'figure4'|did you mean 'figure2'|did you mean 'figure3'"),
         (["table1", "--set", "x"], "--set: found 'x', expected NAME=VALUE"),
         (["table1", "--set", "hiden=8"], "--set hiden: unknown setting; did you mean 'hidden'"),

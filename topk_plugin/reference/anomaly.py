@@ -32,7 +32,7 @@ from torch.optim import Adam
 
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.reference.data import CLASSES, DATASETS, SIZE, Images, load_images, resized
+from topk_plugin.reference.data import CLASSES, GREY, SIZE, Images, centred, load_images, resized
 from topk_plugin.reference.mixture import is_number, stream, update
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.runs import Member, Row
@@ -91,7 +91,7 @@ def _whole(value: object, least: int, multiple: int = 1) -> bool:
 
 
 RULES = [
-    (["dataset"], lambda v: v in DATASETS, f"one of {', '.join(DATASETS)}"),
+    (["dataset"], lambda v: v in GREY, f"one of {', '.join(GREY)}"),
     (["data"], lambda v: v is None or isinstance(v, str), "a path"),
     (["download"], lambda v: isinstance(v, bool), "true or false"),
     (["split"], lambda v: v in SPLITS, f"one of {', '.join(SPLITS)}"),
@@ -156,11 +156,6 @@ def split_images(labels: Tensor, held_out: int, how: str = "disjoint") -> Split:
         rest = normal[random.permutation(len(normal))][cut:]
     test = torch.cat([rest, anomalies])
     return Split(train, test, labels[test] == held_out)
-
-
-def centred(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pixels (B, H, W) of 0 to 255 as images (B, 1, H, W) in [-1, 1]."""
-    return pixels[:, None].to(dtype) / 127.5 - 1
 
 
 def load(settings: Settings) -> Images:

@@ -1,8 +1,9 @@
-"""Real images for the reference experiments: scikit-learn's digits, MNIST and Fashion-MNIST.
+"""Real images for the reference experiments: digits, MNIST, Fashion-MNIST and CIFAR-10.
 
-Digits come with scikit-learn. The other two are read from files that are at hand, or that
-torchvision fetches: the four idx files, or one .npz. What is read is checked, and its name and
-digest go into every score, so that scores of other data are told apart.
+Digits come with scikit-learn. The others are read from files that are at hand, or that torchvision
+fetches: for the two MNISTs the four idx files, or one .npz; for CIFAR-10 the batches for Python.
+What is read is checked, and its name and digest go into every score, so that scores of other data
+are told apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +24,23 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
-from topk_plugin.errors import ConfigError
+from topk_plugin.errors import ConfigError, unknown_name
 
-DATASETS = {"digits": "digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+DATASETS = {
+    "digits": "digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
+}  # fmt: skip
 """Names of settings and what is shown for them."""
 
-CLASSES, SIZE, WHOLE = 10, 28, 70_000  # of MNIST and of Fashion-MNIST
+GREY = ("digits", "mnist", "fashion-mnist")
+CLASSES = 10  # of each of them
+SIZE = 28  # of MNIST and of Fashion-MNIST
+
+COUNTS = {
+    "mnist": {"all": 70_000, "train": 60_000},
+    "fashion-mnist": {"all": 70_000, "train": 60_000},
+    "cifar10": {"all": 60_000, "train": 50_000},
+}
+Part = Literal["all", "train"]
 
 IDX = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -40,81 +52,111 @@ HINTS = {
     "mnist": "",
     "fashion-mnist": ", or install Debian's package dataset-fashion-mnist and give "
     "/usr/share/datasets/fashion-mnist",
+    "cifar10": "",
 }
 
 
 class Images(NamedTuple):
-    """Grey images of ten classes."""
+    """Images of a few classes, all in memory."""
 
-    pixels: Tensor  # (N, H, W) uint8
-    labels: Tensor  # (N,) uint8, below 10
+    pixels: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64, below classes
     name: str  # to be shown wherever a result is
-    digest: str  # sha256 of pixels and labels, in hexadecimal
+    digest: str  # sha256 of pixels and labels, both as bytes, in hexadecimal
+    classes: int
 
 
-def load_images(dataset: str, path: str | None = None, download: bool = False) -> Images:
-    """All images of a data set, its training part first.
+def load_images(
+    dataset: str, path: str | None = None, download: bool = False, part: Part = "all"
+) -> Images:
+    """All images of a data set, its training part first, or the training part alone.
 
     Args:
-        dataset: "digits" (1,797 of 8x8, embedded), "mnist" or "fashion-mnist" (28x28).
-        path: of the latter two a folder that holds the four idx files, gzipped or not, or
+        dataset: "digits" (1,797 of 8x8, embedded; they have no parts), "mnist" or "fashion-mnist"
+            (28x28), "cifar10" (32x32 in colour).
+        path: of MNIST and Fashion-MNIST a folder that holds the four idx files, gzipped or not, or
             torchvision's MNIST/raw or FashionMNIST/raw; or a .npz with ``images`` and ``labels``,
             or with ``x_train`` and ``y_train``, and the same for test and valid, as Keras and MEG
-            have it. Its pixels are 0 to 255, or floating point in [0, 1].
+            have it. Its pixels are 0 to 255, or floating point in [0, 1]. Of CIFAR-10 the folder
+            cifar-10-batches-py, or the one that holds it.
         download: let torchvision fetch the files to ``path`` if they are not there.
+        part: "all" or "train": 60,000 of the two MNISTs, 50,000 of CIFAR-10.
 
     Raises:
         ConfigError: nothing to read, or something that is not such data.
     """
     if dataset not in DATASETS:
-        raise ConfigError(f"dataset: found {dataset!r}, expected one of {', '.join(DATASETS)}")
+        raise unknown_name(f"dataset {dataset}", "data set", dataset, DATASETS)
     if dataset == "digits":
         if path is not None or download:
             raise ConfigError(
                 f"data: found {path or 'a download'} for the data set digits, which comes with "
-                "scikit-learn; leave it out, or choose the data set mnist or fashion-mnist"
+                f"scikit-learn; leave it out, or choose one of {', '.join(COUNTS)}"
             )
         embedded = load_digits()
         pixels = np.rint(embedded.images * (255 / 16)).astype(np.uint8)
-        return _images(pixels, embedded.target.astype(np.uint8), "digits, 1,797 of 8x8")
-    pixels, labels = _read(dataset, path, download)
-    name, count = DATASETS[dataset], len(pixels)
-    if count > WHOLE:
-        raise ConfigError(f"data: {path}: found {count} images, expected at most {WHOLE}")
-    part = "" if count == WHOLE else f", {count:,} of {WHOLE:,}"
-    return _images(pixels, labels, name + part)
+        labels = embedded.target.astype(np.uint8)
+        return _images(pixels[:, None], labels, "digits, 1,797 of 8x8")
+    pixels, labels = _read(dataset, path, download, part)
+    count, whole, most = len(pixels), COUNTS[dataset]["all"], COUNTS[dataset][part]
+    if count > whole:
+        raise ConfigError(f"data: {path}: found {count} images, expected at most {whole}")
+    count = min(count, most)  # the training part comes first
+    name = DATASETS[dataset] + (", training part" if part == "train" else "")
+    name += "" if count == most else f", {count:,} of {most:,}"
+    return _images(pixels[:count], labels[:count], name)
 
 
 def resized(images: Images, size: int) -> Images:
-    """The images at ``size`` x ``size`` pixels, by bilinear interpolation; the name says so."""
-    if images.pixels.shape[1:] == (size, size):
+    """The images at ``size`` x ``size`` pixels, by bilinear interpolation; the name says so.
+
+    Where they become smaller it is antialiased.
+    """
+    if images.pixels.shape[2:] == (size, size):
         return images
-    wide = functional.interpolate(
-        images.pixels[:, None].float(), size=(size, size), mode="bilinear"
-    )
-    pixels = wide.squeeze(1).round().to(torch.uint8)
+    smaller = size < min(images.pixels.shape[2:])
+    parts = [  # as floating point all of them would take much memory
+        functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=smaller)
+        .round()
+        .to(torch.uint8)
+        for part in images.pixels.split(1_000)
+    ]
     name = f"{images.name}, resized to {size}x{size}"
-    return _images(pixels.numpy(), images.labels.numpy(), name)
+    return _images(torch.cat(parts).numpy(), images.labels.numpy().astype(np.uint8), name)
+
+
+def centred(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels of 0 to 255 as floating point in [-1, 1]."""
+    return pixels.to(dtype) / 127.5 - 1
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
-    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), name, digest)
+    """Of pixels (N, C, H, W) and labels (N,), both uint8."""
+    pixels = np.ascontiguousarray(pixels)
+    content = hashlib.sha256(pixels.data)
+    content.update(np.ascontiguousarray(labels).data)
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    return Images(torch.from_numpy(pixels), numbers, name, content.hexdigest(), CLASSES)
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def _read(dataset: str, path: str | None, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 28, 28) and labels (N,), both uint8."""
+def _read(
+    dataset: str, path: str | None, download: bool, part: Part
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, C, H, W) and labels (N,), both uint8; of "train" perhaps more, but those first."""
     if path is None:
+        form = "its batches for Python" if dataset == "cifar10" else "its idx files or a .npz"
         raise ConfigError(
-            f"data: found no path for the data set {dataset}, expected a folder with its idx files "
-            f"or a .npz; give one with --data, and with --download{HINTS[dataset]}"
+            f"data: found no path for the data set {dataset}, expected a folder with {form}; "
+            f"give one with --data, and with --download{HINTS[dataset]}"
         )
     place = Path(path).expanduser()
+    if dataset == "cifar10":
+        return _read_cifar10(place, download, part)
     if place.is_file():
-        parts = _read_npz(place)
+        parts = _read_npz(place, part)
     else:
         files = _find(dataset, place)
         if files is None and download:
@@ -124,16 +166,66 @@ def _read(dataset: str, path: str | None, download: bool) -> tuple[np.ndarray, n
             raise ConfigError(_missing(dataset, place))
         parts = [
             (str(images), str(labels), _read_idx(images, 3), _read_idx(labels, 1))
-            for images, labels in files
+            for images, labels in (files[:1] if part == "train" else files)
         ]
     checked = [_checked(*part) for part in parts]
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*checked, strict=True))
-    return pixels, labels
+    return pixels[:, None], labels
+
+
+def _read_cifar10(place: Path, download: bool, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3, 32, 32) and labels (N,), both uint8; torchvision compares the checksums."""
+    kind = torchvision_datasets("the data set cifar10").CIFAR10
+    place = place.parent if place.name == kind.base_folder else place
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        wanted = [True] if part == "train" else [True, False]
+        parts = [kind(str(place), train=train) for train in wanted]
+        pixels = np.concatenate([each.data for each in parts]).transpose(0, 3, 1, 2)
+        return pixels, np.concatenate([each.targets for each in parts]).astype(np.uint8)
+
+    try:
+        return read()
+    except (RuntimeError, OSError):
+        if not download:
+            raise ConfigError(_unfit_cifar10(kind, place)) from None
+    _download("cifar10", place)
+    return read()
+
+
+def _unfit_cifar10(kind: Any, place: Path) -> str:
+    """What was found instead of the genuine files, and what to do."""
+    from torchvision.datasets.utils import check_integrity
+
+    folder = place / kind.base_folder
+    seen = []
+    for name, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
+        try:
+            fits = check_integrity(str(folder / name), md5)
+            found = (
+                "is another file than the genuine one" if (folder / name).exists() else "missing"
+            )
+        except OSError as error:
+            fits, found = False, f"cannot be read ({error.strerror})"
+        seen += [] if fits else [f"  {name}: {found}"]
+    return (
+        f"data: the files of the data set cifar10 are not all there or not the genuine ones. Found "
+        f"in {folder}\n"
+        + ("\n".join(seen) if folder.is_dir() else "  no such folder")
+        + f"\nExpected there the genuine {', '.join(name for name, _ in kind.train_list)}, "
+        f"{kind.test_list[0][0]} and {kind.meta['filename']}. Correct the path, or let torchvision "
+        f"fetch them with --download, which also unpacks a {kind.filename} that lies in {place}"
+    )
+
+
+def _kind(dataset: str) -> str:
+    """What torchvision calls it."""
+    return DATASETS[dataset].replace("-", "")
 
 
 def _folders(dataset: str, place: Path) -> list[Path]:
     """Where the idx files may lie."""
-    return [place, place / DATASETS[dataset].replace("-", "") / "raw"]
+    return [place, place / _kind(dataset) / "raw"]
 
 
 def _find(dataset: str, place: Path) -> list[tuple[Path, Path]] | None:
@@ -168,23 +260,33 @@ def _missing(dataset: str, place: Path) -> str:
     )
 
 
-def _download(dataset: str, place: Path) -> None:
+def torchvision_datasets(what: str) -> Any:
+    """The module; ``what`` needs it.
+
+    Raises:
+        ConfigError: it does not import.
+    """
     try:
-        from torchvision import datasets  # not above: it is needed for nothing else
+        from torchvision import datasets  # not above: most data sets do without
     except ImportError as error:
         raise ConfigError(
-            f"download: torchvision does not import ({error}); pip install torchvision, or put the "
-            f"files of the data set {dataset} into {place}"
+            f"data: {what} needs torchvision, which does not import ({error}); pip install "
+            "torchvision"
         ) from None
-    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[dataset]
+    return datasets
+
+
+def _download(dataset: str, place: Path) -> None:
+    kind = getattr(torchvision_datasets(f"a download of {dataset}"), _kind(dataset))
     try:
         kind(str(place), download=True)
     except (RuntimeError, OSError, HTTPException, EOFError) as error:
         reason = " ".join(str(error).split())
+        home = place / kind.base_folder if dataset == "cifar10" else _folders(dataset, place)[1]
         raise ConfigError(
             f"download: torchvision could not fetch the data set {dataset} to {place} ({reason}). "
             "Check the network and the folder's permissions, or fetch the files elsewhere and put "
-            f"them into {_folders(dataset, place)[1]}{HINTS[dataset]}"
+            f"them into {home}{HINTS[dataset]}"
         ) from None
 
 
@@ -223,7 +325,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     return _reading(path, read, expected)
 
 
-def _read_npz(path: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
+def _read_npz(path: Path, part: Part) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     """Each part's images and labels, after what to call them in errors."""
     names = ", ".join(f"{images} and {labels}" for images, labels in NPZ)
 
@@ -232,7 +334,8 @@ def _read_npz(path: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with opened as file:
-            pairs = [pair for pair in NPZ if not file.keys().isdisjoint(pair)]
+            wanted = [pair for pair in NPZ if part == "all" or "test" not in pair[0]]
+            pairs = [pair for pair in wanted if not file.keys().isdisjoint(pair)]
             if not pairs:
                 raise ValueError(f"it holds {', '.join(file.keys()) or 'nothing'}")
             return [

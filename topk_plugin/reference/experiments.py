@@ -33,6 +33,83 @@ class Experiment:
     open: tuple[str, ...] = ()  # settings that the paper does not give
 
 
+@dataclass(frozen=True)
+class Model:
+    """One GAN of Table 3, as the paper that proposed it has it; the batch is Table 3's, 128."""
+
+    title: str
+    family: str  # of networks: "dcgan" or "resnet"
+    loss: str  # of losses.LOSSES
+    latent: int
+    generator_width: int
+    critic_width: int
+    learning_rate: float  # of the generator
+    critic_learning_rate: float
+    iterations: int  # generator steps
+    betas: tuple[float, float] = (0.0, 0.9)
+    optimizer: str = "adam"  # or "rmsprop"
+    weight_decay: float = 0.0
+    decays: bool = False  # whether learning rates fall linearly to 0
+    critic_steps: int = 1  # for each generator step
+    prior: str = "normal"  # or "uniform", in [-1, 1]
+    dequantised: bool = False  # whether noise of one grey level is added to real images
+    bias: bool = True  # in convolutions
+    conditional: bool = False
+    spectral: str = ""  # whose weights have spectral norms: "critic" or "both"
+    attention: int | None = None  # edge in pixels of the maps that attend to themselves
+    clip: float = 0.0  # bound of the critic's weights
+    penalty: float = 0.0  # weight of the gradient penalty
+    mode_seeking: float = 0.0  # weight of that term
+
+
+MODELS: dict[str, Model] = {
+    # Radford et al. (2015), section 4: prior, z, Adam, initial weights. Widths: pytorch/examples,
+    # dcgan/main.py. The paper trains no GAN on CIFAR-10, so that the length is open.
+    "dcgan": Model(
+        "DCGAN", "dcgan", "non-saturating", latent=100, prior="uniform", generator_width=64,
+        critic_width=64, bias=False, learning_rate=2e-4, critic_learning_rate=2e-4,
+        betas=(0.5, 0.999), iterations=100_000,
+    ),
+    # Arjovsky et al. (2017), algorithm 1: RMSprop, its rate, 5 critic steps, the bound. Networks
+    # and latents: martinarjovsky/WassersteinGAN, main.py; its 100 critic steps at the first 25 and
+    # each 500th generator step are not in the paper. The length is open.
+    "wgan": Model(
+        "WGAN, clipped", "dcgan", "wasserstein", latent=100, generator_width=64, critic_width=64,
+        bias=False, optimizer="rmsprop", learning_rate=5e-5, critic_learning_rate=5e-5,
+        critic_steps=5, clip=0.01, iterations=100_000,
+    ),
+    # Gulrajani et al. (2017) by igul222/improved_wgan_training, gan_cifar_resnet.py, lines 36 to
+    # 51, without labels; its generator's batch is twice the critic's.
+    "wgan-gp": Model(
+        "WGAN-GP", "resnet", "wasserstein", latent=128, generator_width=128, critic_width=128,
+        learning_rate=2e-4, critic_learning_rate=2e-4, decays=True, critic_steps=5, penalty=10.0,
+        dequantised=True, iterations=100_000,
+    ),
+    # Mao et al. (2019) by HelenMao/MSGAN, DCGAN-Mode-Seeking: model.py, networks.py; the length is
+    # options.py's 200 epochs.
+    "msgan": Model(
+        "MSGAN", "dcgan", "non-saturating", latent=100, generator_width=128, critic_width=128,
+        learning_rate=2e-4, critic_learning_rate=2e-4, betas=(0.5, 0.999), weight_decay=1e-4,
+        conditional=True, mode_seeking=1.0, iterations=200 * 390,
+    ),
+    # Miyato et al. (2018) by pfnet-research/sngan_projection, configs/sn_cifar10_unconditional.yml
+    # and datasets/cifar10.py; its generator's batch is twice the critic's.
+    "sngan": Model(
+        "SN-GAN", "resnet", "hinge", latent=128, generator_width=256, critic_width=128,
+        learning_rate=2e-4, critic_learning_rate=2e-4, decays=True, critic_steps=5,
+        spectral="critic", dequantised=True, iterations=50_000,
+    ),
+    # Zhang et al. (2018), section 4: Adam, both rates, one critic step, conditional; it trains on
+    # ImageNet alone. At 32 pixels the networks are PyTorch-StudioGAN's, configs/CIFAR10/SAGAN.yaml,
+    # and so is the length (src/config.py); its betas, rates and 5 critic steps are not the paper's.
+    "sagan": Model(
+        "SAGAN", "resnet", "hinge", latent=128, generator_width=256, critic_width=128,
+        learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=16,
+        conditional=True, iterations=100_000,
+    ),
+}  # fmt: skip
+"""By the name of their arms."""
+
 STUDIED = (
     "leaky ReLU", "ReLU", "tanh", "ReLU, spacing 0.5", "ReLU, spacing 2", "ReLU, 5 layers",
     "ReLU, 5 layers, spacing 2", "ReLU, latent 32", "ReLU, latent 256",
@@ -58,6 +135,8 @@ OPEN = (
     "layers", "activation", "latent", "prior", "spacing", "beta1", "beta2", "critic_steps",
 )  # fmt: skip
 ANOMALY = ("bigan", "top-k+bigan", "meg", "top-k+meg")
+
+IMAGES = tuple(before + name for name in MODELS for before in ("", "top-k+"))
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
@@ -150,12 +229,71 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         open=("gamma", "nu", "split", "companions"),
     ),
+    "table3": Experiment(
+        title="Table 3: images",
+        trainer="images",
+        cells=(32,),
+        arms=IMAGES,
+        presets={
+            "smoke": Preset(
+                1,
+                {
+                    "dataset": "digits",
+                    "features": "classifier",
+                    "width": 1 / 16,
+                    "batch": 128,
+                    "gamma": 0.75,
+                    "iterations": 20,
+                    "samples": 500,
+                    "measure_every": 10,
+                    "score_every": 20,
+                },
+            ),
+            "short": Preset(
+                1,
+                {
+                    "dataset": "digits",
+                    "features": "classifier",
+                    "width": 0.25,
+                    "batch": 64,
+                    "gamma": 0.97,
+                    "iterations": 1_000,
+                    "samples": 1_797,
+                    "measure_every": 100,
+                    "score_every": 500,
+                },
+            ),
+            "paper": Preset(3),
+        },
+        paper=_table(
+            "fid",
+            IMAGES,
+            {
+                32: (
+                    38.09,
+                    35.62,
+                    37.33,
+                    34.41,
+                    31.80,
+                    29.83,
+                    27.33,
+                    26.54,
+                    21.36,
+                    19.80,
+                    19.02,
+                    17.93,
+                )
+            },
+        ),
+        open=("iterations", "average"),
+    ),
 }
 """By the name of the run. Settings that the paper leaves open are in the trainers' ``Settings``."""
 
 RESULTS = {
     "table1": "table1",
     "table2": "table2",
+    "table3": "table3",
     "figure2": "probe",
     "figure3": "probe",
     "figure4": "probe",

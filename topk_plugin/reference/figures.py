@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from topk_plugin.reference.experiments import MODELS
 from topk_plugin.reference.mixture import grid_modes
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.statistics import BINS, Summary, needed, summary, without_topk
@@ -25,6 +27,10 @@ ARMS = {
     "top-k+bigan": "top-k BiGAN",
     "meg": "MEG",
     "top-k+meg": "top-k MEG",
+} | {
+    before + name: words + model.title
+    for name, model in MODELS.items()
+    for before, words in (("", ""), ("top-k+", "top-k "))
 }
 """Arms by their names in the paper; others keep their own."""
 
@@ -58,16 +64,8 @@ def curves_figure(panels: Mapping[str, Series], cell_name: str) -> Figure:
                 curve = _curve(values, cell, arm)
                 if not curve:
                     continue
-                means = [point.mean for point in curve.values()]
-                marker = MARKERS[number % len(MARKERS)] if len(curve) < 3 else ""
-                style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "marker": marker}
-                label = _label(arm, members)
-                panel.plot(list(curve), means, LINES[number % 2], label=label, **style)
-                low = [point.mean - (point.std or 0) for point in curve.values()]
-                high = [point.mean + (point.std or 0) for point in curve.values()]
-                panel.fill_between(
-                    list(curve), low, high, color=style["color"], alpha=0.18, linewidth=0
-                )
+                style = {"color": COLORS[number % len(COLORS)], "label": _label(arm, members)}
+                _draw_curve(panel, curve, LINES[number % 2], MARKERS[number % len(MARKERS)], style)
             panel.xaxis.set_major_locator(MaxNLocator(5 if len(cells) < 4 else 3))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     for cell, panel in zip(cells, axes[0], strict=True):
@@ -249,6 +247,56 @@ def points_figure(
     return figure
 
 
+def models_figure(quantity: str, values: Series) -> Figure:
+    """Learning curves, one panel for each model with its two arms; bands as in curves_figure.
+
+    Args:
+        quantity: the label of the y axis.
+        values: cells of one size only.
+    """
+    members = [member for member, _ in values]
+    models = list(dict.fromkeys(map(without_topk, in_pairs(members))))
+    columns = min(3, len(models))
+    figure, axes = _figure(math.ceil(len(models) / columns), columns, (3.6, 2.9))
+    flat = [panel for across in axes for panel in across]
+    for panel in flat[len(models) :]:
+        panel.set_visible(False)
+    [cell] = {member.cell for member in members}
+    for model, panel in zip(models, flat, strict=False):
+        for number, arm in enumerate((model, f"top-k+{model}")):
+            style = {"color": COLORS[number], "label": ("baseline", "top-k")[number]}
+            _draw_curve(panel, _curve(values, cell, arm), LINES[number], MARKERS[number], style)
+        seeds = span(len({m.seed for m in members if m.arm == arm}) for arm in in_pairs(
+            m for m in members if without_topk(m.arm) == model))  # fmt: skip
+        panel.set_title(f"{ARMS.get(model, model)}, {seeds} seed{'s' * (seeds != '1')}")
+        panel.set_xlabel("iteration")
+    for across in axes:
+        across[0].set_ylabel(quantity)
+    _legend(figure)
+    return figure
+
+
+def sheets_figure(sheets: Mapping[str, Path]) -> Figure:
+    """Sheets of samples, for each model the baseline's above top-k's.
+
+    Args:
+        sheets: by arm, a PNG.
+    """
+    arms = in_pairs(Member(0, arm, 0) for arm in sheets)
+    models = list(dict.fromkeys(map(without_topk, arms)))
+    figure, axes = _figure(2, len(models), (2.6, 2.75))
+    from matplotlib.image import imread
+
+    for number, across in enumerate(axes):
+        for model, panel in zip(models, across, strict=True):
+            arm = f"top-k+{model}" if number else model
+            panel.axis("off")
+            if arm in sheets:
+                panel.imshow(imread(sheets[arm]), interpolation="nearest")
+                panel.set_title(ARMS.get(arm, arm))
+    return figure
+
+
 # --- geometry and names -------------------------------------------------------------------------
 
 
@@ -299,6 +347,17 @@ def _curve(values: Series, cell: int, arm: str) -> dict[int, Summary]:
             by_iteration.setdefault(iteration, []).append(value)
     found = {iteration: summary(by_iteration[iteration]) for iteration in sorted(by_iteration)}
     return {iteration: point for iteration, point in found.items() if point}
+
+
+def _draw_curve(
+    panel: Axes, curve: Mapping[int, Summary], line: str, marker: str, style: Mapping[str, str]
+) -> None:
+    """Means with one standard deviation as a band; markers where there are few."""
+    means = [point.mean for point in curve.values()]
+    panel.plot(list(curve), means, line, marker=marker if len(curve) < 3 else "", **style)  # type: ignore[arg-type]
+    low = [point.mean - (point.std or 0) for point in curve.values()]
+    high = [point.mean + (point.std or 0) for point in curve.values()]
+    panel.fill_between(list(curve), low, high, color=style["color"], alpha=0.18, linewidth=0)
 
 
 # --- panels -------------------------------------------------------------------------------------

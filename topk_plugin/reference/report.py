@@ -25,9 +25,11 @@ from topk_plugin.reference.figures import (
     curves_figure,
     grid,
     in_pairs,
+    models_figure,
     movement_figure,
     points_figure,
     samples_figure,
+    sheets_figure,
     span,
 )
 from topk_plugin.reference.runs import Member, Row
@@ -54,8 +56,17 @@ PRESETS = {
     "short": "shorter than in the paper",
     "paper": "as long as in the paper",
 }
-CELLS = {"table1": "modes", "study": "modes", "probe": "modes", "table2": "held-out digit"}
+CELLS = {
+    "table1": "modes",
+    "study": "modes",
+    "probe": "modes",
+    "table2": "held-out digit",
+    "table3": "pixels",
+}
 """What a cell of each experiment is."""
+
+ALIKE = ("version", "features_digest", "data_digest", "real", "fake", "average")
+"""Fields, beside its name, in which a Frechet distance has to equal those in its table."""
 
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "table1": {
@@ -70,11 +81,15 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "table2": {
         "score": ("score", "average_precision", "trapezoid"),
     },
+    "table3": {
+        "score": ("score", "fid", *ALIKE),
+        "sheet": ("file",),
+    },
 }
 """The kinds of rows of each experiment that are reported, and their fields. A member that has ended
 has rows of the first one at its last iteration."""
 
-NAMES = ("update", "score")  # fields that are text
+NAMES = ("update", "score", *ALIKE)  # fields that are not measured
 PROOF = ("steps", "dropped", "direction", "last_k", "epochs")  # fields of the kind "topk"
 
 
@@ -149,6 +164,7 @@ def read_run(folder: Path) -> Run:
                     continue
                 raise _damaged(f"{file}, line {number}", str(error)) from error
             row = _checked(row, run, members, f"{file}, line {number}")
+            row["job"] = file.parent.name
             parts = (row.get(name) for name in ("update", "bin", "score"))
             rows[(member_of(row), row["iteration"], row["kind"], *parts)] = row
     if not rows:
@@ -626,6 +642,70 @@ def _table2(run: Run, paper: Paper) -> Iterator[Block]:
         )
 
 
+PUBLISHED = ("FID", "CIFAR-10", 50_000, 50_000)
+"""Metric, data, and numbers of real and generated images of the paper's Table 3."""
+
+
+def _table3(run: Run, paper: Paper) -> Iterator[Block]:
+    rows, final = _counted(run)
+    scored = of_kind(rows, "score")
+    for alike in dict.fromkeys(map(_alike, of_kind(final, "score"))):
+        own = [row for row in scored if _alike(row) == alike]
+        known = own[0]
+        what = (known["score"], known["data"], known["real"], known["fake"])
+        average = f", weights averaged by {known['average']:g}" if known["average"] else ""
+        title = (
+            f"{known['score']}, {known['fake']:,} samples against {known['real']:,} images of "
+            f"{known['data']}{average}; lower is better"
+        )
+        values = series(own, "fid", known["score"])
+        ends = at_the_end({key: v for key, v in values.items() if key[1] == _length(own, key[0])})
+        compared = compare(ends, run.cells, run.arms, "fid", paper if what == PUBLISHED else {})
+        yield comparison_table(title, compared, "pixels", 2)
+        yield _listed(
+            [f"features: sha256 {known['features_digest']}, {known['version']}",
+             f"data: sha256 {known['data_digest']}"]
+        )  # fmt: skip
+        if what == PUBLISHED:
+            yield "The paper's numbers have no seeds; it does not say what its ± is of."
+        else:
+            yield (
+                "The paper's numbers are left out: they are FID by Inception of 50,000 samples "
+                "against the 50,000 training images of CIFAR-10, and these are not."
+            )
+        for cell in run.cells:
+            curves = {key: v for key, v in values.items() if key[0].cell == cell}
+            if any(i < _length(own, member) for member, i in curves):
+                yield Drawing(
+                    f"table3-{cell}" if len(run.cells) > 1 else "table3",
+                    models_figure(known["score"].split(" of ")[0], curves),
+                    "Learning curves: mean over seeds, band: one standard deviation.",
+                )
+    yield from _proof(run, final)
+    for cell in run.cells:
+        drawn = sorted(of_kind(final, "sheet"), key=lambda row: -row["seed"])
+        sheets = {
+            row["arm"]: run.folder / "jobs" / row["job"] / row["file"]
+            for row in drawn
+            if row["cell"] == cell
+        }  # of the lowest seed
+        sheets = {arm: path for arm, path in sheets.items() if path.is_file()}
+        if sheets:
+            yield Drawing(
+                f"samples-{cell}" if len(run.cells) > 1 else "samples",
+                sheets_figure(sheets),
+                "Samples at the end, of one seed, both arms from the same latents.",
+            )
+
+
+def _alike(row: Row) -> tuple[Any, ...]:
+    return (row["score"], *(row[name] for name in ALIKE))
+
+
+def _length(rows: Iterable[Row], member: Member) -> int:
+    return max(row["iterations"] for row in rows if member_of(row) == member)
+
+
 def _proof(run: Run, final: Sequence[Row]) -> Iterator[Block]:
     """Top-k's own counts, and the members of top-k arms in which it did nothing."""
     dropped = {member_of(row): row["dropped"] for row in of_kind(final, "topk")}
@@ -645,6 +725,7 @@ SECTIONS: dict[str, Callable[[Run, Paper], Iterator[Block]]] = {
     "study": _study,
     "probe": _probe,
     "table2": _table2,
+    "table3": _table3,
 }
 """What is reported of each experiment."""
 

@@ -26,15 +26,16 @@ import time
 import typing
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import yaml
 
 import topk_plugin
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError, TopKError, unknown_name
+from topk_plugin.reference import ranks
 from topk_plugin.reference.experiments import EXPERIMENTS, RESULTS, Experiment
 
 Row = dict[str, Any]
@@ -54,7 +55,7 @@ DONE = "done"
 OF_DATA = ("dataset", "data", "download")
 """Settings that are flags of the command."""
 
-NOT_BUILT = ("table3", "table4", "table5")
+NOT_BUILT = ("table4", "table5", "neurips")
 
 WHERE = ("data", "download")
 """Settings that say where the data lie, which may change: what they are is in the plan, too."""
@@ -91,6 +92,14 @@ class Training(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A training that leaves pictures, too."""
+
+    def files(self) -> Mapping[str, bytes]:
+        """Files for the job's folder at the present iteration, by name."""
 
 
 class Job(NamedTuple):
@@ -175,66 +184,108 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Train a job to its end, from its last checkpoint if there is one.
 
+    Where torchrun started several processes, all of them call it: they train together, and the
+    first one reads and writes the folder.
+
     Args:
-        tell: called with the iterations done and their number.
+        tell: called with the iterations done and their number, in the first process.
 
     Raises:
         RunError: another process trains it, the disk is full, or its checkpoint is damaged.
         ResumeMismatch: the checkpoint is of other top-k settings.
     """
-    with _writing(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(job.folder, LOCK_SECONDS):
+    first = ranks.rank() == 0
+    if first:
+        with _writing(job.folder):
+            job.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(job.folder, LOCK_SECONDS) if first else nullcontext():
         device = torch.device(job.device)
         module = importlib.import_module(f"topk_plugin.reference.{job.trainer}")
         training: Training = module.Training(job.settings, job.members, device)
         checkpoint, journal = job.folder / "checkpoint.pt", job.folder / "metrics.jsonl"
         length = 0
-        if checkpoint.exists():
-            saved = load_checkpoint(checkpoint, device)
+        # of several ranks none has the device of the first one
+        saved = ranks.at_first(
+            lambda: _last_checkpoint(job, device if ranks.world() == 1 else torch.device("cpu"))
+        )
+        if saved is not None:
             training.load_state_dict(saved["training"])
             length = saved["journal"]
-            found = journal.stat().st_size if journal.exists() else 0
-            if found < length:
-                raise RunError(
-                    f"{journal}: found {found} bytes, expected the {length} that its checkpoint "
-                    f"knows; restore the file, or delete {job.folder}"
-                )
-        elif journal.exists() and journal.stat().st_size:  # no killed job leaves that
-            raise RunError(
-                f"{journal}: found rows and no checkpoint that goes on from them; they are kept. "
-                f"Restore checkpoint.pt, or move {job.folder} away to train it anew"
-            )
-        else:  # at once, so that a folder that cannot hold it is known before training
-            # Adam's moments make three of it; for a moment the old and the new one are there
-            needed = 6 * save_checkpoint(checkpoint, _state(training, 0))
-            free = shutil.disk_usage(job.folder).free
-            if free < needed:
-                checkpoint.unlink()  # so that the next command looks again
-                raise RunError(
-                    f"{job.folder}: found {free >> 20} MiB free on its disk, expected "
-                    f"{(needed >> 20) + 1} MiB for a checkpoint and its successor; free some, or "
-                    "choose another folder"
-                )
-        with _writing(journal):
-            journal.touch()
-            os.truncate(journal, length)  # rows of iterations that will be trained again
+        else:
+            state = _state(training, 0)
+            ranks.at_first(lambda: _first_checkpoint(job, state))
+        if first:
+            with _writing(journal):
+                journal.touch()
+                os.truncate(journal, length)  # rows of iterations that will be trained again
         every, slice_ = job.settings.measure_every, max(1, training.iterations // SLICES)
         saved_at = time.monotonic()
         while training.iteration < training.iterations:
             due = (training.iteration // every + 1) * every
             training.advance(min(training.iteration + slice_, due, training.iterations))
-            tell(training.iteration, training.iterations)
+            if first:
+                tell(training.iteration, training.iterations)
             finished = training.iteration >= training.iterations
             if training.iteration == due or finished:
                 rows = training.measure()
-                length = _append(journal, [{**r, "iterations": training.iterations} for r in rows])
-            elif time.monotonic() - saved_at < SAVE_SECONDS:
+                files = training.files() if isinstance(training, Draws) else {}
+                if first:
+                    for name, content in files.items():
+                        write_atomically(job.folder / name, content)
+                    rows = [{**row, "iterations": training.iterations} for row in rows]
+                    length = _append(journal, rows)
+            elif ranks.from_first(time.monotonic() - saved_at < SAVE_SECONDS):
                 continue
-            save_checkpoint(checkpoint, _state(training, length))
+            state = _state(training, length)
+            if first:
+                save_checkpoint(checkpoint, state)
             saved_at = time.monotonic()
-        tell(training.iteration, training.iterations)
-        write_atomically(job.folder / DONE, str(length).encode())
+        if first:
+            tell(training.iteration, training.iterations)
+            write_atomically(job.folder / DONE, str(length).encode())
+
+
+def _last_checkpoint(job: Job, device: torch.device) -> dict[str, Any] | None:
+    """What a job goes on from, or None where it begins.
+
+    Raises:
+        RunError: the checkpoint is damaged, or there are rows without it, or fewer than it knows.
+    """
+    checkpoint, journal = job.folder / "checkpoint.pt", job.folder / "metrics.jsonl"
+    found = journal.stat().st_size if journal.exists() else 0
+    if not checkpoint.exists():
+        if found:  # no killed job leaves that
+            raise RunError(
+                f"{journal}: found rows and no checkpoint that goes on from them; they are kept. "
+                f"Restore checkpoint.pt, or move {job.folder} away to train it anew"
+            )
+        return None
+    saved = load_checkpoint(checkpoint, device)
+    if found < saved["journal"]:
+        raise RunError(
+            f"{journal}: found {found} bytes, expected the {saved['journal']} that its checkpoint "
+            f"knows; restore the file, or delete {job.folder}"
+        )
+    return saved
+
+
+def _first_checkpoint(job: Job, state: Mapping[str, Any]) -> None:
+    """Written at once, so that a folder that cannot hold it is known before training.
+
+    Raises:
+        RunError: too little is free on its disk.
+    """
+    checkpoint = job.folder / "checkpoint.pt"
+    # Adam's moments make three of it; for a moment the old and the new one are there
+    needed = 6 * save_checkpoint(checkpoint, state)
+    free = shutil.disk_usage(job.folder).free
+    if free < needed:
+        checkpoint.unlink()  # so that the next command looks again
+        raise RunError(
+            f"{job.folder}: found {free >> 20} MiB free on its disk, expected "
+            f"{(needed >> 20) + 1} MiB for a checkpoint and its successor; free some, or "
+            "choose another folder"
+        )
 
 
 def is_done(job: Job) -> bool:
@@ -298,7 +349,7 @@ def train_all(jobs: Sequence[Job], workers: int, show: Callable[[int, int, int],
     Raises:
         TopKError: of the first job that failed; the others are stopped, and can be resumed.
     """
-    if len(jobs) == 1 or workers == 1:
+    if len(jobs) == 1 or workers == 1 or ranks.world() > 1:
         threads = torch.get_num_threads()
         if jobs[0].device == "cpu":
             torch.set_num_threads(1)  # as in a worker, so that rounding is the same
@@ -487,9 +538,11 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
     arms = _chosen("--arms", request.arms or experiment.arms, experiment.arms)
     device = _device(request.device)
     module = importlib.import_module(f"topk_plugin.reference.{experiment.trainer}")
-    prepare = getattr(module, "prepare", None)
-    data = prepare(settings, cells, arms) if prepare is not None else None
-
+    if ranks.launched() > 1 and not getattr(module, "DISTRIBUTED", False):
+        raise ConfigError(
+            f"torchrun: found {ranks.launched()} processes, expected one: {experiment.title} "
+            "trains many small networks; leave torchrun out, --workers says how many at a time"
+        )
     plan = {
         "experiment": name,
         "preset": request.preset,
@@ -498,13 +551,14 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
         "arms": list(arms),
         "seeds": seeds,
         "device": device.type,
-        "data": data,
+        "ranks": ranks.launched(),
     }
     out = request.out or Path("topk-runs") / f"{name}-{request.preset}"
     workers = request.workers or (_cores() if device.type == "cpu" else 1)
     members = [Member(cell, arm, seed) for seed in range(seeds) for cell in cells for arm in arms]
-    _make(out)
-    with _locked(out, 0):
+
+    def opened() -> dict[str, Any]:
+        """The run that the folder holds, or a new one."""
         run = _open(out, plan)
         if run is None:
             stacked = module.stacks(settings, members, device, workers)
@@ -517,24 +571,37 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
                 "jobs": {f"{i:03d}": stack for i, stack in enumerate(stacked)},
             }
             write_atomically(out / RUN, _json(run))
+        return run
+
+    def jobs_left(run: Mapping[str, Any]) -> list[Job]:
         jobs = [
             Job(out / "jobs" / folder, experiment.trainer, settings, stack, device.type)
             for folder, stack in run["jobs"].items()
         ]
-        left = [job for job in jobs if not is_done(job)]
-        if not left:
-            return out
-        started = time.monotonic()
-        try:
-            if show is None:
-                train_all(left, workers, lambda index, done, total: None)
-            else:
-                with show(left) as shown:
-                    train_all(left, workers, shown)
-        finally:
-            run["seconds"] += time.monotonic() - started
-            write_atomically(out / RUN, _json(run))
-        return out
+        return [job for job in jobs if not is_done(job)]
+
+    with ranks.group(device):
+        prepare = getattr(module, "prepare", None)
+        plan["data"] = prepare(settings, cells, arms) if prepare is not None else None
+        first = ranks.rank() == 0
+        ranks.at_first(lambda: _make(out))
+        with _locked(out, 0) if first else nullcontext():
+            run = ranks.at_first(opened)
+            left = ranks.at_first(lambda: jobs_left(run))
+            if not left:
+                return out
+            started = time.monotonic()
+            try:
+                if show is None or not first:
+                    train_all(left, workers, lambda index, done, total: None)
+                else:
+                    with show(left) as shown:
+                        train_all(left, workers, shown)
+            finally:
+                run["seconds"] += time.monotonic() - started
+                if first:
+                    write_atomically(out / RUN, _json(run))
+    return out
 
 
 def _make(out: Path) -> None:
@@ -574,6 +641,7 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
+        run.setdefault("ranks", 1)  # runs of one process need not say so
         differ = [
             f"{key}: {run[key]!r} there, {value!r} now"
             for key, value in plan.items()

@@ -1,0 +1,226 @@
+"""Images a second and peak memory of SN-GAN's and SAGAN's networks: ours and others' in one loop.
+
+    PYTHONPATH=tests python tests/benchmarks/images.py [--studiogan CHECKOUT] [--width 0.25]
+
+torch-mimicry's networks come with the extra demo; PyTorch-StudioGAN's from a checkout. All have the
+same sizes and are trained by one loop: a critic step on a batch of real and generated images in one
+call, then a generator step, hinge loss, fused Adam. Others' networks run as their repositories do
+and with channels-last memory, which ours have. Every round trains each of them for one iteration,
+in random order. A ratio is the median over rounds of (time of the other / time of ours in the same
+round), with a 95% bootstrap interval. An iteration counts the batch once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import multiprocessing
+import platform
+import random
+import resource
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from overhead import bootstrap
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from topk_plugin.reference.losses import LOSSES
+from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
+from topk_plugin.reference.runs import keep_memory
+
+LATENT, CLASSES, SIZE = 128, 10, 32
+WARM_UP = 2
+"""Rounds that are not counted."""
+
+Pair = tuple[nn.Module, nn.Module]
+
+
+def ours(model: str, width: float) -> Pair:
+    wide, narrow = round(256 * width), round(128 * width)
+    if model == "sngan":
+        return ResNetGenerator(SIZE, 3, LATENT, wide), ResNetCritic(SIZE, 3, narrow, spectral=True)
+    return (
+        ResNetGenerator(SIZE, 3, LATENT, wide, CLASSES, spectral=True, attention=16),
+        ResNetCritic(SIZE, 3, narrow, CLASSES, spectral=True, attention=16),
+    )
+
+
+def mimicry(model: str, width: float) -> Pair:
+    if "torch_mimicry" not in sys.modules:
+        spec = importlib.util.find_spec("torch_mimicry")
+        assert spec is not None, "torch-mimicry is not installed: see the README's test command"
+        package = types.ModuleType("torch_mimicry")  # without what it imports besides
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules["torch_mimicry"] = package
+    nets = importlib.import_module(f"torch_mimicry.nets.{model}.{model}_32")
+    name = {"sngan": "SNGAN", "sagan": "SAGAN"}[model]
+    sizes = {"num_classes": CLASSES} if model == "sagan" else {}
+    generator = getattr(nets, f"{name}Generator32")(ngf=round(256 * width), **sizes)
+    return generator, getattr(nets, f"{name}Discriminator32")(ndf=round(128 * width), **sizes)
+
+
+def studiogan(model: str, width: float, checkout: Path) -> Pair:
+    folder = checkout / "src"
+    if "utils.misc" not in sys.modules:  # without what it imports besides
+        sys.path.insert(0, str(folder))
+        misc, utils = types.ModuleType("utils.misc"), types.ModuleType("utils")
+        misc.dummy_context_mgr = contextlib.nullcontext  # type: ignore[attr-defined]
+        utils.__path__, utils.misc = [str(folder / "utils")], misc  # type: ignore[attr-defined]
+        sys.modules |= {"utils": utils, "utils.misc": misc}
+    nets, ops = importlib.import_module("models.resnet"), importlib.import_module("utils.ops")
+    sagan = model == "sagan"
+    modules = types.SimpleNamespace(
+        g_act_fn=nn.ReLU(inplace=True), d_act_fn=nn.ReLU(inplace=True),
+        g_bn=ops.ConditionalBatchNorm2d if sagan else ops.batchnorm_2d,
+        g_conv2d=ops.snconv2d if sagan else ops.conv2d,
+        g_linear=ops.snlinear if sagan else ops.linear,
+        d_conv2d=ops.snconv2d, d_linear=ops.snlinear, d_embedding=ops.sn_embedding,
+    )  # fmt: skip
+    options = types.SimpleNamespace(info_type="N/A", g_info_injection="N/A")
+    conditional = ("cBN", "PD") if sagan else ("W/O", "W/O")
+    wide = round(64 * width)  # of which it makes 4 times as many, and twice
+    return (
+        nets.Generator(
+            LATENT, "N/A", SIZE, wide, sagan, [2], conditional[0], CLASSES, "ortho", "N/A", False,
+            modules, options,
+        ),
+        nets.Discriminator(
+            SIZE, wide, True, sagan, [1], conditional[1], "W/O", "N/A", False, CLASSES, "ortho",
+            "N/A", False, modules, options,
+        ),
+    )  # fmt: skip
+
+
+def scores(output: Tensor | dict[str, Tensor]) -> Tensor:
+    return (output["adv_output"] if isinstance(output, dict) else output).flatten()
+
+
+def iteration(pair: Pair, batch: int, conditional: bool, device: str, last: bool) -> Callable:
+    """One critic step and one generator step."""
+    generator, critic = (network.to(device).train() for network in pair)
+    if last:
+        for network in pair:
+            network.to(memory_format=torch.channels_last)
+    optimizers = [
+        torch.optim.Adam(n.parameters(), 2e-4, betas=(0.0, 0.9), fused=True) for n in pair
+    ]
+    real = torch.rand(batch, 3, SIZE, SIZE, device=device) * 2 - 1
+    if last:
+        real = real.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    both = torch.cat([labels, labels])
+    known = [labels] if conditional else []
+
+    def step() -> None:
+        z = torch.randn(batch, LATENT, device=device)
+        critic.requires_grad_(True)
+        with torch.no_grad():
+            fake = generator(z, *known)
+        found = scores(critic(torch.cat([real, fake]), *([both] if conditional else [])))
+        optimizers[1].zero_grad()
+        LOSSES["hinge"].critic_loss(*found.chunk(2)).backward()
+        optimizers[1].step()
+        critic.requires_grad_(False)
+        found = scores(critic(generator(z, *known), *known))
+        optimizers[0].zero_grad()
+        LOSSES["hinge"].generator_loss(found).backward()
+        optimizers[0].step()
+
+    return step
+
+
+Way = tuple[str, str, bool]  # whose networks, which ones, whether in channels-last memory
+
+
+def made(way: Way, options: argparse.Namespace) -> Callable:
+    whose, model, last = way
+    torch.manual_seed(0)
+    if whose == "ours":
+        pair = ours(model, options.width)
+    elif whose == "mimicry":
+        pair = mimicry(model, options.width)
+    else:
+        pair = studiogan(model, options.width, options.studiogan)
+    # StudioGAN's networks and mimicry's critic take labels where they have classes, or anywhere
+    labelled = model == "sagan" or whose == "studiogan"
+    return iteration(pair, options.batch, labelled, options.device, last)
+
+
+def peak(way: Way, options: argparse.Namespace, answer: multiprocessing.Queue) -> None:
+    """Peak memory in MiB of three iterations, beyond what a process has before them."""
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        step = made(way, options)
+        for _ in range(3):
+            step()
+        answer.put(torch.cuda.max_memory_allocated() / 2**20)
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = made(way, options)
+    for _ in range(3):
+        step()
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+
+
+def measure(model: str, options: argparse.Namespace, console: Console) -> None:
+    ways: list[Way] = [("ours", model, True)]
+    for whose in ["mimicry", *(["studiogan"] if options.studiogan else [])]:
+        ways += [(whose, model, False), (whose, model, True)]
+    context = multiprocessing.get_context("spawn")
+    memory = {}
+    for way in track(ways, description="memory", console=console):
+        answer = context.Queue()
+        process = context.Process(target=peak, args=(way, options, answer))
+        process.start()
+        memory[way] = answer.get()
+        process.join()
+    steps = {way: made(way, options) for way in ways}
+    times: dict[Way, list[float]] = {way: [] for way in ways}
+    for round_ in track(range(-WARM_UP, options.rounds), description=model, console=console):
+        for way in random.sample(ways, len(ways)):
+            start = time.perf_counter()
+            steps[way]()
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            if round_ >= 0:
+                times[way].append(time.perf_counter() - start)
+    for way in ways:
+        speed = options.batch / statistics.median(times[way])
+        ratios = [b / a for a, b in zip(times[ways[0]], times[way], strict=True)]
+        low, high = bootstrap(ratios)
+        layout = "channels last" if way[2] else "contiguous"
+        console.print(
+            f"{model:6} {way[0]:10} {layout:14} {speed:8.1f} images/s {memory[way]:7.0f} MiB"
+            f"   ours is {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] times as fast"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["sngan", "sagan"])
+    parser.add_argument("--studiogan", type=Path, help="a checkout of PyTorch-StudioGAN")
+    parser.add_argument("--width", type=float, default=1.0, help="relative to the papers'")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_memory()  # as in a run, and for all
+    random.seed(0)
+    console = Console(width=120)
+    console.print(
+        f"torch {torch.__version__}, {platform.machine()}, {options.device}, "
+        f"{options.threads} threads, batch {options.batch}, width {options.width:g}"
+    )
+    for name in options.models:
+        measure(name, options, console)

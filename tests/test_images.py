@@ -1,0 +1,529 @@
+"""Table 3's trainer: against a plain loop, resumed, in parts, on two ranks, with bad input."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+
+import pytest
+import torch
+from PIL import Image
+from torch import multiprocessing, nn
+from torch.nn import functional
+
+from topk_plugin.cli import main
+from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
+from topk_plugin.reference import images, ranks
+from topk_plugin.reference.experiments import EXPERIMENTS, MODELS
+from topk_plugin.reference.images import Settings, Training
+from topk_plugin.reference.report import read_run
+from topk_plugin.reference.runs import Job, Member, Request, load_checkpoint, reproduce, train
+
+CPU = torch.device("cpu")
+TINY = Settings(
+    dataset="digits", features="classifier", width=1 / 16, batch=8, gamma=0.8, iterations=6,
+    samples=60, measure_every=2, score_every=6,
+)  # fmt: skip
+SIZE = 16
+EPOCH = 2  # batches, in these tests
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Where features are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def attention_of_small_images(monkeypatch):
+    monkeypatch.setitem(MODELS, "sagan", dataclasses.replace(MODELS["sagan"], attention=8))
+
+
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """So that k decays at once."""
+
+    def of_few(*args, **options):
+        found = source(*args, **options)
+        found.length = EPOCH
+        return found
+
+    source = images.source
+    monkeypatch.setattr(images, "source", of_few)
+
+
+def training(arm: str, settings: Settings = TINY, seed: int = 0, dtype=torch.float64) -> Training:
+    return Training(settings, [Member(SIZE, arm, seed)], CPU, dtype)
+
+
+def changed(settings: Settings = TINY, **changes) -> Settings:
+    return Settings(**{**vars(settings), **changes})
+
+
+def weights(trained: Training) -> torch.Tensor:
+    networks = trained.generator, trained.critic
+    return torch.cat([p.detach().flatten() for n in networks for p in n.parameters()])
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+# --- against a plain loop -----------------------------------------------------------------------
+
+
+def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
+    """The same GAN by a loop that is written out, with the paper's own line of top-k."""
+    begun = training(name)  # for its first weights, its data and its noise
+    model, generator, critic = MODELS[name], begun.generator, begun.critic
+    if model.optimizer == "rmsprop":
+        make = torch.optim.RMSprop
+        optimizers = make(generator.parameters(), 5e-5), make(critic.parameters(), 5e-5)
+    else:
+        optimizers = [
+            torch.optim.Adam(
+                network.parameters(), rate, betas=model.betas, weight_decay=model.weight_decay
+            )
+            for network, rate in (
+                (generator, model.learning_rate), (critic, model.critic_learning_rate),
+            )
+        ]  # fmt: skip
+    step = 0
+    for iteration in range(iterations):
+        begun.iteration = iteration
+        if model.decays:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = 2e-4 * (1 - iteration / 6)
+        for i in range(model.critic_steps):
+            real, y = begun.images.at(step)
+            real, noise, step = real.double(), begun._draw(i), step + 1
+            if name in ("wgan-gp", "sngan"):
+                share = torch.rand(real.shape, generator=begun.noise)
+                real = ((real + 1) / 2 * 255 + share) / 256 * 2 - 1
+            loss = 0.0
+            labels = y if name == "msgan" else noise.y
+            latents = [noise.z]
+            if name == "msgan":
+                latents.append(noise.other)
+            with torch.no_grad():
+                fakes = generator(torch.cat(latents), labels.repeat(len(latents))).chunk(
+                    len(latents)
+                )
+            for fake in fakes:
+                scores = critic(torch.cat([real, fake]), torch.cat([y, labels]))
+                r, f = scores.chunk(2)
+                if "BatchNorm" in str(critic):
+                    r, f = critic(real, y), critic(fake, labels)
+                if name in ("dcgan", "msgan"):
+                    one, zero = torch.ones_like(r), torch.zeros_like(f)
+                    loss = loss + functional.binary_cross_entropy(r.sigmoid(), one)
+                    loss = loss + functional.binary_cross_entropy(f.sigmoid(), zero)
+                elif name in ("sngan", "sagan"):
+                    loss = loss + (1 - r).clamp(min=0).mean() + (1 + f).clamp(min=0).mean()
+                else:
+                    loss = loss + f.mean() - r.mean()
+            if name == "wgan-gp":
+                between = [a + m * (b - a) for a, b, m in zip(real, fake, noise.mix, strict=True)]
+                for x in between:
+                    x = x[None].requires_grad_()
+                    [slope] = torch.autograd.grad(critic(x, None).sum(), x, create_graph=True)
+                    loss = loss + 10 * (slope.norm() - 1) ** 2 / len(between)
+            optimizers[1].zero_grad()
+            loss.backward()
+            optimizers[1].step()
+            if name == "wgan":
+                for parameter in critic.parameters():
+                    parameter.data.clamp_(-0.01, 0.01)
+        k = math.floor(max(0.8 ** (step // EPOCH), 0.5) * 8 + 1e-9) if gated else 8
+        noise, loss = begun._draw(model.critic_steps), 0.0
+        latents = [noise.z] + [noise.other] * (name == "msgan")
+        fakes = generator(torch.cat(latents), noise.y.repeat(len(latents))).chunk(len(latents))
+        for fake in fakes:
+            best = critic(fake, noise.y).topk(k).values
+            if name in ("dcgan", "msgan"):
+                one = torch.ones_like(best)
+                loss = loss + functional.binary_cross_entropy(best.sigmoid(), one)
+            else:
+                loss = loss - best.mean()
+        if name == "msgan":
+            of_images, of_latents = (a - b for a, b in (fakes, latents))
+            loss = loss + 1 / (of_images.abs().mean() / of_latents.abs().mean() + 1e-5)
+        optimizers[0].zero_grad()
+        loss.backward()
+        optimizers[0].step()
+    return weights(begun)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_goes_where_a_plain_loop_goes(name, short_epochs):
+    found = training(f"top-k+{name}")
+    found.advance(3)
+    assert apart(weights(found), plain(name, True, 3)) < 1e-9
+    assert apart(weights(found), plain(name, False, 3)) > 1e-6
+    report = found.topk.report()
+    assert (report.steps, report.direction) == (3, "high")
+    assert report.dropped > 0
+
+
+def test_both_arms_of_a_model_are_the_same_until_k_decays(short_epochs):
+    pairs = [training(arm) for arm in ("dcgan", "top-k+dcgan")]
+    for until, same in ((0, True), (1, True), (6, False)):
+        for one in pairs:
+            one.advance(until)
+        assert torch.equal(*map(weights, pairs)) == same
+    assert not torch.equal(weights(training("dcgan")), weights(training("dcgan", seed=1)))
+
+
+def without_norms(monkeypatch):
+    """BatchNorm ties the rows of a batch together: without it, how it is divided cannot matter."""
+
+    def pair(*args):
+        made = networks(*args)
+        for network in made:
+            for module in [*network.modules()]:
+                for name, child in module.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        setattr(module, name, nn.Identity())
+        return made
+
+    networks = images.networks
+    monkeypatch.setattr(images, "networks", pair)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "wgan-gp", "msgan"])
+def test_a_batch_in_parts_gives_the_same_gradients(name, monkeypatch):
+    without_norms(monkeypatch)
+    whole, parts = training(name), training(name, changed(accumulation=4))
+    for one in (whole, parts):
+        one.advance(2)
+    if name != "msgan":  # whose diversity is a ratio of means over a part
+        assert apart(weights(parts), weights(whole)) < 1e-9
+    rows = [one.measure()[0] for one in (whole, parts)]
+    assert rows[0]["critic"] == pytest.approx(
+        rows[1]["critic"], rel=1e-3 if name == "msgan" else 1e-9
+    )
+
+
+def test_k_is_of_the_part_that_is_ranked_at_a_time(short_epochs):
+    found = training("top-k+dcgan", changed(accumulation=2))
+    found.advance(6)
+    report = found.topk.report()
+    kept = [
+        2 * max(math.floor(max(0.8 ** ((i + 1) // EPOCH), 0.5) * 4 + 1e-9), 1) for i in range(6)
+    ]
+    assert (report.steps, report.dropped) == (6, sum(8 - k for k in kept))
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def test_rows_say_what_makes_a_score_comparable(short_epochs):
+    found = training("top-k+sngan", dtype=torch.float32)
+    found.advance(2)
+    [loss] = found.measure()
+    assert loss["kind"] == "loss"
+    assert (loss["epoch"], loss["k"]) == (5, 4)
+    assert all(math.isfinite(loss[n]) for n in ("critic", "generator", "real_score", "fake_score"))
+    found.advance(6)
+    rows = {row["kind"]: row for row in found.measure()}
+    assert list(rows) == ["loss", "score", "sheet", "topk"]
+    score = rows["score"]
+    assert score["score"].startswith("Frechet distance by classifier of digits")
+    assert (score["real"], score["fake"], score["average"]) == (1797, 60, 0.0)
+    assert score["fid"] > 0
+    assert score["data_digest"] == found.images.digest
+    assert rows["topk"]["steps"] == 6
+    assert found.measure() == [*rows.values()]  # it left no trace
+    [(name, content)] = found.files().items()
+    assert name == rows["sheet"]["file"] == "samples-0000006.png"
+    assert Image.open(io.BytesIO(content)).size == (8 * (SIZE + 1) + 1,) * 2
+
+
+def test_losses_are_means_since_the_last_measurement():
+    found, expected = training("dcgan"), []
+    for until in (1, 2, 3, 4):
+        found.advance(until)
+        [row, *_] = found.measure()
+        expected.append(row["critic"])
+    # the rows of a training that stops at each of its iterations are running means
+    first, second = 2 * expected[1] - expected[0], 2 * expected[3] - expected[2]
+    again = training("dcgan", changed(measure_every=1, score_every=6))
+    for until in (1, 2, 3, 4):
+        again.advance(until)
+        [row, *_] = again.measure()
+        if until in (2, 4):
+            assert row["critic"] == pytest.approx(first if until == 2 else second)
+
+
+def test_a_generator_that_is_not_finite_gets_no_score():
+    found = training("dcgan", dtype=torch.float32)
+    found.advance(5)
+    with torch.no_grad():
+        found.generator.layers[0].weight[0, 0] = math.nan
+    found.advance(6)
+    rows = {row["kind"]: row for row in found.measure()}
+    assert rows["score"]["fid"] is None
+    assert rows["score"]["nonfinite"] == 60
+    assert rows["loss"]["generator"] is None
+    json.dumps([*rows.values()], allow_nan=False)
+
+
+def test_averaged_weights_follow_and_are_those_that_are_sampled():
+    found = training("dcgan", changed(average=0.75))
+    expected = [p.detach().clone() for p in found.generator.parameters()]
+    for until in (1, 2, 3):
+        found.advance(until)
+        for mean, latest in zip(expected, found.generator.parameters(), strict=True):
+            mean.mul_(0.75).add_(latest.detach(), alpha=0.25)
+    for mean, its in zip(expected, found.averaged.parameters(), strict=True):
+        assert (mean - its).abs().max() < 1e-12
+    plain = training("dcgan")
+    plain.advance(3)
+    z, y = torch.randn(4, 100, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    assert torch.equal(weights(plain), weights(found))
+    assert not torch.equal(found.sample(z, y), plain.sample(z, y))
+
+
+def test_mixed_precision_trains():
+    found = training("sngan", changed(bf16=True), dtype=torch.float32)
+    found.advance(2)
+    [row] = found.measure()
+    assert math.isfinite(row["critic"])
+    assert not torch.equal(weights(found), weights(training("sngan", dtype=torch.float32)))
+    assert all(p.dtype == torch.float32 for p in found.generator.parameters())
+
+
+def test_learning_rates_fall_to_nothing_where_the_paper_lets_them():
+    falls, stays = training("wgan-gp"), training("dcgan")
+    for until, left in ((1, 1.0), (4, 0.5)):
+        for one in (falls, stays):
+            one.advance(until)
+        rates = [group["lr"] for own in falls.optimizers for group in own.param_groups]
+        assert rates == pytest.approx([2e-4 * left] * 2)
+        assert {group["lr"] for own in stays.optimizers for group in own.param_groups} == {2e-4}
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+def resumed(state: dict, arm: str, settings: Settings = TINY) -> Training:
+    content = io.BytesIO()
+    torch.save(state, content)
+    found = training(arm, settings, dtype=torch.float32)
+    found.load_state_dict(torch.load(io.BytesIO(content.getvalue()), weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize("name", ["wgan", "sagan", "msgan"])
+def test_a_resumed_training_ends_bit_identical(name, short_epochs):
+    settings = changed(average=0.9)
+    expected = training(f"top-k+{name}", settings, dtype=torch.float32)
+    stopped = training(f"top-k+{name}", settings, dtype=torch.float32)
+    expected.advance(6)
+    stopped.advance(3)
+    found = resumed(stopped.state_dict(), f"top-k+{name}", settings)
+    assert not torch.equal(weights(found), weights(expected))
+    found.advance(6)
+    assert torch.equal(weights(found), weights(expected))
+    assert found.measure() == expected.measure()
+
+
+def test_a_checkpoint_of_something_else_is_refused():
+    state = training("dcgan").state_dict()
+    for arm, change, text in (
+        ("top-k+dcgan", {}, "member"),
+        ("dcgan", {"digest": "other"}, "digest: 'other' in the checkpoint"),
+        ("dcgan", {"ranks": [{}, {}]}, "ranks: 2 in the checkpoint, 1 now"),
+    ):
+        with pytest.raises(ResumeMismatch, match=text):
+            training(arm).load_state_dict(state | change)
+
+
+# --- two ranks ----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What ends a process at once, as far as a test can have it."""
+
+
+def of_two(rank: int, folder, port: int) -> None:
+    """One of two ranks: top-k undisturbed, the same killed and resumed, and plain without norms."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        attention_of_small_images.__wrapped__(patch)
+        short_epochs.__wrapped__(patch)
+        settings = changed(iterations=4)
+        with ranks.group(CPU):
+
+            def job(name: str, arm: str = "top-k+sngan") -> Job:
+                return Job(folder / name, "images", settings, [Member(SIZE, arm, 0)], "cpu")
+
+            told: list[int] = []
+            train(job("undisturbed"), lambda done, total: told.append(done))
+            (folder / f"told-{rank}").write_text(json.dumps(told))
+            step = Training._generator_step
+
+            def killed(self, *drawn) -> None:
+                if self.iteration == 2:
+                    raise Killed
+                step(self, *drawn)
+
+            patch.setattr(Training, "_generator_step", killed)
+            with pytest.raises(Killed):
+                train(job("resumed"))
+            patch.setattr(Training, "_generator_step", step)
+            train(job("resumed"))
+            without_norms(patch)
+            train(job("plain", "sngan"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """A folder with what two ranks left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    multiprocessing.spawn(of_two, (folder, port), nprocs=2)
+    return folder
+
+
+def test_two_ranks_train_log_once_and_resume(two_ranks):
+    rows = [json.loads(line) for line in (two_ranks / "undisturbed/metrics.jsonl").open()]
+    assert [row["kind"] for row in rows] == ["loss", "loss", "score", "sheet", "topk"]
+    proof = rows[-1]
+    # 4 rows a rank; 5 critic steps an iteration and 2 batches an epoch
+    kept = [2 * math.floor(max(0.8 ** (5 * (i + 1) // EPOCH), 0.5) * 4 + 1e-9) for i in range(4)]
+    assert (proof["steps"], proof["dropped"]) == (4, sum(8 - k for k in kept))
+    assert rows[2]["fake"] == 60
+    assert json.loads((two_ranks / "told-0").read_text())[-1] == 4
+    assert json.loads((two_ranks / "told-1").read_text()) == []
+    both = [two_ranks / name for name in ("undisturbed", "resumed")]
+    contents = [(job / "metrics.jsonl").read_bytes() for job in both]
+    assert contents[0] == contents[1]
+    saved = [load_checkpoint(job / "checkpoint.pt", CPU)["training"] for job in both]
+    assert len(saved[0]["ranks"]) == 2
+    for name, network in saved[0]["networks"].items():
+        for key, value in network.items():
+            assert torch.equal(value, saved[1]["networks"][name][key])
+
+
+def test_two_ranks_go_where_one_goes(two_ranks, monkeypatch, short_epochs):
+    without_norms(monkeypatch)
+    alone = training("sngan", changed(iterations=4), dtype=torch.float32)
+    alone.advance(4)
+    found = load_checkpoint(two_ranks / "plain/checkpoint.pt", CPU)["training"]
+    its = training("sngan", dtype=torch.float32)
+    begun = weights(its).clone()
+    its.generator.load_state_dict(found["networks"]["generator"])
+    its.critic.load_state_dict(found["networks"]["critic"])
+    assert apart(weights(its), weights(alone)) < 1e-3 * apart(begun, weights(alone))
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch": 9, "accumulation": 2}, "batch: found 9, expected a multiple of 2"),
+        ({"score_every": 3}, "score_every: found 3, expected a multiple of measure_every, 2"),
+        ({"dataset": "cifar"}, "dataset: found 'cifar', expected one of .*cifar10"),
+        ({"width": 0}, "width: found 0"),
+        ({"channels": 2}, "channels: found 2, expected 1, 3 or null"),
+        ({"features": "resnet"}, "features: found 'resnet', expected one of inception, classifier"),
+        ({"bf16": 1}, "bf16: found 1, expected true or false"),
+    ],
+)
+def test_settings_that_cannot_be(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        changed(**changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--set", "batch=2000"], "found 2000, expected at most the 1797 images"),
+        (["--set", "channels=3"], "whose images are grey, expected 1"),
+        (["--set", "features=inception", "--set", "inception=missing.pth"],
+         "missing.pth cannot be read (No such file or directory)"),
+        (["--dataset", "cifar10", "--data", "nowhere"], "nowhere"),
+        (["--dataset", "folder", "--data", "nowhere"], "found no such folder"),
+        (["--arms", "top-k+sgan"], "did you mean 'top-k+sngan'?"),
+        (["--device", "cuda"], "found no CUDA device"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_said_before_training(
+    arguments, text, tmp_path, capsys, monkeypatch
+):
+    if "cuda" in arguments:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "out"
+    assert main(["reproduce", "table3", "--out", str(out), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert text in " ".join(error.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_names_what_needs_less(error, monkeypatch):
+    def fails(self, *drawn):
+        raise error
+
+    found = training("dcgan", changed(accumulation=2))
+    monkeypatch.setattr(Training, "_critic_step", fails)
+    with pytest.raises(RunError, match="batch 8 on 1 rank and accumulation 2.*accumulation=4"):
+        found.advance(1)
+    monkeypatch.setattr(
+        Training, "_critic_step", lambda *a: (_ for _ in ()).throw(RuntimeError("x"))
+    )
+    with pytest.raises(RuntimeError, match="^x$"):
+        found.advance(1)
+
+
+def test_other_experiments_do_not_run_under_torchrun(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun: found 2 processes, expected one"):
+        reproduce(Request("table1", out=tmp_path / "out", device="cpu"))
+
+
+# --- the whole ----------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_rows_sheets_and_a_report(tmp_path, monkeypatch, capsys):
+    experiment = EXPERIMENTS["table3"]
+    monkeypatch.setitem(EXPERIMENTS, "table3", dataclasses.replace(experiment, cells=(SIZE,)))
+    settings = {"iterations": 4, "batch": 600, "samples": 40, "measure_every": 2, "score_every": 2}
+    arguments = [f"--set={name}={value}" for name, value in settings.items()]
+    out = tmp_path / "out"
+    assert main(["reproduce", "table3", "--arms", "dcgan,top-k+dcgan", "--workers", "1",
+                 "--device", "cpu", "--out", str(out), *arguments]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Table 3: images" in printed
+    assert "The paper's numbers are left out" in printed
+    assert sorted(path.name for path in out.glob("*.png")) == ["samples.png", "table3.png"]
+    assert sorted(path.name for path in (out / "jobs/000").glob("*.png")) == [
+        "samples-0000002.png", "samples-0000004.png",
+    ]  # fmt: skip
+    run = read_run(out)
+    assert run.data is not None
+    assert run.data["features"].startswith("classifier of digits")
+    report = (out / "report.md").read_text()
+    assert "| pixels | DCGAN | top-k DCGAN |" in report

@@ -1,0 +1,111 @@
+"""Several processes that train one model, as torchrun starts them; alone, all of this is nothing.
+
+``torchrun --nproc_per_node 8 -m -- topk_plugin reproduce table3 …`` gives each process its rank.
+The first one alone reads and writes the run's folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from topk_plugin.errors import TopKError
+
+T = TypeVar("T")
+
+
+def launched() -> int:
+    """Number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes in the group; 1 outside of :func:`group`."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[None]:
+    """The processes that torchrun started as one group: gloo on CPU, NCCL on GPUs, one for each."""
+    if launched() == 1 or distributed.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # objects go by way of the CPU, gradients from GPU to GPU
+        distributed.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def from_first(value: T) -> T:
+    """The first rank's value, at every rank; anything that can be pickled."""
+    if world() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, device=torch.device("cpu"))
+    return box[0]
+
+
+def at_first(function: Callable[[], T]) -> T:
+    """What a function gives at the first rank, at every rank; the others wait.
+
+    Raises:
+        TopKError: that of the first rank, at every rank.
+    """
+    found: Any = None
+    if rank() == 0:
+        try:
+            found = function()
+        except TopKError as error:
+            if world() == 1:
+                raise
+            found = error
+    found = from_first(found)
+    if isinstance(found, TopKError):
+        raise found
+    return found
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's value, at every rank."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+@torch.no_grad()
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors by their means over the ranks, in one message."""
+    if world() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= world()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+@torch.no_grad()
+def copy_first_(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors by the first rank's."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
