@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
-from topk_plugin.reference import mixture
+from topk_plugin.reference import images, mixture
 from topk_plugin.reference.runs import Member
 
 pytestmark = [
@@ -162,3 +162,76 @@ def test_resumed_mixtures_end_bit_identical():
     assert all(same_members(resumed, expected))
     assert not any(same_members(stopped, expected))
     assert resumed.measure() == expected.measure()
+
+
+# --- Table 3's trainer --------------------------------------------------------------------------
+
+IMAGES = images.Settings(
+    dataset="digits", features="classifier", width=1 / 16, batch=32, gamma=0.5, iterations=130,
+    samples=60, measure_every=10, score_every=130,
+)  # fmt: skip
+
+
+def trained(arm: str, until: int, **changes) -> images.Training:
+    settings = images.Settings(**{**vars(IMAGES), **changes})
+    training = images.Training(settings, [Member(32, arm, 0)], torch.device("cuda"), torch.float64)
+    training.advance(until)
+    return training
+
+
+def same_images(a: images.Training, b: images.Training) -> bool:
+    networks = (a.generator, b.generator), (a.critic, b.critic)
+    return all(
+        torch.equal(x, y)
+        for one, other in networks
+        for x, y in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("arm", ["top-k+dcgan", "top-k+wgan", "top-k+wgan-gp", "top-k+sagan"])
+def test_images_in_graphs_go_where_they_go_without(arm):
+    graphed, eager = trained(arm, 130, graphs=True, average=0.9), trained(arm, 130, average=0.9)
+    assert set(graphed.captured) == {"_critic_step", "_generator_step"}
+    assert not eager.captured
+    pairs = zip(graphed.averaged.parameters(), eager.averaged.parameters(), strict=True)
+    for found, expected in pairs:
+        # sums on a device come in any order
+        assert (found - expected).norm() <= 1e-6 * expected.norm() + 1e-9
+    [row] = [row for row in graphed.measure() if row["kind"] == "topk"]
+    [other] = [row for row in eager.measure() if row["kind"] == "topk"]
+    for name in ("steps", "dropped", "direction", "last_k", "epochs"):
+        assert row[name] == other[name]
+    assert row["dropped"] > 0
+
+
+def test_images_do_not_wait_for_the_device():
+    for changes in ({}, {"graphs": True}):
+        training = trained("top-k+sngan", 105, **changes)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training.advance(109)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_resumed_images_in_graphs_go_on():
+    expected, stopped = (trained("top-k+sngan", until, graphs=True) for until in (125, 110))
+    content = io.BytesIO()
+    torch.save(stopped.state_dict(), content)
+    resumed = trained("top-k+sngan", 0, graphs=True)
+    resumed.load_state_dict(torch.load(io.BytesIO(content.getvalue()), weights_only=True))
+    assert same_images(resumed, stopped)
+    resumed.advance(125)
+    assert resumed.captured
+    pairs = zip(resumed.generator.parameters(), expected.generator.parameters(), strict=True)
+    for found, its in pairs:
+        assert (found - its).norm() <= 1e-6 * its.norm() + 1e-9
+
+
+@pytest.mark.parametrize("changes", [{"bf16": True}, {"compile": True}])
+def test_images_train_in_mixed_precision_and_compiled(changes):
+    settings = images.Settings(**{**vars(IMAGES), **changes})
+    training = images.Training(settings, [Member(32, "top-k+sagan", 0)], torch.device("cuda"))
+    training.advance(3)
+    row, *_ = training.measure()
+    assert math.isfinite(row["critic"])

@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 from torch import multiprocessing, nn
 from torch.nn import functional
 
@@ -70,6 +71,10 @@ def weights(trained: Training) -> torch.Tensor:
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+def rows_of(job) -> list[dict]:
+    return [json.loads(line) for line in (job / "metrics.jsonl").open()]
 
 
 # --- against a plain loop -----------------------------------------------------------------------
@@ -399,7 +404,7 @@ def two_ranks(tmp_path_factory):
 
 
 def test_two_ranks_train_log_once_and_resume(two_ranks):
-    rows = [json.loads(line) for line in (two_ranks / "undisturbed/metrics.jsonl").open()]
+    rows = rows_of(two_ranks / "undisturbed")
     assert [row["kind"] for row in rows] == ["loss", "loss", "score", "sheet", "topk"]
     proof = rows[-1]
     # 4 rows a rank; 5 critic steps an iteration and 2 batches an epoch
@@ -510,18 +515,25 @@ def test_other_experiments_do_not_run_under_torchrun(monkeypatch, tmp_path):
 def test_a_run_leaves_rows_sheets_and_a_report(tmp_path, monkeypatch, capsys):
     experiment = EXPERIMENTS["table3"]
     monkeypatch.setitem(EXPERIMENTS, "table3", dataclasses.replace(experiment, cells=(SIZE,)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = {"iterations": 4, "batch": 600, "samples": 40, "measure_every": 2, "score_every": 2}
     arguments = [f"--set={name}={value}" for name, value in settings.items()]
     out = tmp_path / "out"
-    assert main(["reproduce", "table3", "--arms", "dcgan,top-k+dcgan", "--workers", "1",
-                 "--device", "cpu", "--out", str(out), *arguments]) == 0  # fmt: skip
-    printed = capsys.readouterr().out
+    arguments += ["--workers=1", "--device=cpu", f"--out={out}", "--tensorboard"]
+    assert main(["reproduce", "table3", "--arms", "dcgan,top-k+dcgan", *arguments]) == 0
+    printed, told = capsys.readouterr()
+    assert "0 MiB decoded, 0 of 1,797 images\n" in told
+    assert "1,797 of 1,797 images\n" in told
     assert "Table 3: images" in printed
     assert "The paper's numbers are left out" in printed
     assert sorted(path.name for path in out.glob("*.png")) == ["samples.png", "table3.png"]
     assert sorted(path.name for path in (out / "jobs/000").glob("*.png")) == [
         "samples-0000002.png", "samples-0000004.png",
     ]  # fmt: skip
+    board = event_accumulator.EventAccumulator(str(out / "jobs/001/tensorboard")).Reload()
+    [logged] = board.Scalars("score/fid/16 top-k+dcgan 0")[-1:]
+    [score] = [r["fid"] for r in rows_of(out / "jobs/001") if r["kind"] == "score"][-1:]
+    assert (logged.step, logged.value) == (4, pytest.approx(score))
     run = read_run(out)
     assert run.data is not None
     assert run.data["features"].startswith("classifier of digits")

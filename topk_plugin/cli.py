@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -127,10 +128,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Train what a result of the paper needs, with and without top-k from the same "
         "seeds, and show it beside the paper's numbers. A run that was stopped goes on where it "
         "was.",
-        usage="topk reproduce table1|table2|figure2|figure3|figure4 [options]",
+        usage="topk reproduce table1|table2|table3|figure2|figure3|figure4 [options]",
         allow_abbrev=False,
     )
-    reproduction.add_argument("result", help="table1, table2, figure2, figure3 or figure4")
+    reproduction.add_argument("result", help="table1, table2, table3, figure2, figure3 or figure4")
     reproduction.add_argument(
         "--preset",
         default="smoke",
@@ -138,15 +139,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduction.add_argument("--seeds", type=int, metavar="N", help="trainings of each kind")
     reproduction.add_argument(
-        "--cells", type=_numbers, metavar="N,N", help="only these numbers of modes, or digits"
+        "--cells",
+        type=_numbers,
+        metavar="N,N",
+        help="only these numbers of modes, digits, or sizes",
     )
     reproduction.add_argument("--arms", type=_names, metavar="ARM,ARM", help="only these arms")
     reproduction.add_argument(
-        "--dataset", help="of table2: digits (the default of smoke and short), mnist, fashion-mnist"
+        "--dataset",
+        help="digits (the default of smoke and short), mnist, fashion-mnist; of table3 also "
+        "cifar10 (the default of paper), folder",
     )
-    reproduction.add_argument(
-        "--data", metavar="PATH", help="folder of its idx files, or an npz file"
-    )
+    reproduction.add_argument("--data", metavar="PATH", help="folder of its files, or an npz file")
     reproduction.add_argument(
         "--download",
         action="store_const",
@@ -169,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="processes that train at the same time (default: one a core, or one on a GPU)",
+    )
+    reproduction.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="log for TensorBoard, too, into the folder of each job",
     )
     reproduction.set_defaults(command=_reproduce, parser=reproduction)
 
@@ -314,9 +323,11 @@ def _names(text: str) -> list[str]:
 def _reproduce(options: argparse.Namespace) -> int:
     from topk_plugin.reference.statistics import needed
 
-    for module in ("filelock", "sklearn", "scipy", "torchvision", "matplotlib"):
+    for module in ("filelock", "sklearn", "scipy", "torchvision", "matplotlib", "pytorch_fid"):
         needed(module)  # before training, not after it
-    from topk_plugin.reference.progress import shown
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard: tensorboard is not installed: pip install tensorboard")
+    from topk_plugin.reference.progress import preparing, shown
     from topk_plugin.reference.report import report
     from topk_plugin.reference.runs import Request, keep_memory, reproduce
 
@@ -330,14 +341,15 @@ def _reproduce(options: argparse.Namespace) -> int:
     request = Request(
         options.result, options.preset, options.seeds, options.cells, options.arms, overrides,
         options.out, options.device, options.workers, shlex.join(["topk", *sys.argv[1:]]),
+        options.tensorboard,
     )  # fmt: skip
     keep_memory()
     try:
-        folder = reproduce(request, shown)
+        folder = reproduce(request, shown, preparing())
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return report([folder])
+    return report([folder]) if os.environ.get("RANK", "0") == "0" else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.reference.data import CLASSES, GREY, SIZE, Images, centred, load_images, resized
 from topk_plugin.reference.mixture import is_number, stream, update
 from topk_plugin.reference.networks import mnist
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs import Member, Row, Tell
 
 SPLITS = ("disjoint", "original")
 SPLIT_SEED = 42  # of both repositories
@@ -167,12 +167,15 @@ def load(settings: Settings) -> Images:
     return resized(load_images(settings.dataset, settings.data, settings.download), SIZE)
 
 
-def prepare(settings: Settings, cells: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
+def prepare(
+    settings: Settings, cells: Sequence[int], arms: Sequence[str], tell: Tell
+) -> dict[str, Any]:
     """Checks that there are data to train on, and says which; ``download`` fetches them.
 
     Args:
         cells: the digits that are to be held out.
         arms: what is to be trained.
+        tell: not called; reading them takes a moment.
 
     Raises:
         ConfigError: there are none, or too few for one batch.

@@ -34,7 +34,7 @@ from topk_plugin.reference.mixture import is_number, stream
 from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
 from topk_plugin.reference.regularizers import clip_weights_, gradient_penalty, mode_seeking
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs import Member, Row, Tell
 from topk_plugin.reference.sources import FOLDER, Source, source
 
 DISTRIBUTED = True
@@ -168,12 +168,15 @@ def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bo
     )  # fmt: skip
 
 
-def prepare(settings: Settings, cells: Sequence[int], arms: Sequence[str]) -> dict[str, Any]:
+def prepare(
+    settings: Settings, cells: Sequence[int], arms: Sequence[str], tell: Tell
+) -> dict[str, Any]:
     """Checks data, features and sizes before any training; fills the caches of both.
 
     Args:
         cells: the size of images, in pixels.
         arms: what is to be trained.
+        tell: told of the real images' statistics, unless these are known.
 
     Raises:
         ConfigError: no data, too few for a batch, no weights of the feature network or others,
@@ -188,8 +191,12 @@ def prepare(settings: Settings, cells: Sequence[int], arms: Sequence[str]) -> di
         with torch.device("meta"):
             for arm in arms:
                 networks(model_of(arm)[0], settings, size, images.channels, images.classes)
+        tell(f"{images.name}: {images.nbytes / 2**20:,.0f} MiB decoded", 0, images.count)
         features = features_of(settings, device)
-        known = fid.reference_statistics(images, features)
+        what = f"features of {images.name}"
+        known = fid.reference_statistics(
+            images, features, tell=lambda done, total: tell(what, done, total)
+        )
         return {
             "name": images.name,
             "images": images.count,
@@ -433,9 +440,9 @@ class Training:
                 with self._precision():
                     penalty = gradient_penalty(self._scores, real, fake, labels, noise.mix)
                 loss = loss + self.model.penalty * penalty
-            scores = torch.stack([loss.detach(), real_scores.mean(), fake_scores.mean()]).detach()
+        told = [loss, torch.zeros_like(loss), real_scores.mean(), fake_scores.mean()]
         weight = 1 / (self.settings.accumulation * self.model.critic_steps)
-        self.sums[[0, 2, 3]] += scores.double() * weight
+        self.sums += torch.stack(told).detach().double() * weight
         return loss
 
     def _generator_step(self, *drawn: Tensor) -> None:

@@ -21,6 +21,24 @@ def label(job: Job) -> str:
     return f"{job.folder.name}: {', '.join(parts)}"
 
 
+def preparing() -> Callable[[str, int, int], None]:
+    """A function that is told what is done before training, how much of it, and of how much."""
+    console = Console(stderr=True)
+    tenths: dict[str, int] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > tenths.get(what, -1):
+            tenths[what] = tenth
+            line = f"{what}, {done:,} of {total:,} images"
+            if console.is_terminal and 0 < done < total:
+                console.print(line, end="\r", markup=False, highlight=False)
+            else:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return tell
+
+
 @contextmanager
 def shown(jobs: Sequence[Job]) -> Iterator[Callable[[int, int, int], None]]:
     """A function that is told a job's index, its iterations done and their number."""

@@ -41,6 +41,9 @@ from topk_plugin.reference.experiments import EXPERIMENTS, RESULTS, Experiment
 Row = dict[str, Any]
 """One line of a ``metrics.jsonl``: cell, arm, seed, iteration, kind, and what was measured."""
 
+Tell = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and of how much."""
+
 LOCK_SECONDS = 10
 """How long a job waits for a lock: the workers of a killed run need a moment to notice."""
 
@@ -110,6 +113,7 @@ class Job(NamedTuple):
     settings: Any
     members: list[Member]
     device: str
+    tensorboard: bool = False  # whether rows are also logged for TensorBoard
 
 
 # --- one job ------------------------------------------------------------------------------------
@@ -218,6 +222,7 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
             with _writing(journal):
                 journal.touch()
                 os.truncate(journal, length)  # rows of iterations that will be trained again
+        board = _board(job.folder, training.iteration) if first and job.tensorboard else None
         every, slice_ = job.settings.measure_every, max(1, training.iterations // SLICES)
         saved_at = time.monotonic()
         while training.iteration < training.iterations:
@@ -234,12 +239,16 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
                         write_atomically(job.folder / name, content)
                     rows = [{**row, "iterations": training.iterations} for row in rows]
                     length = _append(journal, rows)
+                    if board is not None:
+                        _log(board, rows)
             elif ranks.from_first(time.monotonic() - saved_at < SAVE_SECONDS):
                 continue
             state = _state(training, length)
             if first:
                 save_checkpoint(checkpoint, state)
             saved_at = time.monotonic()
+        if board is not None:
+            board.close()
         if first:
             tell(training.iteration, training.iterations)
             write_atomically(job.folder / DONE, str(length).encode())
@@ -317,6 +326,23 @@ def _append(journal: Path, rows: Sequence[Row]) -> int:
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
+
+
+def _board(folder: Path, iteration: int) -> Any:
+    """A log for TensorBoard; what an earlier one has from this iteration on is not shown."""
+    from torch.utils.tensorboard import SummaryWriter  # not above: a package of its own
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
+
+
+def _log(board: Any, rows: Sequence[Row]) -> None:
+    """All numbers of rows, by kind and name."""
+    for row in rows:
+        member = " ".join(str(row[name]) for name in Member._fields)
+        for name in row.keys() - {*Member._fields, "iteration", "iterations"}:
+            if type(row[name]) in (int, float):
+                board.add_scalar(f"{row['kind']}/{name}/{member}", row[name], row["iteration"])
+    board.flush()
 
 
 @contextmanager
@@ -504,14 +530,20 @@ class Request(NamedTuple):
     device: str | None = None  # "cpu" or "cuda"; None: CUDA where there is one
     workers: int | None = None  # processes; None: one a core, or one on a GPU
     command: str = ""
+    tensorboard: bool = False
 
 
-def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = None) -> Path:
+def reproduce(
+    request: Request,
+    show: Callable[[Sequence[Job]], Any] | None = None,
+    tell: Tell = lambda what, done, total: None,
+) -> Path:
     """Train what a result of the paper needs, as far as it is not there yet; returns its folder.
 
     Args:
         show: makes of the jobs a context manager that gives the function which
             :func:`train_all` calls; without it nothing is shown.
+        tell: called with what is done before training, how much of it, and of how much.
 
     Raises:
         ConfigError: an unknown result, preset, setting, cell or arm, a folder that cannot be
@@ -575,15 +607,23 @@ def reproduce(request: Request, show: Callable[[Sequence[Job]], Any] | None = No
 
     def jobs_left(run: Mapping[str, Any]) -> list[Job]:
         jobs = [
-            Job(out / "jobs" / folder, experiment.trainer, settings, stack, device.type)
+            Job(
+                out / "jobs" / folder,
+                experiment.trainer,
+                settings,
+                stack,
+                device.type,
+                request.tensorboard,
+            )  # fmt: skip
             for folder, stack in run["jobs"].items()
         ]
         return [job for job in jobs if not is_done(job)]
 
     with ranks.group(device):
         prepare = getattr(module, "prepare", None)
-        plan["data"] = prepare(settings, cells, arms) if prepare is not None else None
         first = ranks.rank() == 0
+        telling = tell if first else lambda what, done, total: None
+        plan["data"] = prepare(settings, cells, arms, telling) if prepare is not None else None
         ranks.at_first(lambda: _make(out))
         with _locked(out, 0) if first else nullcontext():
             run = ranks.at_first(opened)
