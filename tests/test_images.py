@@ -9,7 +9,6 @@ import os
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing import event_accumulator
 from torch import multiprocessing, nn
 from torch.nn import functional
 
@@ -530,6 +529,8 @@ def test_a_run_leaves_rows_sheets_and_a_report(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in (out / "jobs/000").glob("*.png")) == [
         "samples-0000002.png", "samples-0000004.png",
     ]  # fmt: skip
+    from tensorboard.backend.event_processing import event_accumulator
+
     board = event_accumulator.EventAccumulator(str(out / "jobs/001/tensorboard")).Reload()
     [logged] = board.Scalars("score/fid/16 top-k+dcgan 0")[-1:]
     [score] = [r["fid"] for r in rows_of(out / "jobs/001") if r["kind"] == "score"][-1:]

@@ -25,6 +25,9 @@ PAPER = {
     ("high_quality", 25, "top-k"): 95.5,
     ("trapezoid", 4, "meg"): 0.401,
     ("trapezoid", 4, "top-k+meg"): 0.478,
+    ("fid", 32, "dcgan"): 38.09,
+    ("fid", 32, "top-k+dcgan"): 35.62,
+    ("fid", 32, "sngan"): 21.36,
 }
 
 
@@ -32,7 +35,7 @@ PAPER = {
 def _paper(monkeypatch):
     """The report's tests are not about which numbers the paper has."""
     known = SimpleNamespace(title="The experiment", paper=PAPER, open=("gamma",))
-    names = ("table1", "probe", "table2")
+    names = ("table1", "probe", "table2", "table3")
     monkeypatch.setattr(report, "EXPERIMENTS", dict.fromkeys(names, known))
 
 
@@ -122,6 +125,34 @@ def table2():
                     rows.append(row | {"score": name} | areas)
             if arm == "top-k+meg":
                 rows.append(proof(4, arm, seed) | {"iteration": 120, "iterations": 120})
+    return rows
+
+
+ALIKE = {
+    "score": "FID", "version": "pytorch-fid 0.3.0", "features": "Inception",
+    "features_digest": "6726825d", "data": "CIFAR-10, training part", "data_digest": "cafe",
+    "real": 50_000, "fake": 50_000, "average": 0.0, "nonfinite": 0,
+}  # fmt: skip
+
+
+def tables3(folder):
+    """Of a folder of Table 3, all; the last one is top-k's counts."""
+    return [block for block in blocks(folder) if isinstance(block, report.Table)]
+
+
+def table3(**changes):
+    rows = []
+    for arm, distance in (("dcgan", 38.0), ("top-k+dcgan", 36.0), ("sngan", 21.0)):
+        for seed in range(2):
+            row = {"cell": 32, "arm": arm, "seed": seed, "iterations": 100}
+            for iteration in (50, 100):
+                value = distance + seed + (100 - iteration) / 10
+                known = row | {"iteration": iteration, "kind": "score", "fid": value}
+                rows.append(known | ALIKE | changes)
+            sheet = {"iteration": 100, "kind": "sheet", "file": f"{arm}.png"}
+            rows.append(row | sheet)
+            if "top-k" in arm:
+                rows.append(proof(32, arm, seed) | {"iterations": 100})
     return rows
 
 
@@ -380,6 +411,60 @@ def said(values, update="bottom-k", quantity="cosine"):
     ]
     [claim] = [c for c in statistics.CLAIMS if (c.update, c.quantity) == (update, quantity)]
     return statistics.verdict(claim, statistics.movement(rows, quantity))
+
+
+def test_table3_by_hand(tmp_path):
+    folder = write(tmp_path / "run", "table3", table3())
+    [found, counts] = tables3(folder)
+    assert found.title == (
+        "FID, 50,000 samples against 50,000 images of CIFAR-10, training part; lower is better"
+    )
+    assert found.rows == [
+        ["32", "DCGAN", "38.50 ± 0.71", "36.50 ± 0.71", "-2.00 [-2.00, -2.00]", "2", "38.09",
+         "35.62"],
+        ["32", "SN-GAN", "21.50 ± 0.71", "-", "-", "2, 0; 0 paired", "21.36", "-"],
+    ]  # fmt: skip
+    assert counts.title == "top-k at work"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"score": "Frechet distance by x"}, {"data": "digits"}, {"fake": 10_000}, {"real": 10}],
+)
+def test_the_papers_fid_stands_beside_its_like_alone(tmp_path, change):
+    folder = write(tmp_path / "run", "table3", table3(**change))
+    [found, _] = tables3(folder)
+    assert [row[-2:] for row in found.rows] == [["-", "-"]] * 2
+    assert "The paper's numbers are left out" in text(folder)
+
+
+@pytest.mark.parametrize("name", report.ALIKE)
+def test_scores_that_are_not_alike_are_in_tables_of_their_own(tmp_path, name):
+    rows = table3()
+    for row in rows:
+        if row["kind"] == "score" and row["seed"]:
+            row[name] = {"average": 0.999}.get(name, 7 if name in ("real", "fake") else "other")
+    found = tables3(write(tmp_path / "run", "table3", rows))[:-1]
+    assert [[row[5] for row in table.rows] for table in found] == [["1", "1, 0; 0 paired"]] * 2
+    assert [table.rows[0][2] for table in found] == ["38.00", "39.00"]
+
+
+def test_curves_of_table3_are_the_rows_and_sheets_stand_in_pairs(tmp_path):
+    from PIL import Image
+
+    folder = write(tmp_path / "run", "table3", table3())
+    for shade, arm in enumerate(("dcgan", "top-k+dcgan", "sngan")):
+        Image.new("L", (4, 4), 50 * shade).save(folder / "jobs/seed-0" / f"{arm}.png")
+    curves, sheets = (block for block in blocks(folder) if isinstance(block, report.Drawing))
+    lines = curves.figure.axes[0].get_lines()
+    assert [[*line.get_ydata()] for line in lines] == [[43.5, 38.5], [41.5, 36.5]]
+    assert [axes.get_title() for axes in curves.figure.axes] == [
+        "DCGAN, 2 seeds",
+        "SN-GAN, 2 seeds",
+    ]
+    assert [axes.get_title() for axes in sheets.figure.axes] == [
+        "DCGAN", "SN-GAN", "top-k DCGAN", "",
+    ]  # fmt: skip
 
 
 def test_the_verdict_follows_the_signs():
