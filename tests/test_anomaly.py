@@ -89,8 +89,8 @@ def test_settings_out_of_range_are_named(field, value):
 
 def test_what_cannot_be_trained_is_said_before():
     with pytest.raises(ConfigError, match="bigan_batch: found 200, expected at most the 1"):
-        prepare(replace(SMALL, bigan_batch=200), [1], ["bigan"], print)
-    found = prepare(SMALL, [1, 4], ["meg", "bigan"], print)
+        prepare(replace(SMALL, bigan_batch=200), [1], ["bigan"], CPU, print)
+    found = prepare(SMALL, [1, 4], ["meg", "bigan"], CPU, print)
     assert (found["name"], found["split"]) == (training("meg").images.name, "disjoint")
     assert (found["images"], found["digest"]) == (225, training("bigan").images.digest)
     with pytest.raises(ConfigError, match="found 0 images of the held-out digit 12"):

@@ -168,14 +168,14 @@ def load(settings: Settings) -> Images:
 
 
 def prepare(
-    settings: Settings, cells: Sequence[int], arms: Sequence[str], tell: Tell
+    settings: Settings, cells: Sequence[int], arms: Sequence[str], device: torch.device, tell: Tell
 ) -> dict[str, Any]:
     """Checks that there are data to train on, and says which; ``download`` fetches them.
 
     Args:
         cells: the digits that are to be held out.
         arms: what is to be trained.
-        tell: not called; reading them takes a moment.
+        device, tell: not used; reading them takes a moment.
 
     Raises:
         ConfigError: there are none, or too few for one batch.

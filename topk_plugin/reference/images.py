@@ -169,13 +169,14 @@ def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bo
 
 
 def prepare(
-    settings: Settings, cells: Sequence[int], arms: Sequence[str], tell: Tell
+    settings: Settings, cells: Sequence[int], arms: Sequence[str], device: torch.device, tell: Tell
 ) -> dict[str, Any]:
     """Checks data, features and sizes before any training; fills the caches of both.
 
     Args:
         cells: the size of images, in pixels.
         arms: what is to be trained.
+        device: where features are computed.
         tell: told of the real images' statistics, unless these are known.
 
     Raises:
@@ -186,7 +187,6 @@ def prepare(
     [size] = cells
 
     def at_first() -> dict[str, Any]:
-        device = torch.device("cpu")
         images = _source(settings, size, 0, device, alone=True)
         with torch.device("meta"):
             for arm in arms:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from topk_plugin.errors import TopKError
+
+PATIENCE = timedelta(hours=12)
+"""The first rank may have to read a large data set while the others wait; torchrun ends them all
+where one fails."""
 
 T = TypeVar("T")
 
@@ -43,9 +48,9 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # objects go by way of the CPU, gradients from GPU to GPU
-        distributed.init_process_group("cpu:gloo,cuda:nccl")
+        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -623,7 +623,9 @@ def reproduce(
         prepare = getattr(module, "prepare", None)
         first = ranks.rank() == 0
         telling = tell if first else lambda what, done, total: None
-        plan["data"] = prepare(settings, cells, arms, telling) if prepare is not None else None
+        plan["data"] = None
+        if prepare is not None:
+            plan["data"] = prepare(settings, cells, arms, device, telling)
         ranks.at_first(lambda: _make(out))
         with _locked(out, 0) if first else nullcontext():
             run = ranks.at_first(opened)
