@@ -251,12 +251,14 @@ def models_figure(quantity: str, values: Series) -> Figure:
     """Learning curves, one panel for each model with its two arms; bands as in curves_figure.
 
     Args:
-        quantity: the label of the y axis.
-        values: cells of one size only.
+        quantity: the label of the y axis, which is logarithmic.
+        values: above 0, cells of one size only.
     """
     members = [member for member, _ in values]
     models = list(dict.fromkeys(map(without_topk, in_pairs(members))))
     columns = min(3, len(models))
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
+
     figure, axes = _figure(math.ceil(len(models) / columns), columns, (3.6, 2.9))
     flat = [panel for across in axes for panel in across]
     for panel in flat[len(models) :]:
@@ -270,6 +272,10 @@ def models_figure(quantity: str, values: Series) -> Figure:
             m for m in members if without_topk(m.arm) == model))  # fmt: skip
         panel.set_title(f"{ARMS.get(model, model)}, {seeds} seed{'s' * (seeds != '1')}")
         panel.set_xlabel("iteration")
+        panel.set_yscale("log")  # from beginning to end it falls by orders of magnitude
+        for which in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            which(FormatStrFormatter("%g"))
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for across in axes:
         across[0].set_ylabel(quantity)
     _legend(figure)

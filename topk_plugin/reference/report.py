@@ -445,7 +445,7 @@ def header(run: Run, left_open: Sequence[str] = ()) -> Iterator[Block]:
     lengths = span(row["iterations"] for row in run.rows)
     lines = [
         f"preset: {run.preset}: {PRESETS[run.preset]}"
-        + (f"; changed: {', '.join(run.changed)}" if run.changed else ""),
+        + (f", but for what was changed: {', '.join(run.changed)}" if run.changed else ""),
         f"{lengths} iterations, {run.seeds} seed{'s' * (run.seeds != 1)}, on "
         f"{run.device_name or run.device}" + (f", {run.seconds:,.0f} s" if run.seconds else ""),
         f"versions: {_pairs(run.versions)}",
