@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from topk_plugin.cli import main
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import images, ranks
+from topk_plugin.reference import images, ranks, runs, sources
 from topk_plugin.reference.experiments import EXPERIMENTS, MODELS
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.report import read_run
@@ -292,12 +292,14 @@ def test_averaged_weights_follow_and_are_those_that_are_sampled():
     assert not torch.equal(found.sample(z, y), plain.sample(z, y))
 
 
-def test_mixed_precision_trains():
-    found = training("sngan", changed(bf16=True), dtype=torch.float32)
-    found.advance(2)
+@pytest.mark.parametrize("name", MODELS)
+def test_mixed_precision_trains(name):
+    found = training(f"top-k+{name}", changed(bf16=True, measure_every=6), dtype=torch.float32)
+    begun = weights(found)
+    found.advance(1)
     [row] = found.measure()
     assert math.isfinite(row["critic"])
-    assert not torch.equal(weights(found), weights(training("sngan", dtype=torch.float32)))
+    assert not torch.equal(weights(found), begun)
     assert all(p.dtype == torch.float32 for p in found.generator.parameters())
 
 
@@ -374,9 +376,10 @@ def of_two(rank: int, folder, port: int) -> None:
             train(job("undisturbed"), lambda done, total: told.append(done))
             (folder / f"told-{rank}").write_text(json.dumps(told))
             step = Training._generator_step
+            patch.setattr(runs, "SAVE_SECONDS", 0)
 
             def killed(self, *drawn) -> None:
-                if self.iteration == 2:
+                if self.iteration == 3:  # between two measurements
                     raise Killed
                 step(self, *drawn)
 
@@ -463,6 +466,7 @@ def test_settings_that_cannot_be(changes, text):
          "missing.pth cannot be read (No such file or directory)"),
         (["--dataset", "cifar10", "--data", "nowhere"], "nowhere"),
         (["--dataset", "folder", "--data", "nowhere"], "found no such folder"),
+        (["--set", "graphs=true"], "graphs: found true on cpu, expected false"),
         (["--arms", "top-k+sgan"], "did you mean 'top-k+sngan'?"),
         (["--device", "cuda"], "found no CUDA device"),
     ],
@@ -472,6 +476,8 @@ def test_what_cannot_be_trained_is_said_before_training(
 ):
     if "cuda" in arguments:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    else:
+        arguments = [*arguments, "--device", "cpu"]
     out = tmp_path / "out"
     assert main(["reproduce", "table3", "--out", str(out), *arguments]) == 2
     error = capsys.readouterr().err
@@ -484,6 +490,8 @@ def test_what_cannot_be_trained_is_said_before_training(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("could not create a memory object"),
         MemoryError(),
     ],
 )
@@ -500,6 +508,43 @@ def test_too_little_memory_names_what_needs_less(error, monkeypatch):
     )
     with pytest.raises(RuntimeError, match="^x$"):
         found.advance(1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({}, "found WORLD_SIZE=2 in the environment without RANK, LOCAL_RANK, MASTER_ADDR"),
+        (
+            {"RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "x"},
+            "found 1 CUDA devices for local rank 1",
+        ),
+    ],
+)
+def test_an_environment_that_is_not_torchruns(environment, text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in ({"WORLD_SIZE": "2"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=text), ranks.group(torch.device("cuda")):
+        pass
+
+
+def test_a_folder_has_a_classifier_of_its_own(tmp_path, monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = torch.randint(256, (20, 20, 3), generator=draws, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    settings = changed(dataset="folder", data=str(tmp_path / "data"))
+    known = images.prepare(settings, [SIZE], ["sngan"], CPU, lambda *told: None)
+    assert known["features"].startswith("classifier of data, 24 images of 2 classes at 16x16")
+    found = Training(settings, [Member(SIZE, "top-k+msgan", 0)], CPU)
+    found.advance(6)
+    score = found.measure()[1]
+    assert (score["real"], score["data"], score["nonfinite"]) == (24, known["name"], 0)
+    monkeypatch.setattr(sources, "CACHED_BYTES", 100)
+    with pytest.raises(ConfigError, match="expected at most .* MiB, on which one is trained"):
+        images.prepare(settings, [SIZE], ["sngan"], CPU, lambda *told: None)
 
 
 def test_other_experiments_do_not_run_under_torchrun(monkeypatch, tmp_path):

@@ -205,19 +205,26 @@ def test_channels_of_data_sets_in_memory():
     assert folder(None, dataset="digits", channels=1).channels == 1
 
 
-def test_digests_are_of_paths_and_sizes(root, tmp_path):
-    expected = hashlib.sha256(b"3x16x16\n")
+@pytest.mark.parametrize("whole", [True, False])
+def test_digests_are_of_paths_and_contents(root, tmp_path, monkeypatch, whole):
+    if not whole:
+        monkeypatch.setattr(sources, "HASHED_BYTES", 100)
+        monkeypatch.setattr(sources, "ENDS", 10)
+    files = hashlib.sha256()
     for name in sorted(os.fsencode(name) for name in ORDER):
-        length = (root / os.fsdecode(name)).stat().st_size
-        expected.update(name + b"\0" + str(length).encode() + b"\n")
+        content = (root / os.fsdecode(name)).read_bytes()
+        files.update(name + b"\0" + str(len(content)).encode() + b"\n")
+        files.update(content if whole else content[:10] + content[-10:])
     digest = folder(root).digest
-    assert digest == expected.hexdigest()
+    assert digest == hashlib.sha256(b"3x16x16\n" + files.digest()).hexdigest()
     copied = shutil.copytree(root, tmp_path / "elsewhere")
     assert folder(copied).digest == digest
     assert digest not in (folder(root, size=8).digest, folder(root, channels=1).digest)
     (copied / "dog/b.jpg").rename(copied / "dog/B.jpg")
     moved = folder(copied).digest
-    (copied / "dog/B.jpg").write_bytes((copied / "dog/B.jpg").read_bytes() + b"0")
+    content = bytearray((copied / "dog/B.jpg").read_bytes())
+    content[-1] ^= 1  # of the same size
+    (copied / "dog/B.jpg").write_bytes(content)
     assert len({digest, moved, folder(copied).digest}) == 3
 
 

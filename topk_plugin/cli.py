@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cells",
         type=_numbers,
         metavar="N,N",
-        help="only these numbers of modes, digits, or sizes",
+        help="only these numbers of modes, or digits",
     )
     reproduction.add_argument("--arms", type=_names, metavar="ARM,ARM", help="only these arms")
     reproduction.add_argument(

@@ -548,6 +548,7 @@ def reference_statistics(
     key = {
         "what": "statistics", "data": pictures.digest, "count": pictures.count,
         "features": features.digest, "version": features.version,
+        "device": features.device.type,
     }  # fmt: skip
 
     def make() -> dict[str, Any]:

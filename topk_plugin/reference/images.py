@@ -5,8 +5,8 @@ steps, then one generator step. Top-k is one line in the generator's loss. Sizes
 settings. Under torchrun the batch is divided among the ranks.
 
 Both arms of a model have the same initial weights, data order and noise, whatever the number of
-ranks: each rank draws the whole batch's noise and takes its rows. BatchNorm goes by what a device
-sees at a time, and so does k.
+ranks: each rank draws the whole batch's noise and takes its rows. BatchNorm, k, and MSGAN's ratio
+of means go by what a device sees at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
 from topk_plugin.reference.regularizers import clip_weights_, gradient_penalty, mode_seeking
 from topk_plugin.reference.runs import Member, Row, Tell
-from topk_plugin.reference.sources import FOLDER, Source, source
+from topk_plugin.reference.sources import CACHED_BYTES, FOLDER, Cached, Source, source
 
 DISTRIBUTED = True
 """Ranks that torchrun started train one model together."""
@@ -44,6 +44,12 @@ KNOWN = (*DATASETS, FOLDER)
 FEATURES = ("inception", "classifier")
 EVALUATED = 250  # samples at once
 SHOWN = 8  # rows and columns of a sample sheet
+NO_MEMORY = (
+    "out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
+    "could not create a memory",
+)  # fmt: skip
+"""Signs of too little memory in errors of CUDA's, the CPU's and oneDNN's."""
+
 EAGER = 100
 """Iterations before CUDA graphs are captured: as many as vote on the scores' direction."""
 
@@ -70,6 +76,7 @@ class Settings:
     samples: int = 50_000  # whose statistics are compared with those of all training images
     features: str = "inception"  # or "classifier", which is trained on the data set
     inception: str | None = None  # path of its weights; None: torch hub's cache
+    inception_sha256: str = fid.PUBLISHED  # how that file's digest begins
     average: float = 0.0  # decay of the generator's averaged weights; 0: no average
     bf16: bool = False  # mixed precision
     compile: bool = False
@@ -102,6 +109,7 @@ def _whole(value: object, least: int) -> bool:
 
 RULES = [
     (["dataset"], lambda v: v in KNOWN, f"one of {', '.join(KNOWN)}"),
+    (["inception_sha256"], lambda v: isinstance(v, str), "hexadecimal digits"),
     (["data", "inception"], lambda v: v is None or isinstance(v, str), "a path"),
     (
         ["download", "bf16", "compile", "graphs"],
@@ -159,7 +167,8 @@ def networks(
 def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bool) -> Optimizer:
     """As the model's paper has it; in a CUDA graph the learning rate is a tensor."""
     on_gpu = graphs and next(network.parameters()).is_cuda
-    rate: Any = torch.tensor(learning_rate) if on_gpu else learning_rate
+    # on the device: a graph keeps what a number or a tensor on the CPU was when it was captured
+    rate: Any = torch.tensor(learning_rate, device="cuda") if on_gpu else learning_rate
     if model.optimizer == "rmsprop":
         return RMSprop(network.parameters(), rate, foreach=True, capturable=on_gpu)
     return Adam(
@@ -187,12 +196,16 @@ def prepare(
     [size] = cells
 
     def at_first() -> dict[str, Any]:
+        if settings.graphs and device.type != "cuda":
+            raise ConfigError(
+                f"graphs: found true on {device.type}, expected false: CUDA graphs need a GPU"
+            )
         images = _source(settings, size, 0, device, alone=True)
         with torch.device("meta"):
             for arm in arms:
                 networks(model_of(arm)[0], settings, size, images.channels, images.classes)
         tell(f"{images.name}: {images.nbytes / 2**20:,.0f} MiB decoded", 0, images.count)
-        features = features_of(settings, device)
+        features = features_of(settings, images, device)
         what = f"features of {images.name}"
         known = fid.reference_statistics(
             images, features, tell=lambda done, total: tell(what, done, total)
@@ -222,21 +235,26 @@ def _source(
     )  # fmt: skip
 
 
-def features_of(settings: Settings, device: torch.device) -> fid.Features:
+def features_of(settings: Settings, images: Source, device: torch.device) -> fid.Features:
     """The network whose features are compared.
 
+    Args:
+        images: the real ones.
+
     Raises:
-        ConfigError: its weights are missing or others.
+        ConfigError: its weights are missing or others, or a folder is too large for a classifier.
     """
     if settings.features == "inception":
-        return fid.inception(settings.inception, device)
-    if settings.dataset == FOLDER:
-        raise ConfigError(
-            "features: found 'classifier', expected 'inception' for a folder: the classifier is "
-            "trained on one of the sets that fit in memory"
-        )
-    images = load_images(settings.dataset, settings.data, part="train")
-    return fid.classifier(images, device)  # as they are: the metric is the same at any size
+        return fid.inception(settings.inception, device, settings.inception_sha256)
+    if settings.dataset != FOLDER:  # at their own size: the metric is the same at any other
+        return fid.classifier(load_images(settings.dataset, settings.data, part="train"), device)
+    if isinstance(images, Cached):
+        return fid.classifier(images.images(), device)
+    raise ConfigError(
+        f"features: found 'classifier' for {images.name}, {images.nbytes >> 20:,} MiB decoded, "
+        f"expected at most {CACHED_BYTES >> 20:,} MiB, on which one is trained; choose the "
+        "features of Inception: --set features=inception"
+    )
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -426,7 +444,7 @@ class Training:
         labels = y if self.model.mode_seeking else noise.y
         with torch.no_grad(), self._precision():
             fakes = self._fakes(noise, labels)
-        loss = real.new_zeros(())
+        loss, told = real.new_zeros(()), self.sums.new_zeros(2)
         for fake in fakes:
             with self._precision():
                 if self.joint:
@@ -440,9 +458,10 @@ class Training:
                 with self._precision():
                     penalty = gradient_penalty(self._scores, real, fake, labels, noise.mix)
                 loss = loss + self.model.penalty * penalty
-        told = [loss, torch.zeros_like(loss), real_scores.mean(), fake_scores.mean()]
+            told += torch.stack([real_scores.mean(), fake_scores.mean()]).detach() / len(fakes)
         weight = 1 / (self.settings.accumulation * self.model.critic_steps)
-        self.sums += torch.stack(told).detach().double() * weight
+        self.sums[0] += weight * loss.detach()
+        self.sums[2:] += weight * told
         return loss
 
     def _generator_step(self, *drawn: Tensor) -> None:
@@ -502,8 +521,7 @@ class Training:
             text = str(error) or type(error).__name__
             if not (
                 isinstance(error, torch.OutOfMemoryError | MemoryError)
-                or "can't allocate memory" in text
-                or "not enough memory" in text
+                or any(sign in text for sign in NO_MEMORY)
             ):
                 raise
             batch, parts = self.settings.batch, self.settings.accumulation
@@ -511,7 +529,8 @@ class Training:
                 f"{self.device.type}: out of memory with batch {batch} on {ranks.world()} "
                 f"rank{'s' * (ranks.world() != 1)} and accumulation {parts} "
                 f"({text.splitlines()[0][:200]}). Give --set accumulation={2 * parts}, which "
-                f"computes the batch in {2 * parts} parts, or a smaller --set batch"
+                f"computes the batch in {2 * parts} parts, or a smaller --set batch; and another "
+                "--out, since the settings of a run stay"
             ) from error
 
     # --- what a run keeps -----------------------------------------------------------------------
@@ -539,7 +558,14 @@ class Training:
         """Mean losses and scores since the last measurement; at times the Frechet distance.
 
         At the end also top-k's proof. What is not finite is None in a row.
+
+        Raises:
+            RunError: the device has too little memory.
         """
+        with self._memory():
+            return self._rows()
+
+    def _rows(self) -> list[Row]:
         window = self.iteration % self.settings.measure_every or self.settings.measure_every
         window = min(window, self.iteration)
         means = self.sums / max(window, 1)
@@ -569,7 +595,7 @@ class Training:
     @cached_property
     def features(self) -> fid.Features:
         """The network whose features are compared; its weights were checked by :func:`prepare`."""
-        return features_of(self.settings, self.device)
+        return features_of(self.settings, self.images, self.device)
 
     def _score(self) -> Row:
         features = self.features
@@ -620,9 +646,9 @@ class Training:
             "iteration": self.iteration,
             "networks": {name: n.state_dict() for name, n in self._networks().items()},
             "optimizers": [own.state_dict() for own in self.optimizers],
-            "sums": self.sums.clone(),
             "ranks": ranks.gathered(
                 {
+                    "sums": self.sums.cpu().clone(),
                     "topk": self.topk.state_dict(),
                     "counted": self._counts(),
                     "last_k": self.topk.report().last_k or self.last_k,
@@ -656,8 +682,11 @@ class Training:
             network.load_state_dict(state["networks"][name])
         for own, its in zip(self.optimizers, state["optimizers"], strict=True):
             own.load_state_dict(its)
-        self.sums.copy_(state["sums"])
+            for group in own.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"] = group["lr"].to(self.device)
         of_rank = state["ranks"][ranks.rank()]
+        self.sums.copy_(of_rank["sums"])
         self.topk.load_state_dict(of_rank["topk"])
         self.counted, self.last_k = dict(of_rank["counted"]), of_rank["last_k"]
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from topk_plugin.errors import TopKError
+from topk_plugin.errors import ConfigError, TopKError
 
 PATIENCE = timedelta(hours=12)
 """The first rank may have to read a large data set while the others wait; torchrun ends them all
@@ -41,12 +41,28 @@ def world() -> int:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """The processes that torchrun started as one group: gloo on CPU, NCCL on GPUs, one for each."""
+    """The processes that torchrun started as one group: gloo on CPU, NCCL on GPUs, one for each.
+
+    Raises:
+        ConfigError: fewer GPUs than ranks, or an environment that is not torchrun's.
+    """
     if launched() == 1 or distributed.is_initialized():
         yield
         return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"found WORLD_SIZE={launched()} in the environment without {', '.join(missing)}, "
+            "expected what torchrun sets; start by torchrun, or unset WORLD_SIZE"
+        )
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        own, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= found:
+            raise ConfigError(
+                f"torchrun: found {found} CUDA devices for local rank {own}, expected one for each "
+                f"rank; give --nproc_per_node {found}, or --device cpu"
+            )
+        torch.cuda.set_device(own)
         # objects go by way of the CPU, gradients from GPU to GPU
         distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:

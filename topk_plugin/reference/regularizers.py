@@ -32,7 +32,7 @@ def gradient_penalty(
     if share is None:
         share = torch.rand(len(real), device=real.device, dtype=real.dtype)
     rows = share.view(-1, *[1] * (real.dim() - 1))
-    between = torch.lerp(real.detach(), fake.detach(), rows).requires_grad_()
+    between = torch.lerp(real.detach(), fake.detach().to(real), rows.to(real)).requires_grad_()
     scores = critic(between, labels)
     [slopes] = torch.autograd.grad(scores.sum(), between, create_graph=True)
     return (torch.linalg.vector_norm(slopes.flatten(1), dim=1) - 1).square().mean()

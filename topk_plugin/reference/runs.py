@@ -26,7 +26,7 @@ import time
 import typing
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -60,8 +60,8 @@ OF_DATA = ("dataset", "data", "download")
 
 NOT_BUILT = ("table4", "table5", "neurips")
 
-WHERE = ("data", "download")
-"""Settings that say where the data lie, which may change: what they are is in the plan, too."""
+WHERE = ("data", "download", "inception", "decoders")
+"""Settings that say where data and weights lie, which may change: what they are is in the plan."""
 
 PARTIAL = ".partial"
 """Ends the name of a file that is being written; a killed process leaves one behind."""
@@ -199,10 +199,8 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
         ResumeMismatch: the checkpoint is of other top-k settings.
     """
     first = ranks.rank() == 0
-    if first:
-        with _writing(job.folder):
-            job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(job.folder, LOCK_SECONDS) if first else nullcontext():
+    ranks.at_first(lambda: _made(job.folder))
+    with _locked(job.folder, LOCK_SECONDS):
         device = torch.device(job.device)
         module = importlib.import_module(f"topk_plugin.reference.{job.trainer}")
         training: Training = module.Training(job.settings, job.members, device)
@@ -252,6 +250,11 @@ def train(job: Job, tell: Callable[[int, int], None] = lambda done, total: None)
         if first:
             tell(training.iteration, training.iterations)
             write_atomically(job.folder / DONE, str(length).encode())
+
+
+def _made(folder: Path) -> None:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _last_checkpoint(job: Job, device: torch.device) -> dict[str, Any] | None:
@@ -350,13 +353,17 @@ def _locked(folder: Path, seconds: float) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
-    with _writing(folder):
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            raise RunError(
-                f"{folder}: another process trains here; wait for it, or choose another folder"
-            ) from None
+
+    def acquire() -> None:
+        with _writing(folder):
+            try:
+                lock.acquire(timeout=seconds)
+            except Timeout:
+                raise RunError(
+                    f"{folder}: another process trains here; wait for it, or choose another folder"
+                ) from None
+
+    ranks.at_first(acquire)
     try:
         yield
     finally:
@@ -627,7 +634,7 @@ def reproduce(
         if prepare is not None:
             plan["data"] = prepare(settings, cells, arms, device, telling)
         ranks.at_first(lambda: _make(out))
-        with _locked(out, 0) if first else nullcontext():
+        with _locked(out, 0):
             run = ranks.at_first(opened)
             left = ranks.at_first(lambda: jobs_left(run))
             if not left:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from topk_plugin.errors import ConfigError, RunError, unknown_name
 from topk_plugin.reference.data import (
     DATASETS,
+    Images,
     centred,
     load_images,
     resized,
@@ -37,6 +38,12 @@ FOLDER = "folder"
 
 CACHED_BYTES = 2**30
 """Up to this many bytes of decoded images a folder is decoded once and kept in memory."""
+
+HASHED_BYTES = 2**30
+"""Up to this many bytes of files all of them are read for a folder's digest."""
+
+ENDS = 4096
+"""Bytes of each file's beginning and end that are read for the digest of a larger folder."""
 
 PROBED = 256
 """Images of a folder that are opened to learn whether all are grey."""
@@ -259,6 +266,11 @@ class Cached(_Described):
         """See :class:`Source`."""
         yield from self._kept[0].split(size)
 
+    def images(self) -> Images:
+        """All of it."""
+        pixels, labels = (tensor.cpu() for tensor in self._kept)
+        return Images(pixels, labels, self.name, self.digest, self.classes)
+
 
 # --- from a folder ------------------------------------------------------------------------------
 
@@ -303,8 +315,8 @@ def open_folder(path: str | None, size: int, channels: int | None = None) -> Fol
 
     The shorter side of an image becomes ``size`` pixels (bilinear, antialiased), and the centre is
     cut out. The digest is the sha256 of the size in pixels, the channels, and all images' paths
-    within the folder, in order, with their sizes in bytes. Their contents are not in it, since all
-    files would have to be read.
+    within the folder, in order, with their sizes in bytes and contents; where the files have more
+    than ``HASHED_BYTES``, with the first and the last ``ENDS`` bytes of each.
 
     Raises:
         ConfigError: no folder, no class folders, a class without images, a damaged image among
@@ -322,12 +334,7 @@ def open_folder(path: str | None, size: int, channels: int | None = None) -> Fol
         )
     channels = channels or (1 if grey else 3)
     content = hashlib.sha256(f"{channels}x{size}x{size}\n".encode())
-    for relative in sorted(paths.tolist()):
-        try:
-            length = os.stat(root / os.fsdecode(relative)).st_size
-        except OSError as error:
-            raise _unreadable(root / os.fsdecode(relative), error) from None
-        content.update(b"%s\0%d\n" % (relative, length))
+    content.update(_contents(root, sorted(paths.tolist())))
     name = f"{root.resolve().name}, {len(paths):,} images of {classes:,} classes at {size}x{size}"
     facts = Facts(name, content.hexdigest(), len(paths), classes, channels, size)
     return Folder(root, paths, labels, facts)
@@ -366,6 +373,26 @@ def _listed(root: Path | None) -> tuple[np.ndarray, Tensor, int]:
         )
     paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in listed.samples])
     return paths, labels, len(listed.classes)
+
+
+def _contents(root: Path, relative: list[bytes]) -> bytes:
+    """A digest of files: of their paths, sizes and contents, or the ends of these."""
+    found = hashlib.sha256()
+    try:
+        lengths = [os.stat(root / os.fsdecode(path)).st_size for path in relative]
+        whole = sum(lengths) <= HASHED_BYTES
+        for path, length in zip(relative, lengths, strict=True):
+            found.update(b"%s\0%d\n" % (path, length))
+            with open(root / os.fsdecode(path), "rb") as file:
+                if whole or length <= 2 * ENDS:
+                    found.update(file.read())
+                else:
+                    found.update(file.read(ENDS))
+                    file.seek(-ENDS, os.SEEK_END)
+                    found.update(file.read(ENDS))
+    except OSError as error:
+        raise _unreadable(Path(error.filename or root), error) from None
+    return found.digest()
 
 
 def _probed(root: Path, paths: np.ndarray) -> list[str]:
