@@ -345,7 +345,6 @@ class Training:
         self.captured: dict[str, Captured] = {}
         self.begun = 0  # iteration at which this process began
         self.counted = {"rows": 0, "dropped": 0, "nonfinite": 0}  # before a resume
-        self.last_k = 0
 
     def _stream(self, name: str, *key: int) -> torch.Generator:
         """On the CPU, so that a GPU sees the same data order and initial weights."""
@@ -629,7 +628,7 @@ class Training:
             "steps": report.steps,
             "epochs": report.epochs,
             "direction": report.direction,
-            "last_k": report.last_k or self.last_k,
+            "last_k": self._k(),
         }
 
     def _counts(self) -> dict[str, int]:
@@ -651,7 +650,6 @@ class Training:
                     "sums": self.sums.cpu().clone(),
                     "topk": self.topk.state_dict(),
                     "counted": self._counts(),
-                    "last_k": self.topk.report().last_k or self.last_k,
                 }
             ),
         }
@@ -688,7 +686,7 @@ class Training:
         of_rank = state["ranks"][ranks.rank()]
         self.sums.copy_(of_rank["sums"])
         self.topk.load_state_dict(of_rank["topk"])
-        self.counted, self.last_k = dict(of_rank["counted"]), of_rank["last_k"]
+        self.counted = dict(of_rank["counted"])
 
 
 def finite(value: float) -> float | None:
