@@ -343,6 +343,8 @@ class Training:
         # critic's loss, generator's loss, score of real, score of generated; since measure_every
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.captured: dict[str, Captured] = {}
+        if settings.graphs:
+            self.stream = torch.cuda.Stream()
         self.begun = 0  # iteration at which this process began
         self.counted = {"rows": 0, "dropped": 0, "nonfinite": 0}  # before a resume
 
@@ -415,17 +417,22 @@ class Training:
 
     def _run(self, step: Callable[..., None], *inputs: Tensor) -> None:
         """A step, as a CUDA graph where that was asked for."""
-        if not (self.settings.graphs and self.device.type == "cuda"):
+        if not self.settings.graphs:
             step(*inputs)
             return
         if self.iteration - self.begun < 3 or self.iteration < EAGER:
-            step(*inputs)
+            # on a stream of its own, so that nothing that a graph needs belongs to the usual one
+            own, usual = self.stream, torch.cuda.current_stream()
+            own.wait_stream(usual)
+            with torch.cuda.stream(own):
+                step(*inputs)
+            usual.wait_stream(own)
             return
         if step.__name__ not in self.captured:
             counted = self.topk.epoch, self.topk.steps
             self.captured[step.__name__] = Captured(step, inputs)
-            if self.topk.config.enabled:  # to capture is not to train
-                self.topk.step()
+            if self.topk.config.enabled and step == self._generator_step:
+                self.topk.step()  # to capture is not to train
                 self.topk.begin_at(*counted)
         self.captured[step.__name__](*inputs)
 
