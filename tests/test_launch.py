@@ -252,7 +252,13 @@ def test_ctrl_c_while_training_gives_the_verdict_and_ends_like_plain_python(fold
         entrance = [sys.executable, "-m", "topk_plugin"]
     command = [*entrance, "run", "--critic", "gan:Critic", "--", "train.py"]
     with subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, env=launched.ENVIRONMENT
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=launched.ENVIRONMENT,
+        # a shell's background jobs ignore it, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stderr is not None
         assert "top-k ACTIVE" in child.stderr.readline()
