@@ -4,29 +4,31 @@ import dataclasses
 import io
 import json
 import math
-import os
 
 import pytest
 import torch
+from image_runs import (
+    CPU,
+    EPOCH,
+    SIZE,
+    TINY,
+    attend_to_small_images,
+    changed,
+    of_two,
+    shorten_epochs,
+    without_norms,
+)
 from PIL import Image
-from torch import multiprocessing, nn
+from torch import multiprocessing
 from torch.nn import functional
 
 from topk_plugin.cli import main
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import images, ranks, runs, sources
+from topk_plugin.reference import images, ranks, sources
 from topk_plugin.reference.experiments import EXPERIMENTS, MODELS
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.report import read_run
-from topk_plugin.reference.runs import Job, Member, Request, load_checkpoint, reproduce, train
-
-CPU = torch.device("cpu")
-TINY = Settings(
-    dataset="digits", features="classifier", width=1 / 16, batch=8, gamma=0.8, iterations=6,
-    samples=60, measure_every=2, score_every=6,
-)  # fmt: skip
-SIZE = 16
-EPOCH = 2  # batches, in these tests
+from topk_plugin.reference.runs import Member, Request, load_checkpoint, reproduce
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,28 +41,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def attention_of_small_images(monkeypatch):
-    monkeypatch.setitem(MODELS, "sagan", dataclasses.replace(MODELS["sagan"], attention=8))
+    attend_to_small_images(monkeypatch)
 
 
 @pytest.fixture
 def short_epochs(monkeypatch):
-    """So that k decays at once."""
-
-    def of_few(*args, **options):
-        found = source(*args, **options)
-        found.length = EPOCH
-        return found
-
-    source = images.source
-    monkeypatch.setattr(images, "source", of_few)
+    shorten_epochs(monkeypatch)
 
 
 def training(arm: str, settings: Settings = TINY, seed: int = 0, dtype=torch.float64) -> Training:
     return Training(settings, [Member(SIZE, arm, seed)], CPU, dtype)
-
-
-def changed(settings: Settings = TINY, **changes) -> Settings:
-    return Settings(**{**vars(settings), **changes})
 
 
 def weights(trained: Training) -> torch.Tensor:
@@ -180,22 +170,6 @@ def test_both_arms_of_a_model_are_the_same_until_k_decays(short_epochs):
             one.advance(until)
         assert torch.equal(*map(weights, pairs)) == same
     assert not torch.equal(weights(training("dcgan")), weights(training("dcgan", seed=1)))
-
-
-def without_norms(monkeypatch):
-    """BatchNorm ties the rows of a batch together: without it, how it is divided cannot matter."""
-
-    def pair(*args):
-        made = networks(*args)
-        for network in made:
-            for module in [*network.modules()]:
-                for name, child in module.named_children():
-                    if isinstance(child, nn.BatchNorm2d):
-                        setattr(module, name, nn.Identity())
-        return made
-
-    networks = images.networks
-    monkeypatch.setattr(images, "networks", pair)
 
 
 @pytest.mark.parametrize("name", ["dcgan", "wgan-gp", "msgan"])
@@ -350,46 +324,6 @@ def test_a_checkpoint_of_something_else_is_refused():
 
 
 # --- two ranks ----------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """What ends a process at once, as far as a test can have it."""
-
-
-def of_two(rank: int, folder, port: int) -> None:
-    """One of two ranks: top-k undisturbed, the same killed and resumed, and plain without norms."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        attention_of_small_images.__wrapped__(patch)
-        short_epochs.__wrapped__(patch)
-        settings = changed(iterations=4)
-        with ranks.group(CPU):
-
-            def job(name: str, arm: str = "top-k+sngan") -> Job:
-                return Job(folder / name, "images", settings, [Member(SIZE, arm, 0)], "cpu")
-
-            told: list[int] = []
-            train(job("undisturbed"), lambda done, total: told.append(done))
-            (folder / f"told-{rank}").write_text(json.dumps(told))
-            step = Training._generator_step
-            patch.setattr(runs, "SAVE_SECONDS", 0)
-
-            def killed(self, *drawn) -> None:
-                if self.iteration == 3:  # between two measurements
-                    raise Killed
-                step(self, *drawn)
-
-            patch.setattr(Training, "_generator_step", killed)
-            with pytest.raises(Killed):
-                train(job("resumed"))
-            patch.setattr(Training, "_generator_step", step)
-            train(job("resumed"))
-            without_norms(patch)
-            train(job("plain", "sngan"))
 
 
 @pytest.fixture(scope="module")
