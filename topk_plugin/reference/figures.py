@@ -356,11 +356,11 @@ def _curve(values: Series, cell: int, arm: str) -> dict[int, Summary]:
 
 
 def _draw_curve(
-    panel: Axes, curve: Mapping[int, Summary], line: str, marker: str, style: Mapping[str, str]
+    panel: Axes, curve: Mapping[int, Summary], line: str, marker: str, style: Mapping[str, Any]
 ) -> None:
     """Means with one standard deviation as a band; markers where there are few."""
     means = [point.mean for point in curve.values()]
-    panel.plot(list(curve), means, line, marker=marker if len(curve) < 3 else "", **style)  # type: ignore[arg-type]
+    panel.plot(list(curve), means, line, marker=marker if len(curve) < 3 else "", **style)
     low = [point.mean - (point.std or 0) for point in curve.values()]
     high = [point.mean + (point.std or 0) for point in curve.values()]
     panel.fill_between(list(curve), low, high, color=style["color"], alpha=0.18, linewidth=0)

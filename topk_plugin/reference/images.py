@@ -317,7 +317,6 @@ class Training:
         self.settings, self.device, self.dtype = settings, device, dtype
         self.iterations, self.iteration = settings.iterations or self.model.iterations, 0
         self.images = _source(settings, self.member.cell, self.member.seed, device)
-        self.classes = self.images.classes if self.model.conditional else 0
         self.topk = TopK(enabled=gated, gamma=settings.gamma, nu=settings.nu)
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global one
             torch.default_generator.manual_seed(self._stream("weights").initial_seed())
@@ -490,7 +489,8 @@ class Training:
         for own in scores:
             loss = loss + LOSSES[self.model.loss].generator_loss(self.topk(own))
         if self.model.mode_seeking:
-            sought = mode_seeking(fakes[0].float(), fakes[1].float(), noise.z, noise.other)
+            one, other = (fake.to(self.dtype) for fake in fakes)
+            sought = mode_seeking(one, other, noise.z, noise.other)
             loss = loss + self.model.mode_seeking * sought
         self.sums[1] += loss.detach().double() / self.settings.accumulation
         return loss
@@ -504,7 +504,7 @@ class Training:
 
     def _scores(self, x: Tensor, y: Tensor | None) -> Tensor:
         scores: Tensor = self.critic(x, y)
-        return scores if self.dtype == torch.float64 else scores.float()
+        return scores.to(self.dtype)  # which is not that of mixed precision
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16)
