@@ -1,14 +1,18 @@
 """What tests of the image trainer share with the processes that they start."""
 
 import dataclasses
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from topk_plugin.reference import images, ranks, runs
+from topk_plugin.reference import fid, images, ranks, runs, sources
+from topk_plugin.reference.data import load_images
 from topk_plugin.reference.experiments import MODELS
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.runs import Job, Member, train
@@ -27,7 +31,13 @@ def changed(settings: Settings = TINY, **changes) -> Settings:
 
 
 def attend_to_small_images(patch) -> None:
-    patch.setitem(MODELS, "sagan", dataclasses.replace(MODELS["sagan"], attention=8))
+    for name, changes in {
+        "sagan": {"attention": 8},
+        "sagan-128": {"attention": None},  # its maps are too narrow here
+        "biggan": {"attention": 8, "latent": 81},
+        "icr-biggan": {"attention": 8, "latent": 81},
+    }.items():
+        patch.setitem(MODELS, name, dataclasses.replace(MODELS[name], **changes))
 
 
 def shorten_epochs(patch) -> None:
@@ -58,12 +68,31 @@ def without_norms(patch):
     patch.setattr(images, "networks", pair)
 
 
+def of_thousand_classes(root: Path, images: int = 2) -> Path:
+    """A folder in ImageNet's layout: class folders of JPEGs of several sizes."""
+    rows = torch.randint(256, (1_000, 4, 3), generator=torch.Generator().manual_seed(0)).byte()
+    for number, colours in enumerate(rows.numpy()):
+        own = root / f"n{number:08d}"
+        own.mkdir(parents=True)
+        for i in range(images):
+            image = Image.fromarray(colours[i : i + 2].reshape(1, 2, 3))
+            image.resize((20 + number % 7, 18 + i)).save(own / f"{i}.JPEG")
+    return root
+
+
+def digest(image: torch.Tensor) -> str:
+    return hashlib.sha256(image.contiguous().numpy()).hexdigest()
+
+
 class Killed(BaseException):
     """What ends a process at once, as far as a test can have it."""
 
 
 def of_two(rank: int, folder, port: int) -> None:
-    """One of two ranks: top-k undisturbed, the same killed and resumed, and plain without norms."""
+    """One of two ranks: top-k undisturbed, the same killed and resumed, and plain without norms.
+
+    Undisturbed and resumed also on a thousand classes, from files.
+    """
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -94,5 +123,36 @@ def of_two(rank: int, folder, port: int) -> None:
                 train(job("resumed"))
             patch.setattr(Training, "_generator_step", step)
             train(job("resumed"))
+            with patch.context() as streaming:
+                streaming.setattr(sources, "CACHED_BYTES", 0)
+
+                def streamed(*args, **options):  # epochs of 250 steps
+                    return sources.source(*args, **options | {"workers": 0})
+
+                streaming.setattr(images, "source", streamed)
+                known = fid.classifier(load_images("digits"), CPU)  # none for what is not in memory
+                streaming.setattr(images, "features_of", lambda *args: known)
+                settings = changed(
+                    dataset="folder", data=str(folder / "images"), channels=1, iterations=4
+                )
+                seen: dict[str, list[str]] = {}
+                advance, own = Training._critic_step, "undisturbed"
+
+                def noted(self, real, *others) -> None:
+                    name = f"{own} {self.iteration}"
+                    seen[name] = [digest(image) for image in real]
+                    advance(self, real, *others)
+
+                streaming.setattr(Training, "_critic_step", noted)
+                train(job("imagenet-undisturbed", "top-k+sagan-128"))
+                own = "resumed"
+                streaming.setattr(Training, "_generator_step", killed)
+                with pytest.raises(Killed):
+                    train(job("imagenet-resumed", "top-k+sagan-128"))
+                seen = {name: rows for name, rows in seen.items() if name[:4] != "resu"}
+                streaming.setattr(Training, "_generator_step", step)
+                train(job("imagenet-resumed", "top-k+sagan-128"))
+                (folder / f"seen-{rank}").write_text(json.dumps(seen))
+            settings = changed(iterations=4)
             without_norms(patch)
             train(job("plain", "sngan"))

@@ -14,6 +14,7 @@ from image_runs import (
     TINY,
     attend_to_small_images,
     changed,
+    of_thousand_classes,
     of_two,
     shorten_epochs,
     without_norms,
@@ -21,11 +22,12 @@ from image_runs import (
 from PIL import Image
 from torch import multiprocessing
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from topk_plugin.cli import main
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import images, ranks, sources
-from topk_plugin.reference.experiments import EXPERIMENTS, MODELS
+from topk_plugin.reference.experiments import ARMS, EXPERIMENTS, MODELS, Arm
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.report import read_run
 from topk_plugin.reference.runs import Member, Request, load_checkpoint, reproduce
@@ -66,11 +68,44 @@ def rows_of(job) -> list[dict]:
     return [json.loads(line) for line in (job / "metrics.jsonl").open()]
 
 
+def at_the_end(trained: Training) -> list[dict]:
+    """Its rows, were it to end now."""
+    trained.iterations = trained.iteration
+    return trained.measure()
+
+
 # --- against a plain loop -----------------------------------------------------------------------
 
 
-def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
+def moved(x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The augmentation, pixel by pixel."""
+    most = SIZE // 8
+    rows = []
+    for image, (flip, down, right) in zip(x, draws.tolist(), strict=True):
+        if flip < 0.5:
+            image = image.flip(2)
+        shifts = [math.floor(draw * (2 * most + 1)) - most for draw in (down, right)]
+        padded = functional.pad(image[None], [most] * 4, mode="reflect")[0]
+        top, left = (most - shift for shift in shifts)
+        rows.append(padded[:, top : top + SIZE, left : left + SIZE])
+    return torch.stack(rows)
+
+
+def generated(generator, latents: list, y: torch.Tensor, at_once: bool) -> list[torch.Tensor]:
+    """BatchNorm sees all of the latents at once, or each of them alone."""
+    if at_once:
+        return [*generator(torch.cat(latents), y.repeat(len(latents))).chunk(len(latents))]
+    return [generator(z, y) for z in latents]
+
+
+def plain(arm: Arm, iterations: int) -> torch.Tensor:
     """The same GAN by a loop that is written out, with the paper's own line of top-k."""
+
+    def kept(whose: str) -> int:
+        gamma, nu = arm.gamma or 0.8, arm.nu or 0.5
+        return math.floor(max(gamma ** (step // EPOCH), nu) * 8 + 1e-9) if whose in arm.topk else 8
+
+    name = arm.model
     begun = training(name)  # for its first weights, its data and its noise
     model, generator, critic = MODELS[name], begun.generator, begun.critic
     if model.optimizer == "rmsprop":
@@ -94,7 +129,7 @@ def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
                     group["lr"] = 2e-4 * (1 - iteration / 6)
         for i in range(model.critic_steps):
             real, y = begun.images.at(step)
-            real, noise, step = real.double(), begun._draw(i), step + 1
+            real, noise = real.double(), begun._draw(i)
             if name in ("wgan-gp", "sngan"):
                 share = torch.rand(real.shape, generator=begun.noise)
                 real = ((real + 1) / 2 * 255 + share) / 256 * 2 - 1
@@ -103,23 +138,36 @@ def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
             latents = [noise.z]
             if name == "msgan":
                 latents.append(noise.other)
+            if name == "icr-biggan":
+                latents.append(noise.z + model.latent_noise * noise.other)
             with torch.no_grad():
-                fakes = generator(torch.cat(latents), labels.repeat(len(latents))).chunk(
-                    len(latents)
-                )
-            for fake in fakes:
-                scores = critic(torch.cat([real, fake]), torch.cat([y, labels]))
-                r, f = scores.chunk(2)
+                fakes = generated(generator, latents, labels, name == "msgan")
+            near = fakes[-1]
+            for fake in fakes if name == "msgan" else fakes[:1]:
+                images, of = [real, fake], [y, labels]
+                if name == "icr-biggan":
+                    images += [
+                        moved(real, noise.moves[:, :3]),
+                        moved(fake, noise.moves[:, 3:]),
+                        near,
+                    ]
+                    of += [y, labels, labels]
+                r, f, *others = critic(torch.cat(images), torch.cat(of)).chunk(len(of))
                 if "BatchNorm" in str(critic):
                     r, f = critic(real, y), critic(fake, labels)
                 if name in ("dcgan", "msgan"):
                     one, zero = torch.ones_like(r), torch.zeros_like(f)
                     loss = loss + functional.binary_cross_entropy(r.sigmoid(), one)
                     loss = loss + functional.binary_cross_entropy(f.sigmoid(), zero)
-                elif name in ("sngan", "sagan"):
-                    loss = loss + (1 - r).clamp(min=0).mean() + (1 + f).clamp(min=0).mean()
-                else:
+                elif name in ("wgan", "wgan-gp"):
                     loss = loss + f.mean() - r.mean()
+                else:
+                    best = f.topk(kept("critic")).values
+                    loss = loss + (1 - r).clamp(min=0).mean() + (1 + best).clamp(min=0).mean()
+                if name == "icr-biggan":
+                    loss = loss + 10 * ((r - others[0]) ** 2).mean()
+                    loss = loss + 10 * ((f - others[1]) ** 2).mean()
+                    loss = loss + model.latent_consistency * ((f - others[2]) ** 2).mean()
             if name == "wgan-gp":
                 between = [a + m * (b - a) for a, b, m in zip(real, fake, noise.mix, strict=True)]
                 for x in between:
@@ -129,15 +177,17 @@ def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
             optimizers[1].zero_grad()
             loss.backward()
             optimizers[1].step()
+            step += 1
             if name == "wgan":
                 for parameter in critic.parameters():
                     parameter.data.clamp_(-0.01, 0.01)
-        k = math.floor(max(0.8 ** (step // EPOCH), 0.5) * 8 + 1e-9) if gated else 8
         noise, loss = begun._draw(model.critic_steps), 0.0
         latents = [noise.z] + [noise.other] * (name == "msgan")
-        fakes = generator(torch.cat(latents), noise.y.repeat(len(latents))).chunk(len(latents))
-        for fake in fakes:
-            best = critic(fake, noise.y).topk(k).values
+        if name == "icr-biggan":
+            latents.append(noise.z + model.latent_noise * noise.other)
+        fakes = generated(generator, latents, noise.y, name == "msgan")
+        for fake in fakes if name == "msgan" else fakes[:1]:
+            best = critic(fake, noise.y).topk(kept("generator")).values
             if name in ("dcgan", "msgan"):
                 one = torch.ones_like(best)
                 loss = loss + functional.binary_cross_entropy(best.sigmoid(), one)
@@ -146,21 +196,29 @@ def plain(name: str, gated: bool, iterations: int) -> torch.Tensor:
         if name == "msgan":
             of_images, of_latents = (a - b for a, b in (fakes, latents))
             loss = loss + 1 / (of_images.abs().mean() / of_latents.abs().mean() + 1e-5)
+        if name == "icr-biggan":
+            loss = loss - 0.5 * ((fakes[0] - fakes[1]) ** 2).mean()
         optimizers[0].zero_grad()
         loss.backward()
         optimizers[0].step()
     return weights(begun)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_goes_where_a_plain_loop_goes(name, short_epochs):
-    found = training(f"top-k+{name}")
+@pytest.mark.parametrize(
+    "name", [*(f"top-k+{model}" for model in MODELS), "gamma=0.75", "nu=0.75", "critic", "both"]
+)
+def test_an_arm_goes_where_a_plain_loop_goes(name, short_epochs):
+    arm, found = ARMS[name], training(name)
     found.advance(3)
-    assert apart(weights(found), plain(name, True, 3)) < 1e-9
-    assert apart(weights(found), plain(name, False, 3)) > 1e-6
-    report = found.topk.report()
-    assert (report.steps, report.direction) == (3, "high")
-    assert report.dropped > 0
+    assert apart(weights(found), plain(arm, 3)) < 1e-9
+    one_less = dataclasses.replace(arm, topk=arm.topk[1:])
+    assert apart(weights(found), plain(one_less, 3)) > 1e-6
+    proofs = {row["of"]: row for row in at_the_end(found) if row["kind"] == "topk"}
+    assert tuple(proofs) == arm.topk
+    for whose, row in proofs.items():
+        steps = 3 * (MODELS[arm.model].critic_steps if whose == "critic" else 1)
+        assert (row["steps"], row["direction"]) == (steps, "high")
+        assert row["dropped"] > 0
 
 
 def test_both_arms_of_a_model_are_the_same_until_k_decays(short_epochs):
@@ -266,6 +324,50 @@ def test_averaged_weights_follow_and_are_those_that_are_sampled():
     assert not torch.equal(found.sample(z, y), plain.sample(z, y))
 
 
+def test_averaged_weights_are_the_latest_ones_until_the_model_averages(monkeypatch):
+    late = dataclasses.replace(MODELS["biggan"], average=0.75, average_from=2)
+    monkeypatch.setitem(MODELS, "biggan", late)
+    found = training("biggan")
+    for until, same in ((1, True), (2, True), (3, False)):
+        found.advance(until)
+        pairs = zip(found.averaged.parameters(), found.generator.parameters(), strict=True)
+        assert all(torch.equal(mean, latest) for mean, latest in pairs) == same
+    [score] = [row for row in at_the_end(found) if row["kind"] == "score"]
+    assert score["average"] == 0.75
+    assert training("biggan", changed(average=0.0)).averaged is not found.averaged
+
+
+def test_averaged_weights_have_spectral_norms_of_their_own():
+    found = training("sagan", changed(average=0.9, iterations=12))
+    found.advance(12)
+    before = {name: b.clone() for name, b in found.generator.named_buffers()}
+    found.files()
+    images = found.sample(*latents_of(found))
+    found.files()  # which leaves nothing behind
+    assert torch.equal(found.sample(*latents_of(found)), images)
+    assert all(torch.equal(b, before[name]) for name, b in found.generator.named_buffers())
+    layers = [m for m in found.averaged.modules() if parametrize.is_parametrized(m)]
+    assert len(layers) > 8
+    for layer in layers:
+        norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        assert norm == pytest.approx(1.0, abs=2e-2)
+
+
+def latents_of(trained: Training) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4, trained.model.latent, dtype=torch.float64, generator=generator)
+    return z, torch.zeros(4, dtype=torch.int64)
+
+
+def test_k_decays_each_so_many_generator_steps_where_that_is_asked_for():
+    found = training("both", changed(decay_every=2))
+    fractions = []
+    for until in range(1, 6):
+        found.advance(until)
+        fractions.append((found.topk.fraction, found.critic_topk.fraction))
+    assert fractions == [(f, f) for f in (1.0, 0.8, 0.8, pytest.approx(0.64), pytest.approx(0.64))]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_mixed_precision_trains(name):
     found = training(f"top-k+{name}", changed(bf16=True, measure_every=6), dtype=torch.float32)
@@ -298,14 +400,14 @@ def resumed(state: dict, arm: str, settings: Settings = TINY) -> Training:
     return found
 
 
-@pytest.mark.parametrize("name", ["wgan", "sagan", "msgan"])
-def test_a_resumed_training_ends_bit_identical(name, short_epochs):
+@pytest.mark.parametrize("arm", ["top-k+wgan", "both", "top-k+msgan", "top-k+icr-biggan"])
+def test_a_resumed_training_ends_bit_identical(arm, short_epochs):
     settings = changed(average=0.9)
-    expected = training(f"top-k+{name}", settings, dtype=torch.float32)
-    stopped = training(f"top-k+{name}", settings, dtype=torch.float32)
+    expected = training(arm, settings, dtype=torch.float32)
+    stopped = training(arm, settings, dtype=torch.float32)
     expected.advance(6)
     stopped.advance(3)
-    found = resumed(stopped.state_dict(), f"top-k+{name}", settings)
+    found = resumed(stopped.state_dict(), arm, settings)
     assert not torch.equal(weights(found), weights(expected))
     found.advance(6)
     assert torch.equal(weights(found), weights(expected))
@@ -335,6 +437,7 @@ def two_ranks(tmp_path_factory):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
+    of_thousand_classes(folder / "images")
     multiprocessing.spawn(of_two, (folder, port), nprocs=2)
     return folder
 
@@ -357,6 +460,26 @@ def test_two_ranks_train_log_once_and_resume(two_ranks):
     for name, network in saved[0]["networks"].items():
         for key, value in network.items():
             assert torch.equal(value, saved[1]["networks"][name][key])
+
+
+def test_two_ranks_resume_within_an_epoch_of_a_thousand_classes_at_the_same_images(two_ranks):
+    both = [two_ranks / f"imagenet-{name}" for name in ("undisturbed", "resumed")]
+    contents = [(job / "metrics.jsonl").read_bytes() for job in both]
+    assert contents[0] == contents[1]
+    rows = rows_of(both[0])
+    assert rows[0]["epoch"] == rows[-1]["epochs"] == 0  # within the first pass of 250 batches
+    saved = [load_checkpoint(job / "checkpoint.pt", CPU)["training"] for job in both]
+    critic = saved[0]["networks"]["critic"]
+    assert critic["projection.parametrizations.weight.original"].shape[0] == 1_000
+    for name, network in saved[0]["networks"].items():
+        for key, value in network.items():
+            assert torch.equal(value, saved[1]["networks"][name][key])
+    seen = [json.loads((two_ranks / f"seen-{rank}").read_text()) for rank in range(2)]
+    for rank in range(2):
+        assert sorted(seen[rank]) == [*("resumed 3",), *(f"undisturbed {i}" for i in range(4))]
+        assert seen[rank]["resumed 3"] == seen[rank]["undisturbed 3"]
+    shown = [image for of_rank in seen for i in range(4) for image in of_rank[f"undisturbed {i}"]]
+    assert len(shown) == len(set(shown)) == 4 * 8
 
 
 def test_two_ranks_go_where_one_goes(two_ranks, monkeypatch, short_epochs):

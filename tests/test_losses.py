@@ -1,14 +1,24 @@
 """Losses and regularisers against naive forms, a sample at a time, in double precision."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
 from topk_plugin.reference.losses import LOSSES
-from topk_plugin.reference.regularizers import clip_weights_, gradient_penalty, mode_seeking
+from topk_plugin.reference.regularizers import (
+    clip_weights_,
+    consistency,
+    gradient_penalty,
+    latent_insensitivity,
+    mode_seeking,
+    shifted_and_flipped,
+)
 
 
 def normal(*shape, seed=0):
@@ -189,3 +199,125 @@ def test_mode_seeking_is_the_naive_ratio():
 def test_mode_seeking_of_equal_images_is_finite():
     x = torch.zeros(2, 1, 4, 4)
     assert mode_seeking(x, x, torch.zeros(2, 3), torch.ones(2, 3)).item() == pytest.approx(1e5)
+
+
+# --- consistency --------------------------------------------------------------------------------
+
+
+def naive_augmented(image, draws):
+    """Of one channel (H, W) as a list of lists: mirrored, then moved, a pixel at a time."""
+    height, width = len(image), len(image[0])
+    if draws[0] < 0.5:
+        image = [line[::-1] for line in image]
+    down, right = (
+        int(draw * (2 * (length // 8) + 1)) - length // 8
+        for draw, length in zip(draws[1:], (height, width), strict=True)
+    )
+
+    def inside(position, length):
+        if position < 0:
+            return -position
+        return position if position < length else 2 * (length - 1) - position
+
+    return [
+        [image[inside(h - down, height)][inside(w - right, width)] for w in range(width)]
+        for h in range(height)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_shifted_and_flipped_is_the_naive_form(data):
+    def whole(most):
+        return data.draw(st.integers(1, most))
+
+    rows, channels, height, width = whole(3), whole(3), whole(20), whole(20)
+    dtype = data.draw(
+        st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    )
+    memory = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    share = st.floats(0, 1, exclude_max=True)
+    draws = data.draw(st.lists(st.tuples(share, share, share), min_size=rows, max_size=rows))
+    x = normal(rows, channels, height, width).to(dtype).contiguous(memory_format=memory)
+    found = shifted_and_flipped(x, torch.tensor(draws, dtype=torch.float64))
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    expected = [
+        [naive_augmented(channel, own) for channel in image]
+        for image, own in zip(x.tolist(), draws, strict=True)
+    ]
+    assert found.tolist() == expected
+
+
+def test_every_shift_and_flip_is_equally_likely():
+    """On draws that fill [0, 1) evenly; the centre's pixel and its right neighbour tell which."""
+    height, width = 32, 40  # shifts by up to 4 and 5 pixels
+    shares = ((torch.arange(n) + 0.5) / n for n in (2, 2 * 9, 2 * 11))
+    draws = torch.cartesian_prod(*shares)
+    x = torch.arange(float(height * width)).view(1, 1, height, width)
+    centre = shifted_and_flipped(x.expand(len(draws), -1, -1, -1), draws)[:, 0, 16, 20:22]
+    counts = {}
+    for pair in centre.tolist():
+        counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
+    expected = {}
+    for down, right in product(range(-4, 5), range(-5, 6)):
+        row, column = 16 - down, 20 - right
+        expected[width * row + column, width * row + column + 1] = 4
+        mirrored = width * row + width - 1 - column
+        expected[mirrored, mirrored - 1] = 4
+    assert counts == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_border_reflects_and_the_last_draw_shifts_by_no_more(dtype):
+    x = torch.arange(8.0).view(1, 1, 1, 8)
+    one = torch.ones((), dtype=dtype)
+    last = torch.nextafter(one, 0 * one).item()  # the largest draw
+    lines = [
+        shifted_and_flipped(x, torch.tensor([draws], dtype=dtype)).flatten().tolist()
+        for draws in [(0.5, 0, last), (0.5, last, 0), (0.5, 0, 0.5), (0, last, last)]
+    ]
+    assert lines == [
+        [1, 0, 1, 2, 3, 4, 5, 6],
+        [1, 2, 3, 4, 5, 6, 7, 6],
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [6, 7, 6, 5, 4, 3, 2, 1],
+    ]
+
+
+def test_shifted_and_flipped_has_the_gradient_of_its_images():
+    x = normal(3, 2, 8, 9).requires_grad_()
+    draws = torch.tensor([[0.2, 0.1, 0.9], [0.7, 0.9, 0.1], [0.3, 0.5, 0.1]])
+    assert torch.autograd.gradcheck(lambda x: shifted_and_flipped(x, draws), x)
+
+
+def test_shifted_and_flipped_needs_no_value_on_the_host():
+    """As a CUDA graph must not: nothing can be read from the device that has no memory."""
+    x, draws = torch.empty(4, 3, 16, 24, device="meta"), torch.empty(4, 3, device="meta")
+    assert shifted_and_flipped(x, draws).shape == x.shape
+
+
+@given(st.lists(st.tuples(*[st.floats(-1e3, 1e3)] * 2), min_size=1, max_size=8))
+def test_consistency_is_the_naive_mean(pairs):
+    scores, others = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    scores, others = scores.clone().requires_grad_(), others.clone().requires_grad_()
+    found = consistency(scores, others)
+    assert found.item() == pytest.approx(sum((a - b) ** 2 for a, b in pairs) / len(pairs))
+    assert found.equal(consistency(others, scores))
+    assert consistency(scores, scores) == 0
+    by_scores, by_others = torch.autograd.grad(found, (scores, others))
+    expected = [2 * (a - b) / len(pairs) for a, b in pairs]
+    assert by_scores.tolist() == pytest.approx(expected)
+    assert by_others.equal(-by_scores)
+
+
+def test_latent_insensitivity_is_the_naive_mean():
+    x, others = (normal(3, 1, 2, 2, seed=s).requires_grad_() for s in (0, 1))
+    found = latent_insensitivity(x, others)
+    pixels = zip(x.flatten().tolist(), others.flatten().tolist(), strict=True)
+    assert found.item() == pytest.approx(-sum((a - b) ** 2 for a, b in pixels) / 12)
+    by_x, by_others = torch.autograd.grad(found, (x, others))
+    torch.testing.assert_close(by_x, (-(x - others) / 6).detach())  # downhill is apart
+    assert by_others.equal(-by_x)
+    black, white = -torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    assert (latent_insensitivity(black, white), latent_insensitivity(black, black)) == (-4, 0)

@@ -17,11 +17,14 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.reference.networks import resnet
+from topk_plugin.reference.networks import biggan, resnet
+from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
 from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
 
 SAGAN = {"classes": 10, "spectral": True}
+LATENT = 60
+"""Divisible by the parts of BigGAN's latents at all sizes: 3, 4, 5 and 6."""
 
 
 def normal(*shape, seed=0):
@@ -62,6 +65,23 @@ COUNTS = {
         lambda: ResNetGenerator(32, 3, 128, 256, attention=16, **SAGAN), 4_386_308,
         lambda: ResNetCritic(32, 3, 128, attention=16, **SAGAN), 1_075_586,
     ),
+    # the same, configs/CIFAR10/BigGAN.yaml
+    "BigGAN": (
+        lambda: BigGANGenerator(32, 3, 80, 96, 10, attention=16), 9_416_196,
+        lambda: BigGANCritic(32, 3, 96, 10, attention=16), 2_415_170,
+    ),
+    # the same at 128 pixels with 1000 classes: models/resnet.py with the original's widths, 64,
+    # and attention at 32 in both
+    "SAGAN 128": (
+        lambda: ResNetGenerator(128, 3, 128, 64, 1000, True, 32), 42_078_852,
+        lambda: ResNetCritic(128, 3, 64, 1000, True, 32), 39_463_618,
+    ),
+    # the same, configs/ImageNet/BigGAN-256.yaml; ajbrock/BigGAN-PyTorch at 9845943 with the
+    # arguments of scripts/launch_BigGAN_bs256x8.sh has just as many
+    "BigGAN 128": (
+        lambda: BigGANGenerator(128, 3, 120, 96, 1000, attention=64), 70_433_988,
+        lambda: BigGANCritic(128, 3, 96, 1000, attention=64), 87_982_370,
+    ),
 }  # fmt: skip
 
 
@@ -70,33 +90,32 @@ def count(network):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameters_are_as_many_as_upstream(name):
+def test_parameters_are_as_many_as_upstream(name, monkeypatch):
+    for module in (resnet, biggan):  # spectral norms add no parameters, and take time
+        monkeypatch.setattr(module, "spectral_norm", lambda layer: layer)
     generator, of_generator, critic, of_critic = COUNTS[name]
-    assert (count(generator()), count(critic())) == (of_generator, of_critic)
-
-
-def test_sagan_of_imagenet_has_as_many_parameters_as_upstream():
-    """StudioGAN's resnet.py at 128 pixels, 1000 classes and attention at 32 in both."""
-    sizes = {"spectral": False, "classes": 1000, "attention": 32}  # norms add no parameters
     with torch.device("meta"):
-        assert count(ResNetGenerator(128, 3, 128, 64, **sizes)) == 42_078_852
-        assert count(ResNetCritic(128, 3, 64, **sizes)) == 39_463_618
+        assert (count(generator()), count(critic())) == (of_generator, of_critic)
 
 
 PAIRS = {
     "dcgan": (
-        lambda s, c: DCGANGenerator(s, c, 6, 4), lambda s, c: DCGANCritic(s, c, 4)
+        lambda s, c: DCGANGenerator(s, c, LATENT, 4), lambda s, c: DCGANCritic(s, c, 4)
     ),
     "msgan": (
-        lambda s, c: DCGANGenerator(s, c, 6, 4, 3, bias=True),
+        lambda s, c: DCGANGenerator(s, c, LATENT, 4, 3, bias=True),
         lambda s, c: DCGANCritic(s, c, 4, 3, bias=True),
     ),
     "wgan-gp": (
-        lambda s, c: ResNetGenerator(s, c, 6, 4), lambda s, c: ResNetCritic(s, c, 4)
+        lambda s, c: ResNetGenerator(s, c, LATENT, 4), lambda s, c: ResNetCritic(s, c, 4)
     ),
     "sagan": (
-        lambda s, c: ResNetGenerator(s, c, 6, 8, 3, spectral=True, attention=16),
+        lambda s, c: ResNetGenerator(s, c, LATENT, 8, 3, spectral=True, attention=16),
         lambda s, c: ResNetCritic(s, c, 8, 3, spectral=True, attention=8),
+    ),
+    "biggan": (
+        lambda s, c: BigGANGenerator(s, c, LATENT, 4, 3, shared=5, attention=8),
+        lambda s, c: BigGANCritic(s, c, 4, 3, attention=8),
     ),
 }  # fmt: skip
 
@@ -110,7 +129,7 @@ def test_every_size_runs_and_uses_all_its_parameters(name, size):
     for module in [*generator.modules(), *critic.modules()]:
         if isinstance(module, resnet.Attention):
             nn.init.ones_(module.weight)  # at 0 nothing behind it learns
-    z, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 2])
+    z, y = torch.randn(4, LATENT), torch.tensor([0, 1, 2, 2])
     images = generator(z, y)
     assert images.shape == (4, channels, size, size)
     assert images.abs().max() <= 1
@@ -143,14 +162,21 @@ def test_attention_elsewhere_is_refused():
         ResNetCritic(32, 3, 4, attention=16)
 
 
+@pytest.mark.parametrize(("size", "parts"), [(32, 4), (64, 5), (128, 6)])
+def test_latents_without_equal_parts_are_refused(size, parts):
+    message = f"latent of 121 numbers: expected a multiple of {parts} .* each of {parts - 1} blocks"
+    with torch.device("meta"), pytest.raises(ConfigError, match=message):
+        BigGANGenerator(size, 3, 121, 8, 10)
+
+
 # --- labels -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["msgan", "sagan"])
+@pytest.mark.parametrize("name", ["msgan", "sagan", "biggan"])
 def test_labels_matter_and_are_required(name):
     torch.manual_seed(0)
     generator, critic = (make(16, 3).eval() for make in PAIRS[name])
-    z, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 2])
+    z, y = torch.randn(4, LATENT), torch.tensor([0, 1, 2, 2])
     images = generator(z, y)
     for module in generator.modules():
         if isinstance(module, resnet.Norm):  # all classes begin alike
@@ -170,7 +196,7 @@ def test_labels_matter_and_are_required(name):
 @pytest.mark.parametrize("name", ["dcgan", "wgan-gp"])
 def test_networks_without_classes_ignore_labels(name):
     generator, critic = (make(16, 3).eval() for make in PAIRS[name])
-    z, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 2])
+    z, y = torch.randn(4, LATENT), torch.tensor([0, 1, 2, 2])
     assert generator(z, y).equal(generator(z))
     assert critic(generator(z), y).equal(critic(generator(z)))
 
@@ -178,7 +204,7 @@ def test_networks_without_classes_ignore_labels(name):
 def test_msgan_sees_labels_as_one_hot_numbers_and_maps():
     torch.manual_seed(0)
     generator, critic = (make(16, 3).double() for make in PAIRS["msgan"])
-    z, y = normal(4, 6), torch.tensor([0, 2, 1, 2])
+    z, y = normal(4, LATENT), torch.tensor([0, 2, 1, 2])
     hot = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
     joined = torch.cat([z, hot], dim=1)[:, :, None, None]
     images = generator(z, y)
@@ -203,7 +229,7 @@ def test_dcgan_is_a_stack_of_strided_convolutions():
         return [layer for layer in network.layers if isinstance(layer, kind)]
 
     up, down = of(generator, nn.ConvTranspose2d), of(critic, nn.Conv2d)
-    z = normal(4, 6)
+    z = normal(4, LATENT)
     x = functional.conv_transpose2d(z[:, :, None, None], up[0].weight)
     for norm, conv in zip(of(generator, nn.BatchNorm2d), up[1:], strict=True):
         x = functional.conv_transpose2d(normed(x, norm).clamp(min=0), conv.weight, None, 2, 1)
@@ -304,10 +330,50 @@ def test_conditional_norm_is_of_the_whole_batch_then_of_the_class():
         torch.testing.assert_close(found[row], plain[row] * factor + shift)
 
 
+def test_norm_conditional_on_features():
+    """Brock et al. (2019), appendix B: what linear maps make of the features, beside 1 and 0."""
+    torch.manual_seed(0)
+    norm = biggan.ConditionalNorm(4, 6).double().eval()
+    x, features = normal(5, 4, 2, 2), normal(5, 6, seed=1)
+    norm.norm.train()
+    plain = (x - x.mean(dim=(0, 2, 3), keepdim=True)) / (
+        x.var(dim=(0, 2, 3), keepdim=True, unbiased=False) + 1e-5
+    ).sqrt()
+    found = norm(x, features)
+    for row in range(5):
+        factor, shift = (layer.weight @ features[row] for layer in (norm.factor, norm.shift))
+        torch.testing.assert_close(
+            found[row], plain[row] * (1 + factor[:, None, None]) + shift[:, None, None]
+        )
+
+
+def test_every_block_has_a_part_of_the_latent():
+    """Brock et al. (2019), figure 15."""
+    torch.manual_seed(0)
+    generator = BigGANGenerator(32, 3, 8, 4, 3, shared=5, attention=16)
+    seen = []
+    for module in generator.modules():
+        if isinstance(module, biggan.ConditionalNorm):
+            module.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    generator.first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    z, y = normal(3, 8).float(), torch.tensor([2, 0, 2])
+    generator(z, y)
+    label = generator.shared.weight[y]
+    assert seen[0].equal(z[:, :2])
+    parts = [z[:, 2:4], z[:, 2:4], z[:, 4:6], z[:, 4:6], z[:, 6:], z[:, 6:]]
+    for found, part in zip(seen[1:], parts, strict=True):
+        assert found.equal(torch.cat([label, part], dim=1))
+
+
 def layers_of(network):
     kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding
-    norms = {m for n in network.modules() if isinstance(n, resnet.Norm) for m in n.modules()}
-    return [m for m in network.modules() if isinstance(m, kinds) and m not in norms]
+    of_norms = {m for norm in norms_of(network) for m in norm.modules()}
+    return [m for m in network.modules() if isinstance(m, kinds) and m not in of_norms]
+
+
+def norms_of(network):
+    kinds = resnet.Norm | biggan.ConditionalNorm
+    return [m for m in network.modules() if isinstance(m, kinds)]
 
 
 def test_spectral_weights_have_norm_1():
@@ -345,6 +411,26 @@ def test_weights_begin_as_the_papers_say():
                 assert not layer.bias.any()
 
 
+def test_weights_of_biggan_begin_orthogonal():
+    """And normed: spectral norms are 1 from the first, so that they change no weight."""
+    torch.manual_seed(0)
+    # for evaluation, in which no use is a step of the power iteration
+    generator = BigGANGenerator(32, 3, 8, 4, 3, shared=5, attention=16).eval()
+    critic = BigGANCritic(32, 3, 4, 3, attention=16).eval()
+    inner = [layer for norm in norms_of(generator) for layer in (norm.factor, norm.shift)]
+    layers = [*layers_of(generator), *inner, *layers_of(critic)]
+    assert len(layers) == 1 + 1 + 3 * 3 + 4 + 1 + 2 * 6 + (3 + 3 + 2 + 2) + 4 + 2
+    for layer in layers:
+        assert is_parametrized(layer) == (layer is not generator.shared)
+        weight = layer.weight.detach().flatten(1)
+        short = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+        torch.testing.assert_close(short, torch.eye(len(short)))
+        if getattr(layer, "bias", None) is not None:
+            assert not layer.bias.any()
+        if is_parametrized(layer):
+            torch.testing.assert_close(layer.weight, layer.parametrizations.weight.original)
+
+
 def test_scores_of_residual_critics_are_of_one_image_each():
     """Gradient penalties are a sample's own."""
     torch.manual_seed(0)
@@ -357,11 +443,12 @@ def test_scores_of_residual_critics_are_of_one_image_each():
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_nothing_depends_on_values(name):
+def test_nothing_depends_on_values(name, monkeypatch):
     """Tensors without values go through, so both can be compiled, or captured as a CUDA graph."""
+    monkeypatch.setattr(biggan, "begin_orthogonal", lambda network: None)  # slow, without use here
     with FakeTensorMode():
         generator, critic = (make(16, 3) for make in PAIRS[name])
-        z, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 2])
+        z, y = torch.randn(4, LATENT), torch.tensor([0, 1, 2, 2])
         scores = critic(generator(z, y), y)
         scores.sum().backward()
     assert scores.shape == (4,)
@@ -372,7 +459,7 @@ def test_state_is_all_that_a_copy_needs(name, tmp_path):
     """With the vectors of spectral norms, through a file without code."""
     torch.manual_seed(0)
     pair = [make(16, 3) for make in PAIRS[name]]
-    z, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 2])
+    z, y = torch.randn(4, LATENT), torch.tensor([0, 1, 2, 2])
     pair[1](pair[0](z, y), y)
     torch.save([network.state_dict() for network in pair], tmp_path / "state.pt")
     again = [make(16, 3) for make in PAIRS[name]]
@@ -391,7 +478,8 @@ def transfer(ours, theirs):
     """Weights, biases and, where they have them, vectors of spectral norms, to their layers."""
     for mine, other in zip(ours, theirs, strict=True):
         rows, normed = slice(None), is_parametrized(mine)
-        if isinstance(mine, nn.Linear) and mine.out_features > 1:  # ours has channels last
+        if isinstance(mine, nn.Linear) and mine.bias is not None and mine.out_features > 1:
+            # of a generator's first layer; ours has channels last
             rows = torch.arange(mine.out_features).view(16, -1).T.flatten()
         weight = mine.parametrizations.weight.original if normed else mine.weight
         (other.weight_orig if normed else other.weight).data.copy_(weight[rows])
@@ -503,9 +591,18 @@ def outputs_at_first(generator, critic, seed, *args):
     z, noise = normal(64, 128, seed=seed).float(), normal(64, 3, 32, 32, seed=seed).float()
     with torch.no_grad():
         for _ in range(15):  # until the norms that begin at random are right
-            critic(noise[:1], *args)
+            critic(noise[:1], *(y[:1] for y in args))
         scores = critic(noise.tanh(), *args)
+        if isinstance(scores, dict):
+            scores = scores["adv_output"]
         return torch.stack([generator(z, *args).std(), scores.mean(), scores.std()])
+
+
+def begin_alike(found, expected):
+    """Rows of `outputs_at_first`, one for each seed."""
+    spread = ((found.var(dim=0) + expected.var(dim=0)) / len(found)).sqrt()
+    assert ((found.mean(dim=0) - expected.mean(dim=0)).abs() < 4 * spread).all()
+    assert (spread[[0, 2]] < 0.2 * expected.mean(dim=0)[[0, 2]]).all()  # so that it says something
 
 
 def test_residual_pairs_begin_as_in_mimicry(mimicry):
@@ -522,10 +619,7 @@ def test_residual_pairs_begin_as_in_mimicry(mimicry):
                 layer.inplace = False
         ours = [ResNetGenerator(32, 3, 128, 16), ResNetCritic(32, 3, 16, spectral=True)]
         rows.append(torch.stack([outputs_at_first(*pair, seed) for pair in (ours, theirs)]))
-    found, expected = torch.stack(rows).unbind(dim=1)
-    spread = ((found.var(dim=0) + expected.var(dim=0)) / 6).sqrt()
-    assert ((found.mean(dim=0) - expected.mean(dim=0)).abs() < 4 * spread).all()
-    assert (spread[[0, 2]] < 0.2 * expected.mean(dim=0)[[0, 2]]).all()  # so that it says something
+    begin_alike(*torch.stack(rows).unbind(dim=1))
 
 
 @pytest.fixture
@@ -581,7 +675,7 @@ def test_dcgan_with_labels_is_that_of_msgan(genuine):
 
 @pytest.fixture
 def studiogan(monkeypatch):
-    """Its models/resnet.py and utils/ops.py, without the rest of its imports."""
+    """A pair of a file of its models, whose weights are normed, without most of its imports."""
     folder = Path(
         os.environ.get("TOPK_UPSTREAMS", "/nowhere"), "POSTECH-CVLab+PyTorch-StudioGAN", "src"
     )
@@ -594,7 +688,26 @@ def studiogan(monkeypatch):
     utils.__path__, utils.misc = [str(folder / "utils")], misc
     monkeypatch.setitem(sys.modules, "utils", utils)
     monkeypatch.setitem(sys.modules, "utils.misc", misc)
-    yield importlib.import_module("models.resnet"), importlib.import_module("utils.ops")
+
+    def pair(file, size, latent, width, classes, at, shared="N/A", start="ortho"):
+        """Attention comes after the blocks ``at``, counted from 1."""
+        models = importlib.import_module(f"models.{file}")
+        ops = importlib.import_module("utils.ops")
+        modules = types.SimpleNamespace(
+            g_act_fn=nn.ReLU(), d_act_fn=nn.ReLU(), g_bn=ops.ConditionalBatchNorm2d,
+            g_conv2d=ops.snconv2d, g_linear=ops.snlinear,
+            d_conv2d=ops.snconv2d, d_linear=ops.snlinear, d_embedding=ops.sn_embedding,
+        )  # fmt: skip
+        options = types.SimpleNamespace(info_type="N/A", g_info_injection="N/A")
+        return models.Generator(
+            latent, shared, size, width, True, [at[0]], "cBN", classes, start, "N/A", False,
+            modules, options,
+        ), models.Discriminator(
+            size, width, True, True, [at[1]], "PD", "W/O", "N/A", False, classes, start, "N/A",
+            False, modules, options,
+        )  # fmt: skip
+
+    yield pair
     for name in [n for n in sys.modules if n.partition(".")[0] in ("models", "utils")]:
         sys.modules.pop(name)
 
@@ -604,26 +717,16 @@ def studiogan(monkeypatch):
 @pytest.mark.parametrize(("size", "at", "attention"), [(32, (2, 1), 16), (128, (3, 2), 32)])
 def test_sagan_is_that_of_studiogan(studiogan, monkeypatch, size, at, attention):
     """Of its configuration for CIFAR-10, and of 128 pixels; but for ReLU in place."""
-    models, ops = studiogan
     monkeypatch.setattr(torch, "float32", torch.float64)  # it makes labels single
-    modules = types.SimpleNamespace(
-        g_act_fn=nn.ReLU(), d_act_fn=nn.ReLU(), g_bn=ops.ConditionalBatchNorm2d,
-        g_conv2d=ops.snconv2d, g_linear=ops.snlinear,
-        d_conv2d=ops.snconv2d, d_linear=ops.snlinear, d_embedding=ops.sn_embedding,
-    )  # fmt: skip
-    model = types.SimpleNamespace(info_type="N/A", g_info_injection="N/A")
     width, y = 8, torch.arange(3)
     torch.manual_seed(0)
-    theirs = models.Generator(
-        6, "N/A", size, width, True, [at[0]], "cBN", 10, "ortho", "N/A", False, modules, model
-    )
+    theirs, critic = studiogan("resnet", size, 6, width, 10, at)
     flat = 4 if size == 32 else 1  # times its own width
     ours = ResNetGenerator(size, 3, 6, flat * width, 10, True, attention)
     assert count(ours) == count(theirs)
     ours.double(), theirs.double().eval()
-    norms = [m for m in theirs.modules() if isinstance(m, ops.ConditionalBatchNorm2d)]
-    mine = [m for m in ours.modules() if isinstance(m, resnet.Norm)]
-    for norm, other in zip(mine, norms, strict=True):
+    norms = [m for m in theirs.modules() if type(m).__name__ == "ConditionalBatchNorm2d"]
+    for norm, other in zip(norms_of(ours), norms, strict=True):
         hot = torch.eye(10, dtype=torch.float64)
         norm.factor.weight.data.copy_(1 + other.gain(hot))
         norm.shift.weight.data.copy_(other.bias(hot))
@@ -632,11 +735,11 @@ def test_sagan_is_that_of_studiogan(studiogan, monkeypatch, size, at, attention)
     layers = [theirs.linear0, *blocks, theirs.conv2d5]
     same_function(ours, theirs, layers, normal(3, 6), y)
 
-    theirs = models.Discriminator(
-        size, width, True, True, [at[1]], "PD", "W/O", "N/A", False, 10, "ortho", "N/A", False,
-        modules, model,
-    )  # fmt: skip
     ours = ResNetCritic(size, 3, width * (2 if size == 32 else 1), 10, True, attention)
+    same_critic(ours, critic, size, y)
+
+
+def same_critic(ours, theirs, size, y):
     assert count(ours) == count(theirs)
     shaken(ours, theirs)
     blocks = [layer for group in theirs.blocks for layer in of_studiogan(group[0])]
@@ -647,3 +750,82 @@ def test_sagan_is_that_of_studiogan(studiogan, monkeypatch, size, at, attention)
 def of_studiogan(block):
     names = ["conv2d1", "conv2d2", "conv2d0", *(f"conv1x1_{n}" for n in ("theta", "phi", "g"))]
     return [getattr(block, n) for n in (*names, "conv1x1_attn") if hasattr(block, n)]
+
+
+@pytest.mark.upstream
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("size", "latent", "at", "attention"), [(32, 80, (2, 1), 16), (128, 120, (4, 1), 64)]
+)
+def test_biggan_is_that_of_studiogan(studiogan, size, latent, at, attention):
+    """Of its configurations for CIFAR-10 and ImageNet, narrower; but for ReLU in place."""
+    width, y = 8, torch.arange(3)
+    torch.manual_seed(0)
+    theirs, critic = studiogan("big_resnet", size, latent, width, 10, at, shared=12)
+    ours = BigGANGenerator(size, 3, latent, width, 10, 12, attention)
+    assert count(ours) == count(theirs)
+    ours.double(), theirs.double()
+    shaken(ours, theirs)
+    norms = [m for m in theirs.modules() if type(m).__name__ == "ConditionalBatchNorm2d"]
+    mine = [layer for norm in norms_of(ours) for layer in (norm.factor, norm.shift)]
+    transfer(mine, [layer for norm in norms for layer in (norm.gain, norm.bias)])
+    blocks = [layer for group in theirs.blocks for layer in of_studiogan(group[0])]
+    layers = [theirs.shared, theirs.linear0, *blocks, theirs.conv2d5]
+    same_function(ours, theirs, layers, normal(3, latent), y)
+    same_critic(BigGANCritic(size, 3, width, 10, attention), critic, size, y)
+
+
+@pytest.mark.upstream
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "file", "sizes"),
+    [
+        ("BigGAN", "big_resnet", (32, 80, 96, 10, (2, 1), 128)),
+        ("SAGAN 128", "resnet", (128, 128, 64, 1000, (3, 2))),
+        ("BigGAN 128", "big_resnet", (128, 120, 96, 1000, (4, 1), 128)),
+    ],
+)
+def test_recorded_numbers_of_parameters_are_those_of_studiogan(studiogan, name, file, sizes):
+    """At full width."""
+    with torch.device("meta"):
+        pair = studiogan(file, *sizes, start="N/A")
+    assert tuple(map(count, pair)) == COUNTS[name][1::2]
+
+
+@pytest.mark.upstream
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test_biggan_begins_as_in_studiogan(studiogan):
+    """Statistics over seeds, of its configuration for CIFAR-10 but narrower."""
+    rows, y = [], torch.arange(64) % 10
+    for seed in range(6):
+        torch.manual_seed(seed)
+        theirs = studiogan("big_resnet", 32, 128, 16, 10, (2, 1), shared=128)
+        ours = [
+            BigGANGenerator(32, 3, 128, 16, 10, attention=16),
+            BigGANCritic(32, 3, 16, 10, attention=16),
+        ]
+        rows.append(torch.stack([outputs_at_first(*pair, seed, y) for pair in (ours, theirs)]))
+    begin_alike(*torch.stack(rows).unbind(dim=1))
+
+
+@pytest.mark.upstream
+def test_biggan_of_128_pixels_has_as_many_parameters_as_its_authors(monkeypatch):
+    """With the arguments of scripts/launch_BigGAN_bs256x8.sh that concern the networks."""
+    folder = Path(os.environ.get("TOPK_UPSTREAMS", "/nowhere"), "ajbrock+BigGAN-PyTorch")
+    if not folder.is_dir():
+        pytest.skip(f"no checkout {folder.name} in the folder TOPK_UPSTREAMS")
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    networks = importlib.import_module("BigGAN")
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+            del sys.modules[name]
+    with torch.device("meta"):
+        generator = networks.Generator(
+            G_ch=96, dim_z=120, resolution=128, G_attn="64", n_classes=1000, G_shared=True,
+            shared_dim=128, hier=True, skip_init=True, no_optim=True,
+        )  # fmt: skip
+        critic = networks.Discriminator(
+            D_ch=96, resolution=128, D_attn="64", n_classes=1000, skip_init=True
+        )
+    assert (count(generator), count(critic)) == COUNTS["BigGAN 128"][1::2]

@@ -13,7 +13,7 @@ import pytest
 
 from topk_plugin.errors import ConfigError, RunError, TopKError
 from topk_plugin.reference import figures, report, statistics
-from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.experiments import ABLATED, EXPERIMENTS, MODELS, RESULTS
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.study import VARIANTS
 
@@ -28,6 +28,13 @@ PAPER = {
     ("fid", 32, "dcgan"): 38.09,
     ("fid", 32, "top-k+dcgan"): 35.62,
     ("fid", 32, "sngan"): 21.36,
+    ("fid", 32, "sagan"): 19.02,
+    ("fid", 32, "top-k+sagan"): 17.93,
+    ("fid", 32, "critic"): 27.44,
+    ("fid", 128, "sagan-128"): 19.98,
+    ("fid", 128, "top-k+sagan-128"): 18.44,
+    ("fid", 32, "icr-biggan"): 9.21,
+    ("fid", 32, "top-k+icr-biggan"): 8.57,
 }
 
 
@@ -35,7 +42,7 @@ PAPER = {
 def _paper(monkeypatch):
     """The report's tests are not about which numbers the paper has."""
     known = SimpleNamespace(title="The experiment", paper=PAPER, open=("gamma",))
-    names = ("table1", "probe", "table2", "table3")
+    names = ("table1", "probe", "table2", "table3", "table4", "table5", "neurips")
     monkeypatch.setattr(report, "EXPERIMENTS", dict.fromkeys(names, known))
 
 
@@ -841,3 +848,290 @@ def test_a_sign_that_the_interval_leaves_open_decides_nothing():
     both = claim._replace(bins=(3, 4))
     said = statistics.verdict(both, {("top-k", 3): open_, ("top-k", 4): known})
     assert "as the paper says as far as it is decided" in said
+
+
+# --- Tables 4 and 5, and the later version ------------------------------------------------------
+
+SETTINGS = {"iterations": 100, "gamma": 0.99, "nu": 0.5}
+ABLATION = {
+    "sagan": (19.0, 20.0, 21.0),
+    "top-k+sagan": (18.0, 18.5, 19.0),
+    "gamma=0.5": (17.0, 17.5, 18.0),
+    "nu=0.9": (18.5, 18.0, 19.5),
+    "critic": (28.0, 27.0, 29.0),
+    "both": (28.5, 28.0, 30.0),
+}
+
+
+def table5(of_arms=ABLATION, cell=32, **changes):
+    rows = []
+    for arm, ends in of_arms.items():
+        for seed, end in enumerate(ends):
+            row = {"cell": cell, "arm": arm, "seed": seed, "iterations": 100, "iteration": 100}
+            for iteration, value in ((50, 2 * end), (100, end)):
+                known = row | {"iteration": iteration, "kind": "score", "fid": value}
+                rows.append(known | ALIKE | changes)
+            for of in report.TRAINED[arm].topk:
+                steps = {"generator": 100, "critic": 500}[of]
+                rows.append(row | proof(cell, arm, seed) | {"of": of, "steps": steps})
+    return rows
+
+
+def report5(folder, rows, **changes):
+    """The table of distances, that of top-k's counts, and the sentences."""
+    write(folder, "table5", rows, **{"settings": SETTINGS} | changes)
+    [found, *counts] = tables3(folder)
+    return found, counts, "\n".join(b for b in blocks(folder) if isinstance(b, str))
+
+
+def test_table5_by_hand(tmp_path):
+    found, _, said = report5(tmp_path / "run", table5())
+    assert found.columns == [
+        "arm", "FID", "from the baseline [95%]", "from the proposed [95%]", "seeds", "paper",
+    ]  # fmt: skip
+    by_label = {row[0]: row[1:] for row in found.rows}
+    assert [*by_label] == [
+        "baseline (no top-k)", "gamma 0.99, nu 0.5 (proposed)", "gamma 0.5", "nu 0.9",
+        "top-k on the critic (D)", "top-k on both (G & D)",
+    ]  # fmt: skip
+    # the half of an interval of three seeds is 4.302653 / sqrt(3) = 2.48414 standard deviations
+    assert by_label["baseline (no top-k)"] == [
+        "20.00 ± 1.00", "-", "+1.50 [+0.26, +2.74]", "3", "19.02",
+    ]  # fmt: skip
+    assert by_label["gamma 0.99, nu 0.5 (proposed)"] == [
+        "18.50 ± 0.50", "-1.50 [-2.74, -0.26]", "-", "3", "17.93",
+    ]  # fmt: skip
+    assert by_label["top-k on the critic (D)"] == [
+        "28.00 ± 1.00", "+8.00 [+5.52, +10.48]", "+9.50 [+7.35, +11.65]", "3", "27.44",
+    ]  # fmt: skip
+    assert by_label["top-k on both (G & D)"][3:] == ["3", "-"]
+    proposed = "gamma 0.99, nu 0.5 (proposed)"
+    for sentence in (
+        f"in the paper top-k on the critic (D) is worse than {proposed}: this run agrees "
+        "(+9.50 [+7.35, +11.65], 3 seeds).",
+        f"in the paper top-k on both (G & D) is worse than {proposed}: this run agrees (+10.33 [",
+        f"in the paper gamma 0.5 is worse than {proposed}: this run disagrees (-1.00 [",
+        f"in the paper nu 0.9 is worse than {proposed}: not decided here, since the 95% interval "
+        "includes 0 (+0.17 [-1.27, +1.60], 3 seeds).",
+        f"in the paper {proposed} is better than baseline (no top-k): this run agrees (-1.50 [",
+    ):
+        assert f"- {sentence}" in said
+    assert "The paper's numbers have no seeds" in said
+
+
+def test_table5_pairs_the_seeds_that_both_arms_have(tmp_path):
+    rows = [r for r in table5() if (r["arm"], r["seed"], r["iteration"]) != ("sagan", 1, 100)]
+    found, _, said = report5(tmp_path / "run", rows)
+    assert "pixels 32, baseline (no top-k), seed 1: unfinished" in said
+    baseline, proposed, *_, critic, _ = found.rows
+    assert baseline[1:5] == ["20.00 ± 1.41", "-", "+1.50 [-4.85, +7.85]", "2"]
+    assert proposed[4] == "3; 2 paired"
+    # 9 and 8; t of one degree of freedom: 12.7062 x 0.70711 / sqrt(2) = 6.3531
+    assert critic[2] == "+8.50 [+2.15, +14.85]"
+    assert critic[3:5] == ["+9.50 [+7.35, +11.65]", "3; 2 and 3 paired"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "columns", "claims", "panels"),
+    [
+        (["critic"], [["-", "-"]], 0, [["critic"]]),
+        (["top-k+sagan"], [["-", "-"]], 0, []),
+        (["sagan"], [["-", "-"]], 0, []),
+        (
+            ["top-k+sagan", "critic"],
+            [["-", "-"], ["-", "+9.50 [+7.35, +11.65]"]], 1, [["generator", "critic"]],
+        ),
+        (
+            ["sagan", "nu=0.9"],
+            [["-", "-"], ["-1.33 [-3.23, +0.56]", "-"]], 0, [["0.9"]],
+        ),
+    ],
+)  # fmt: skip
+def test_table5_of_some_arms(tmp_path, arms, columns, claims, panels):
+    found, _, said = report5(tmp_path / "run", table5({arm: ABLATION[arm] for arm in arms}))
+    assert [row[2:4] for row in found.rows] == columns
+    assert all(row[4] == "3" for row in found.rows)
+    assert said.count("- in the paper") == claims
+    drawn = [b for b in blocks(tmp_path / "run") if isinstance(b, report.Drawing)]
+    assert [block.name for block in drawn] == ["table5", "table5-curves"][: 2 * len(panels)]
+    if drawn:
+        axes = drawn[0].figure.axes
+        assert [[t.get_text() for t in panel.get_xticklabels()] for panel in axes] == panels
+
+
+def test_after_a_smoke_run_or_one_seed_table5_decides_nothing(tmp_path):
+    found, _, said = report5(tmp_path / "smoke", table5(), preset="smoke")
+    assert "in the paper" not in said
+    assert found.rows[1][2] == "-1.50 [-2.74, -0.26]"
+    one = {arm: ends[:1] for arm, ends in ABLATION.items()}
+    found, _, said = report5(tmp_path / "one", table5(one))
+    assert found.rows[4][1:5] == ["28.00", "+9.00", "+10.00", "1"]
+    assert said.count("not decided here, since one seed has no interval") == 5
+    assert "agrees" not in said
+    rows = [row for row in table5() if row["arm"] != "sagan" or row["iteration"] < 100]
+    _, _, said = report5(tmp_path / "none", rows)
+    assert "better than baseline (no top-k): not decided here, since no seed of both" in said
+
+
+def test_table5_at_another_gamma_is_not_the_paper_s(tmp_path):
+    found, _, said = report5(tmp_path / "run", table5(), settings=SETTINGS | {"gamma": 0.5})
+    assert found.rows[1][0] == "gamma 0.5, nu 0.5 (reference)"
+    assert found.columns[3] == "from the reference [95%]"
+    assert {row[-1] for row in found.rows} == {"-"}
+    assert "numbers are left out: they are of gamma 0.99 and nu 0.5" in said
+    assert "in the paper gamma 0.5 is" not in said  # the reference's is the same
+    assert "in the paper nu 0.9 is worse than gamma 0.5, nu 0.5 (reference)" in said
+
+
+def test_unlike_distances_are_neither_in_one_table_nor_paired(tmp_path):
+    rows = table5({arm: ABLATION[arm] for arm in ("sagan", "critic")})
+    for row in rows:
+        if row["kind"] == "score" and (row["arm"], row["seed"]) in (("critic", 1), ("critic", 2)):
+            row["features_digest"] = "other"
+    write(tmp_path / "run", "table5", rows, settings=SETTINGS)
+    one, other, _ = tables3(tmp_path / "run")
+    assert [row[1:5] for row in one.rows] == [
+        ["20.00 ± 1.00", "-", "-", "3"], ["28.00", "+9.00", "-", "1"],
+    ]  # fmt: skip
+    assert [row[1:5] for row in other.rows] == [
+        ["-", "-", "-", "0"], ["28.00 ± 1.41", "-", "-", "2"],
+    ]  # fmt: skip
+    names = [b.name for b in blocks(tmp_path / "run") if isinstance(b, report.Drawing)]
+    assert names == ["table5", "table5-curves", "table5-2", "table5-curves-2"]
+
+
+IMAGENET = {"data": "train, 1,281,167 images of 1,000 classes at 128x128", "real": 1_281_167}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "change", "beside"),
+    [
+        ("table4", {}, True),
+        ("table4", {"data": IMAGENET["data"].replace("train", "ILSVRC, 2012")}, True),
+        ("table4", {"data": IMAGENET["data"].replace("1,000", "999")}, False),
+        ("table4", {"data": IMAGENET["data"].replace("128x128", "64x64")}, False),
+        ("table4", {"real": 50_000}, False),
+        ("table4", {"fake": 5_000}, False),
+        ("table4", {"score": "Frechet distance by x"}, False),
+        ("table5", {}, True),
+        ("table5", {"data": "Fashion-MNIST, training part"}, False),
+        ("table5", {"fake": 10_000}, False),
+        ("neurips", {}, True),
+        ("neurips", {"real": 10_000}, False),
+    ],
+)
+def test_the_paper_s_numbers_stand_beside_their_like_alone(tmp_path, experiment, change, beside):
+    cell = EXPERIMENTS[experiment].cells[0]
+    arms = dict.fromkeys(EXPERIMENTS[experiment].arms, (20.0,))
+    rows = table5(arms, cell, **(IMAGENET if experiment == "table4" else {}) | change)
+    folder = write(tmp_path / "run", experiment, rows, settings=SETTINGS)
+    found = tables(folder)[0]
+    paper = {
+        "table4": [["19.98", "18.44"]],
+        "table5": [["19.02"], ["17.93"], *[["-"]] * 6, ["27.44"], ["-"]],
+        "neurips": [["-", "-"], ["9.21", "8.57"]],
+    }[experiment]
+    shown = [row[-len(paper[0]) :] for row in found.rows]
+    assert shown == (paper if beside else [["-"] * len(line) for line in paper])
+    said = "\n".join(b for b in blocks(folder) if isinstance(b, str))
+    images = "ImageNet's 1,281,167 training" if experiment == "table4" else "the 50,000 training"
+    why = f"left out: they are FID by Inception of 50,000 samples against {images} images of"
+    assert (why in said) != beside
+
+
+def test_top_k_at_work_in_each_loss(tmp_path):
+    rows = table5()
+    _, [counts], said = report5(tmp_path / "run", rows)
+    assert counts.columns[1:4] == ["arm", "of", "steps"]
+    assert [row[1:5] for row in counts.rows] == [
+        ["gamma 0.99, nu 0.5 (proposed)", "generator", "100", "640"],
+        ["gamma 0.5", "generator", "100", "640"],
+        ["nu 0.9", "generator", "100", "640"],
+        ["top-k on the critic (D)", "critic", "500", "640"],
+        ["top-k on both (G & D)", "critic", "500", "640"],
+        ["top-k on both (G & D)", "generator", "100", "640"],
+    ]
+    assert "Top-k dropped nothing" not in said
+    for row in rows:
+        if row["kind"] == "topk" and (row["arm"], row["of"], row["seed"]) == ("both", "critic", 1):
+            row["dropped"] = 0
+    rows = [r for r in rows if (r["arm"], r["kind"], r["seed"]) != ("gamma=0.5", "topk", 2)]
+    _, _, said = report5(tmp_path / "idle", rows)
+    assert said.endswith(
+        "Top-k dropped nothing in these losses, which are as a baseline's:\n"
+        "- pixels 32, top-k on both (G & D), seed 1, critic: 0 rows\n"
+        "- pixels 32, gamma 0.5, seed 2, generator: no record of top-k"
+    )
+
+
+def test_the_figure_of_table5_is_the_rows(tmp_path):
+    folder = write(tmp_path / "run", "table5", table5(), settings=SETTINGS)
+    figure = drawing(folder, "table5")
+    ticks = [[t.get_text() for t in panel.get_xticklabels()] for panel in figure.axes]
+    assert ticks == [["0.5", "0.99"], ["0.5", "0.9"], ["generator", "critic", "both"]]
+    means = [[17.5, 18.5], [18.5, 56 / 3], [18.5, 28.0, 86.5 / 3]]
+    for panel, expected in zip(figure.axes, means, strict=True):
+        assert panel.get_yscale() == "linear"
+        points = [bars.lines[0].get_xydata().tolist() for bars in panel.containers]
+        assert points == [[[place, pytest.approx(m)]] for place, m in enumerate(expected)]
+        [line] = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert [*line.get_ydata()] == [20.0, 20.0]
+        [band] = panel.patches
+        assert (band.get_y(), band.get_height()) == pytest.approx((19.0, 2.0))
+    critic = figure.axes[2].containers[1]
+    assert critic.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([27.0, 29.0])
+    seeds = [[*line.get_ydata()] for line in figure.axes[2].lines if line.get_marker() == "."]
+    assert seeds == [[18.0, 18.5, 19.0], [28.0, 27.0, 29.0], [28.5, 28.0, 30.0]]
+    assert figure.axes[0].get_ylabel() == "FID\n(lower is better)"
+    assert figure.axes[0].get_xlabel().startswith("gamma")
+
+    wide = table5(ABLATION | {"both": (150.0, 140.0, 160.0)})
+    figure = drawing(write(tmp_path / "wide", "table5", wide, settings=SETTINGS), "table5")
+    assert {panel.get_yscale() for panel in figure.axes} == {"log"}
+
+
+def test_curves_of_table5_have_the_baseline_in_each_panel(tmp_path):
+    folder = write(tmp_path / "run", "table5", table5(), settings=SETTINGS)
+    figure = drawing(folder, "table5-curves")
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["gamma, 3 seeds", "nu, 3 seeds", "whose loss, 3 seeds"]
+    ends = [
+        {line.get_label(): line.get_ydata()[-1] for line in panel.lines} for panel in figure.axes
+    ]
+    shared = {"baseline": 20.0, "proposed": 18.5}
+    assert ends[0] == shared | {"gamma 0.5": 17.5}
+    assert ends[2] == shared | {
+        "top-k on the critic (D)": 28.0, "top-k on both (G & D)": pytest.approx(86.5 / 3)
+    }  # fmt: skip
+
+
+def test_sheets_of_many_arms_stand_in_rows_of_five(tmp_path):
+    from PIL import Image
+
+    sheets = {arm: tmp_path / f"{number}.png" for number, arm in enumerate(ABLATED)}
+    for path in sheets.values():
+        Image.new("L", (4, 4)).save(path)
+    axes = figures.sheets_figure(sheets, {"sagan": "baseline"}).axes
+    assert [axes[n].get_title() for n in (0, 1, 2, 9)] == [
+        "baseline", "top-k+sagan", "gamma=0.999", "both",
+    ]  # fmt: skip
+    assert len({panel.get_subplotspec().rowspan.start for panel in axes}) == 2
+
+
+def test_one_baseline_of_several_arms_is_not_paired_away():
+    values = {Member(32, arm, 0): ends[0] for arm, ends in ABLATION.items()}
+    rows = statistics.compare(values, [32], list(ABLATION), "fid", PAPER)
+    assert {row.baseline_arm for row in rows} == {"sagan"}
+    assert [row.topk_arm for row in rows] == list(ABLATION)[1:]
+    assert [row.difference.mean for row in rows] == [-1.0, -2.0, -0.5, 9.0, 9.5]
+    members = [Member(32, arm, 0) for arm in ("both", "dcgan", "nu=0.9", "sagan", "top-k+dcgan")]
+    assert figures.in_pairs(members) == ["sagan", "both", "nu=0.9", "dcgan", "top-k+dcgan"]
+
+
+def test_all_that_can_be_reproduced_can_be_reported():
+    assert {*report.SECTIONS} == {*report.KINDS} == {*report.CELLS} == {*EXPERIMENTS}
+    assert {*RESULTS.values()} == {*EXPERIMENTS}
+    assert {arm for e in EXPERIMENTS.values() if e.trainer == "images" for arm in e.arms} <= {
+        *figures.ARMS
+    }
+    assert figures.ARMS["top-k+sagan-128"] == f"top-k {MODELS['sagan-128'].title}"

@@ -562,7 +562,6 @@ def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["table4"], "table4 is of the paper and not built here yet"),
         (["table1", "--dataset", "mnist"], "--dataset: found 'mnist', expected nothing: Table 1"),
         (["figure2", "--download"], "--download: found 'true', expected nothing: Figures 2"),
     ],

@@ -128,10 +128,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Train what a result of the paper needs, with and without top-k from the same "
         "seeds, and show it beside the paper's numbers. A run that was stopped goes on where it "
         "was.",
-        usage="topk reproduce table1|table2|table3|figure2|figure3|figure4 [options]",
+        usage="topk reproduce table1|…|table5|figure2|figure3|figure4|neurips [options]",
         allow_abbrev=False,
     )
-    reproduction.add_argument("result", help="table1, table2, table3, figure2, figure3 or figure4")
+    reproduction.add_argument("result", help="table1 to table5, figure2 to figure4, or neurips")
     reproduction.add_argument(
         "--preset",
         default="smoke",

@@ -1,13 +1,13 @@
-"""Images a second and peak memory of SN-GAN's and SAGAN's networks: ours and others' in one loop.
+"""Images a second and peak memory of SN-GAN's, SAGAN's and BigGAN's networks: ours and others'.
 
     PYTHONPATH=tests python tests/benchmarks/images.py [--studiogan CHECKOUT] [--width 0.25]
 
-torch-mimicry's networks come with the extra demo; PyTorch-StudioGAN's from a checkout. All have the
-same sizes and are trained by one loop: a critic step on a batch of real and generated images in one
-call, then a generator step, hinge loss, fused Adam. Others' networks run as their repositories do
-and with channels-last memory, which ours have. Every round trains each of them for one iteration,
-in random order. A ratio is the median over rounds of (time of the other / time of ours in the same
-round), with a 95% bootstrap interval. An iteration counts the batch once.
+torch-mimicry's networks come with the extra demo, and are no BigGAN; PyTorch-StudioGAN's are from a
+checkout. All have the same sizes and are trained by one loop: a critic step on a batch of real and
+generated images in one call, then a generator step, hinge loss, fused Adam. Others' networks run as
+their repositories do and with channels-last memory, which ours have. Every round trains each of
+them for one iteration, in random order. A ratio is the median over rounds of (time of the other /
+time of ours in the same round), with a 95% bootstrap interval. An iteration counts the batch once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from topk_plugin.reference.losses import LOSSES
+from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
 from topk_plugin.reference.runs import keep_memory
 
-LATENT, CLASSES, SIZE = 128, 10, 32
+CLASSES, SIZE = 10, 32
+LATENTS = {"sngan": 128, "sagan": 128, "biggan": 80}
 WARM_UP = 2
 """Rounds that are not counted."""
 
@@ -44,11 +46,17 @@ Pair = tuple[nn.Module, nn.Module]
 
 
 def ours(model: str, width: float) -> Pair:
-    wide, narrow = round(256 * width), round(128 * width)
+    latent, wide, narrow = LATENTS[model], round(256 * width), round(128 * width)
     if model == "sngan":
-        return ResNetGenerator(SIZE, 3, LATENT, wide), ResNetCritic(SIZE, 3, narrow, spectral=True)
+        return ResNetGenerator(SIZE, 3, latent, wide), ResNetCritic(SIZE, 3, narrow, spectral=True)
+    if model == "biggan":
+        wide = round(96 * width)
+        return (
+            BigGANGenerator(SIZE, 3, latent, wide, CLASSES, attention=16),
+            BigGANCritic(SIZE, 3, wide, CLASSES, attention=16),
+        )
     return (
-        ResNetGenerator(SIZE, 3, LATENT, wide, CLASSES, spectral=True, attention=16),
+        ResNetGenerator(SIZE, 3, latent, wide, CLASSES, spectral=True, attention=16),
         ResNetCritic(SIZE, 3, narrow, CLASSES, spectral=True, attention=16),
     )
 
@@ -75,25 +83,26 @@ def studiogan(model: str, width: float, checkout: Path) -> Pair:
         misc.dummy_context_mgr = contextlib.nullcontext  # type: ignore[attr-defined]
         utils.__path__, utils.misc = [str(folder / "utils")], misc  # type: ignore[attr-defined]
         sys.modules |= {"utils": utils, "utils.misc": misc}
-    nets, ops = importlib.import_module("models.resnet"), importlib.import_module("utils.ops")
-    sagan = model == "sagan"
+    file, base, shared = ("big_resnet", 96, 128) if model == "biggan" else ("resnet", 64, "N/A")
+    nets, ops = importlib.import_module(f"models.{file}"), importlib.import_module("utils.ops")
+    attends = model != "sngan"  # and its generator, too, has spectral norms and classes
     modules = types.SimpleNamespace(
         g_act_fn=nn.ReLU(inplace=True), d_act_fn=nn.ReLU(inplace=True),
-        g_bn=ops.ConditionalBatchNorm2d if sagan else ops.batchnorm_2d,
-        g_conv2d=ops.snconv2d if sagan else ops.conv2d,
-        g_linear=ops.snlinear if sagan else ops.linear,
+        g_bn=ops.ConditionalBatchNorm2d if attends else ops.batchnorm_2d,
+        g_conv2d=ops.snconv2d if attends else ops.conv2d,
+        g_linear=ops.snlinear if attends else ops.linear,
         d_conv2d=ops.snconv2d, d_linear=ops.snlinear, d_embedding=ops.sn_embedding,
     )  # fmt: skip
     options = types.SimpleNamespace(info_type="N/A", g_info_injection="N/A")
-    conditional = ("cBN", "PD") if sagan else ("W/O", "W/O")
-    wide = round(64 * width)  # of which it makes 4 times as many, and twice
+    conditional = ("cBN", "PD") if attends else ("W/O", "W/O")
+    wide = round(base * width)  # of which it makes 4 times as many, and twice
     return (
         nets.Generator(
-            LATENT, "N/A", SIZE, wide, sagan, [2], conditional[0], CLASSES, "ortho", "N/A", False,
-            modules, options,
+            LATENTS[model], shared, SIZE, wide, attends, [2], conditional[0], CLASSES, "ortho",
+            "N/A", False, modules, options,
         ),
         nets.Discriminator(
-            SIZE, wide, True, sagan, [1], conditional[1], "W/O", "N/A", False, CLASSES, "ortho",
+            SIZE, wide, True, attends, [1], conditional[1], "W/O", "N/A", False, CLASSES, "ortho",
             "N/A", False, modules, options,
         ),
     )  # fmt: skip
@@ -103,7 +112,9 @@ def scores(output: Tensor | dict[str, Tensor]) -> Tensor:
     return (output["adv_output"] if isinstance(output, dict) else output).flatten()
 
 
-def iteration(pair: Pair, batch: int, conditional: bool, device: str, last: bool) -> Callable:
+def iteration(
+    pair: Pair, latent: int, batch: int, conditional: bool, device: str, last: bool
+) -> Callable:
     """One critic step and one generator step."""
     generator, critic = (network.to(device).train() for network in pair)
     if last:
@@ -120,7 +131,7 @@ def iteration(pair: Pair, batch: int, conditional: bool, device: str, last: bool
     known = [labels] if conditional else []
 
     def step() -> None:
-        z = torch.randn(batch, LATENT, device=device)
+        z = torch.randn(batch, latent, device=device)
         critic.requires_grad_(True)
         with torch.no_grad():
             fake = generator(z, *known)
@@ -150,8 +161,8 @@ def made(way: Way, options: argparse.Namespace) -> Callable:
     else:
         pair = studiogan(model, options.width, options.studiogan)
     # StudioGAN's networks and mimicry's critic take labels where they have classes, or anywhere
-    labelled = model == "sagan" or whose == "studiogan"
-    return iteration(pair, options.batch, labelled, options.device, last)
+    labelled = model != "sngan" or whose == "studiogan"
+    return iteration(pair, LATENTS[model], options.batch, labelled, options.device, last)
 
 
 def peak(way: Way, options: argparse.Namespace, answer: multiprocessing.Queue) -> None:
@@ -178,7 +189,8 @@ def most_so_far() -> float:
 
 def measure(model: str, options: argparse.Namespace, console: Console) -> None:
     ways: list[Way] = [("ours", model, True)]
-    for whose in ["mimicry", *(["studiogan"] if options.studiogan else [])]:
+    others = [] if model == "biggan" else ["mimicry"]
+    for whose in [*others, *(["studiogan"] if options.studiogan else [])]:
         ways += [(whose, model, False), (whose, model, True)]
     context = multiprocessing.get_context("spawn")
     memory = {}
@@ -211,7 +223,7 @@ def measure(model: str, options: argparse.Namespace, console: Console) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["sngan", "sagan"])
+    parser.add_argument("--models", nargs="+", choices=LATENTS, default=[*LATENTS])
     parser.add_argument("--studiogan", type=Path, help="a checkout of PyTorch-StudioGAN")
     parser.add_argument("--width", type=float, default=1.0, help="relative to the papers'")
     parser.add_argument("--batch", type=int, default=128)

@@ -6,7 +6,7 @@ Sinha, Zhao, Goyal, Raffel and Odena, "Top-k Training of GANs" (arXiv 2002.06224
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -35,10 +35,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Model:
-    """One GAN of Table 3, as the paper that proposed it has it; the batch is Table 3's, 128."""
+    """One GAN of images, as the paper that proposed it has it; the batch is a setting."""
 
     title: str
-    family: str  # of networks: "dcgan" or "resnet"
+    family: str  # of networks: "dcgan", "resnet" or "biggan"
     loss: str  # of losses.LOSSES
     latent: int
     generator_width: int
@@ -60,7 +60,20 @@ class Model:
     clip: float = 0.0  # bound of the critic's weights
     penalty: float = 0.0  # weight of the gradient penalty
     mode_seeking: float = 0.0  # weight of that term
+    average: float = 0.0  # decay of the generator's averaged weights; 0: no average
+    average_from: int = 0  # generator steps before which the average is the latest weights
+    balanced: float = 0.0  # weight of consistency under augmentation, of real and of fake images
+    latent_noise: float = 0.0  # standard deviation of what is added to latents for the next two
+    latent_consistency: float = 0.0  # weight of it in the critic's loss
+    latent_diversity: float = 0.0  # weight of it in the generator's loss
 
+
+BIGGAN = Model(
+    "BigGAN", "biggan", "hinge", latent=80, generator_width=96, critic_width=96,
+    learning_rate=2e-4, critic_learning_rate=2e-4, betas=(0.5, 0.999), critic_steps=5,
+    spectral="both", attention=16, conditional=True, average=0.9999, average_from=1_000,
+    iterations=100_000,
+)  # fmt: skip
 
 MODELS: dict[str, Model] = {
     # Radford et al. (2015), section 4: prior, z, Adam, initial weights. Widths: pytorch/examples,
@@ -107,8 +120,57 @@ MODELS: dict[str, Model] = {
         learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=16,
         conditional=True, iterations=100_000,
     ),
+    # The same at 128 pixels, Zhang et al. (2018), section 4, by brain-research/self-attention-gan:
+    # model.py and generator.py (widths, latents, both rates, attention, a million steps of a batch
+    # of 4 x 64 in its README); its beta2 is TensorFlow's 0.999, the paper's is 0.9.
+    "sagan-128": Model(
+        "SAGAN", "resnet", "hinge", latent=128, generator_width=64, critic_width=64,
+        learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=32,
+        conditional=True, iterations=1_000_000,
+    ),
+    # Brock et al. (2019) trains on ImageNet alone. At 32 pixels all of it is PyTorch-StudioGAN's:
+    # configs/CIFAR10/BigGAN.yaml, and src/config.py for rates, betas and length.
+    "biggan": BIGGAN,
+    # Zhao et al. (2020) on that BigGAN, by configs/CIFAR10/BigGAN-ICR.yaml of PyTorch-StudioGAN.
+    # Ports agree on the weights 10 and 0.5, not on 20 (others 5) and 0.05 (others 0.03).
+    "icr-biggan": replace(
+        BIGGAN, title="ICR-BigGAN", balanced=10.0, latent_noise=0.05, latent_consistency=20.0,
+        latent_diversity=0.5,
+    ),
 }  # fmt: skip
-"""By the name of their arms."""
+"""By name."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How one arm of an experiment on images is trained."""
+
+    model: str  # of MODELS
+    topk: tuple[str, ...] = ()  # in whose loss: "generator", "critic"
+    gamma: float | None = None  # None: as the run's settings have it
+    nu: float | None = None
+
+
+def _pairs(*models: str) -> dict[str, Arm]:
+    """A baseline and its top-k for each model."""
+    return {
+        before + name: Arm(name, topk)
+        for name in models
+        for before, topk in (("", ()), ("top-k+", ("generator",)))
+    }
+
+
+ABLATED = {
+    **_pairs("sagan"),
+    **{f"gamma={g}": Arm("sagan", ("generator",), gamma=g) for g in (0.999, 0.9, 0.75, 0.5)},
+    **{f"nu={nu}": Arm("sagan", ("generator",), nu=nu) for nu in (0.9, 0.75)},
+    "critic": Arm("sagan", ("critic",)),
+    "both": Arm("sagan", ("generator", "critic")),
+}
+"""Table 5: a baseline, the proposed top-k, and what differs from it in one thing."""
+
+ARMS: dict[str, Arm] = {**_pairs(*MODELS), **ABLATED}
+"""Arms of the experiments on images, by name."""
 
 STUDIED = (
     "leaky ReLU", "ReLU", "tanh", "ReLU, spacing 0.5", "ReLU, spacing 2", "ReLU, 5 layers",
@@ -136,7 +198,31 @@ OPEN = (
 )  # fmt: skip
 ANOMALY = ("bigan", "top-k+bigan", "meg", "top-k+meg")
 
-IMAGES = tuple(before + name for name in MODELS for before in ("", "top-k+"))
+IMAGES = tuple(_pairs("dcgan", "wgan", "wgan-gp", "msgan", "sngan", "sagan"))
+IMAGENET = tuple(_pairs("sagan-128"))
+CONDITIONAL = tuple(_pairs("biggan", "icr-biggan"))
+
+SMOKE = {
+    "dataset": "digits",
+    "features": "classifier",
+    "width": 1 / 16,
+    "gamma": 0.75,
+    "iterations": 20,
+    "samples": 500,
+    "measure_every": 10,
+    "score_every": 20,
+}
+SHORT = {
+    "dataset": "digits",
+    "features": "classifier",
+    "width": 1 / 8,
+    "batch": 64,
+    "iterations": 300,
+    "samples": 1_000,
+    "measure_every": 50,
+    "score_every": 150,
+}
+"""Of experiments on images, on the embedded data."""
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
@@ -235,34 +321,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         cells=(32,),
         arms=IMAGES,
         presets={
-            "smoke": Preset(
-                1,
-                {
-                    "dataset": "digits",
-                    "features": "classifier",
-                    "width": 1 / 16,
-                    "batch": 128,
-                    "gamma": 0.75,
-                    "iterations": 20,
-                    "samples": 500,
-                    "measure_every": 10,
-                    "score_every": 20,
-                },
-            ),
-            "short": Preset(
-                1,
-                {
-                    "dataset": "digits",
-                    "features": "classifier",
-                    "width": 1 / 8,
-                    "batch": 64,
-                    "gamma": 0.9,
-                    "iterations": 300,
-                    "samples": 1_000,
-                    "measure_every": 50,
-                    "score_every": 150,
-                },
-            ),
+            "smoke": Preset(1, SMOKE),
+            "short": Preset(1, {**SHORT, "gamma": 0.9}),
             "paper": Preset(3),
         },
         paper=_table(
@@ -287,6 +347,61 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         open=("iterations", "average"),
     ),
+    "table4": Experiment(
+        title="Table 4: ImageNet",
+        trainer="images",
+        cells=(128,),
+        arms=IMAGENET,
+        presets={
+            "smoke": Preset(1, {**SMOKE, "batch": 16, "decay_every": 4, "samples": 200}),
+            "short": Preset(1, {**SHORT, "batch": 16, "gamma": 0.9, "samples": 500}),
+            "paper": Preset(
+                1,
+                {
+                    "dataset": "folder",
+                    "batch": 256,
+                    "gamma": 0.98,
+                    "score_every": 50_000,
+                },
+            ),
+        },
+        paper=_table("fid", IMAGENET, {128: (19.98, 18.44)}),
+        open=("average",),
+    ),
+    "table5": Experiment(
+        title="Table 5: gamma, nu, and whose loss",
+        trainer="images",
+        cells=(32,),
+        arms=tuple(ABLATED),
+        # what gamma does in a short run takes as many decays as in the paper's, of 256 epochs
+        presets={
+            "smoke": Preset(1, {**SMOKE, "gamma": 0.99, "batch": 64, "decay_every": 1}),
+            "short": Preset(1, {**SHORT, "decay_every": 1}),
+            "paper": Preset(3),
+        },
+        paper=_table(
+            "fid",
+            tuple(ABLATED),
+            {32: (19.02, 17.93, 18.68, 18.14, 21.60, 25.30, 18.47, 18.08, 27.44, 27.57)},
+        ),
+        open=("iterations", "average"),
+    ),
+    "neurips": Experiment(
+        title="The later version (NeurIPS 2020): conditional CIFAR-10",
+        trainer="images",
+        cells=(32,),
+        arms=CONDITIONAL,
+        presets={
+            "smoke": Preset(
+                1,
+                {**SMOKE, "batch": 16, "decay_every": 2, "iterations": 10, "score_every": 10},
+            ),
+            "short": Preset(1, {**SHORT, "gamma": 0.9, "iterations": 100, "decay_every": 10}),
+            "paper": Preset(3, {"batch": 64}),
+        },
+        paper=_table("fid", CONDITIONAL[2:], {32: (9.21, 8.57)}),
+        open=("batch", "iterations", "average"),
+    ),
 }
 """By the name of the run. Settings that the paper leaves open are in the trainers' ``Settings``."""
 
@@ -294,6 +409,9 @@ RESULTS = {
     "table1": "table1",
     "table2": "table2",
     "table3": "table3",
+    "table4": "table4",
+    "table5": "table5",
+    "neurips": "neurips",
     "figure2": "probe",
     "figure3": "probe",
     "figure4": "probe",

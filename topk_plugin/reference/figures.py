@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.reference.experiments import MODELS
+from topk_plugin.reference import experiments
 from topk_plugin.reference.mixture import grid_modes
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.statistics import BINS, Summary, needed, summary, without_topk
@@ -27,10 +27,15 @@ ARMS = {
     "top-k+bigan": "top-k BiGAN",
     "meg": "MEG",
     "top-k+meg": "top-k MEG",
-} | {
-    before + name: words + model.title
-    for name, model in MODELS.items()
-    for before, words in (("", ""), ("top-k+", "top-k "))
+    **{
+        before + name: words + model.title
+        for name, model in experiments.MODELS.items()
+        for before, words in (("", ""), ("top-k+", "top-k "))
+    },
+    **{n: f"gamma {arm.gamma:g}" for n, arm in experiments.ARMS.items() if arm.gamma is not None},
+    **{n: f"nu {arm.nu:g}" for n, arm in experiments.ARMS.items() if arm.nu is not None},
+    "critic": "top-k on the critic (D)",
+    "both": "top-k on both (G & D)",
 }
 """Arms by their names in the paper; others keep their own."""
 
@@ -247,59 +252,138 @@ def points_figure(
     return figure
 
 
-def models_figure(quantity: str, values: Series) -> Figure:
-    """Learning curves, one panel for each model with its two arms; bands as in curves_figure.
+def ablation_figure(
+    quantity: str,
+    panels: Mapping[str, Mapping[str, str]],
+    values: Mapping[Member, float],
+    shared: tuple[str, str],
+    labels: Mapping[str, str],
+) -> Figure:
+    """Table 5: by arm the mean over seeds, its standard deviation, and the seeds (small).
 
     Args:
-        quantity: the label of the y axis, which is logarithmic.
-        values: above 0, cells of one size only.
+        quantity: the label of the y axis, which is logarithmic where the largest number is more
+            than 5 times the smallest.
+        panels: for each panel what it varies, and by arm the label of its tick.
+        values: one number a member, above 0, cells of one size only.
+        shared: the arm that is a line in each panel, with one standard deviation as a band, and
+            the one from which the others differ in one thing.
+        labels: these two in words.
     """
-    members = [member for member, _ in values]
-    models = list(dict.fromkeys(map(without_topk, in_pairs(members))))
-    columns = min(3, len(models))
-    from matplotlib.ticker import FormatStrFormatter, LogLocator
-
-    figure, axes = _figure(math.ceil(len(models) / columns), columns, (3.6, 2.9))
-    flat = [panel for across in axes for panel in across]
-    for panel in flat[len(models) :]:
-        panel.set_visible(False)
-    [cell] = {member.cell for member in members}
-    for model, panel in zip(models, flat, strict=False):
-        for number, arm in enumerate((model, f"top-k+{model}")):
-            style = {"color": COLORS[number], "label": ("baseline", "top-k")[number]}
-            _draw_curve(panel, _curve(values, cell, arm), LINES[number], MARKERS[number], style)
-        seeds = span(len({m.seed for m in members if m.arm == arm}) for arm in in_pairs(
-            m for m in members if without_topk(m.arm) == model))  # fmt: skip
-        panel.set_title(f"{ARMS.get(model, model)}, {seeds} seed{'s' * (seeds != '1')}")
-        panel.set_xlabel("iteration")
-        panel.set_yscale("log")  # from beginning to end it falls by orders of magnitude
-        for which in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            which(FormatStrFormatter("%g"))
-        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    for across in axes:
-        across[0].set_ylabel(quantity)
+    baseline, reference = shared
+    seeds: dict[str, list[float]] = {}
+    for member, value in values.items():
+        seeds.setdefault(member.arm, []).append(value)
+    known = {arm: summary(of_arm) for arm, of_arm in seeds.items()}
+    others = _seeds(len(of_arm) for arm, of_arm in seeds.items() if arm not in shared)
+    words = {arm: f"{labels[arm]}, {_seeds([len(seeds[arm])])}" for arm in shared if arm in seeds}
+    figure, axes = _figure(1, len(panels), (3.6, 3.4), sharey="row")
+    for (varied, ticks), panel in zip(panels.items(), axes[0], strict=True):
+        if line := known.get(baseline):
+            panel.axhline(line.mean, color=INK, linestyle="--", label=words[baseline])
+            ends = line.mean - (line.std or 0), line.mean + (line.std or 0)
+            panel.axhspan(*ends, color=INK, alpha=0.15, linewidth=0)
+        for place, arm in enumerate(ticks):
+            if not (point := known.get(arm)):
+                continue
+            color = COLORS[arm == reference]
+            if point.n > 1:
+                left = [place - 0.16] * point.n
+                panel.plot(left, seeds[arm], ".", color=color, markersize=5, markeredgewidth=0)
+            panel.errorbar(
+                place,
+                point.mean,
+                yerr=point.std,
+                fmt=MARKERS[arm == reference],
+                color=color,
+                markersize=6,
+                capsize=3,
+                label=words.get(arm, f"others, {others}"),
+            )
+        panel.set_xticks(range(len(ticks)), list(ticks.values()))
+        panel.set_xlim(-0.5, len(ticks) - 0.5)
+        panel.set_xlabel(varied)
+    axes[0][0].set_ylabel(quantity)
+    if max(values.values()) > 5 * min(values.values()):
+        _logarithmic(axes[0][0])
     _legend(figure)
     return figure
 
 
-def sheets_figure(sheets: Mapping[str, Path]) -> Figure:
-    """Sheets of samples, for each model the baseline's above top-k's.
+def models_figure(quantity: str, values: Series) -> Figure:
+    """Learning curves, one panel for each model with its two arms; see groups_figure."""
+    models = dict.fromkeys(map(without_topk, in_pairs(member for member, _ in values)))
+    pairs = {model: {"baseline": model, "top-k": f"top-k+{model}"} for model in models}
+    return groups_figure(
+        quantity, values, {ARMS.get(model, model): pair for model, pair in pairs.items()}
+    )
+
+
+def groups_figure(quantity: str, values: Series, groups: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Learning curves, one panel for each group of arms; bands as in curves_figure.
+
+    Args:
+        quantity: the label of the y axis, which is logarithmic.
+        values: above 0, cells of one size only.
+        groups: for each panel its title, and its arms by their labels, the baseline first. If
+            these labels are the same in all panels, they have one legend.
+    """
+    members = [member for member, _ in values]
+    columns = min(3, len(groups))
+    labels = list(dict.fromkeys(tuple(group) for group in groups.values()))
+    size = (3.6, 2.9) if len(labels) == 1 else (3.6, 3.7)
+    figure, axes = _figure(math.ceil(len(groups) / columns), columns, size)
+    flat = [panel for across in axes for panel in across]
+    for panel in flat[len(groups) :]:
+        panel.set_visible(False)
+    [cell] = {member.cell for member in members}
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    for (title, group), panel in zip(groups.items(), flat, strict=False):
+        for number, (label, arm) in enumerate(group.items()):
+            if curve := _curve(values, cell, arm):
+                style = {"color": COLORS[number], "label": label}
+                _draw_curve(panel, curve, LINES[min(number, 1)], MARKERS[number], style)
+        own = {m for m in members if m.arm in group.values()}
+        seeds = _seeds(len({m for m in own if m.arm == arm}) for arm in {m.arm for m in own})
+        panel.set_title(f"{title}, {seeds}")
+        panel.set_xlabel("iteration")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _logarithmic(panel)  # from beginning to end it falls by orders of magnitude
+        if len(labels) > 1:
+            below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            panel.legend(**below, ncols=2, frameon=False, fontsize=9)
+    for across in axes:
+        across[0].set_ylabel(quantity)
+    if len(labels) == 1:
+        _legend(figure)
+    return figure
+
+
+def sheets_figure(sheets: Mapping[str, Path], labels: Mapping[str, str] = ARMS) -> Figure:
+    """Sheets of samples, for each model the baseline's above top-k's; of a model with more arms
+    five in a row.
 
     Args:
         sheets: by arm, a PNG.
+        labels: the arms in words.
     """
     arms = in_pairs(Member(0, arm, 0) for arm in sheets)
     models = list(dict.fromkeys(map(without_topk, arms)))
-    figure, axes = _figure(2, len(models), (2.6, 2.75))
+    pairs = [models, [f"top-k+{model}" for model in models]]
+    several = not {*arms} <= {*pairs[0], *pairs[1]}
+    rows = [arms[n : n + 5] for n in range(0, len(arms), 5)] if several else pairs
+    figure, axes = _figure(len(rows), len(rows[0]), (2.6, 2.75))
     from matplotlib.image import imread
 
-    for number, across in enumerate(axes):
-        for model, panel in zip(models, across, strict=True):
-            arm = f"top-k+{model}" if number else model
+    for row, across in zip(rows, axes, strict=True):
+        for panel in across:
             panel.axis("off")
+        for arm, panel in zip(row, across, strict=False):
             if arm in sheets:
                 panel.imshow(imread(sheets[arm]), interpolation="nearest")
-                panel.set_title(ARMS.get(arm, arm))
+                panel.set_title(labels.get(arm, arm))
     return figure
 
 
@@ -319,10 +403,10 @@ def approach(arrow: Sequence[float], centers: Iterable[Point]) -> float:
 
 
 def in_pairs(members: Iterable[Member]) -> list[str]:
-    """The members' arms, each once, a baseline followed by its top-k."""
+    """The members' arms, each once, a baseline followed by its top-k arms."""
     arms = list(dict.fromkeys(member.arm for member in members))
     families = list(dict.fromkeys(map(without_topk, arms)))
-    return sorted(arms, key=lambda arm: (families.index(without_topk(arm)), "top-k" in arm))
+    return sorted(arms, key=lambda arm: (families.index(base := without_topk(arm)), arm != base))
 
 
 def called(cell: int, name: str) -> str:
@@ -342,8 +426,12 @@ def _label(arm: str, members: Iterable[Member]) -> str:
     for member in members:
         if member.arm == arm:
             seeds.setdefault(member.cell, set()).add(member.seed)
-    counts = {len(of_cell) for of_cell in seeds.values()}
-    return f"{ARMS.get(arm, arm)}, {span(counts)} seed{'s' * (counts != {1})}"
+    return f"{ARMS.get(arm, arm)}, {_seeds(map(len, seeds.values()))}"
+
+
+def _seeds(counts: Iterable[int]) -> str:
+    number = span(counts)
+    return f"{number} seed{'s' * (number != '1')}"
 
 
 def _curve(values: Series, cell: int, arm: str) -> dict[int, Summary]:
@@ -388,6 +476,16 @@ def _figure(
     return figure, axes
 
 
+def _logarithmic(panel: Axes) -> None:
+    """A logarithmic y axis, its numbers in full."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
+
+    panel.set_yscale("log")
+    for which in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        which(FormatStrFormatter("%g"))
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+
+
 def _legend(figure: Figure) -> None:
     """One for all panels, above them."""
     entries: dict[str, Any] = {}
@@ -395,7 +493,10 @@ def _legend(figure: Figure) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     place: Any = "outside upper center"
-    columns = min(5, len(entries))
+    widths = [0.6 + 0.075 * len(label) for label in entries]  # about, in inches
+    width = figure.get_figwidth()
+    columns = len(entries) if sum(widths) < width else max(1, int(width / max(widths)))
+    columns = min(5, columns)
     figure.legend(entries.values(), entries.keys(), loc=place, ncols=columns, frameon=False)
 
 

@@ -1,10 +1,11 @@
-"""Table 3: six GANs of images, each with and without top-k, by one loop.
+"""Tables 3 to 5 and the later version's: GANs of images, with and without top-k, by one loop.
 
-Paper, section 5.2. ``experiments.MODELS`` says what each GAN is; this loop trains it: some critic
-steps, then one generator step. Top-k is one line in the generator's loss. Sizes and lengths are
-settings. Under torchrun the batch is divided among the ranks.
+Paper, sections 5.2, 5.3 and 6. ``experiments.MODELS`` says what each GAN is, ``experiments.ARMS``
+where top-k comes in; this loop trains it: some critic steps, then one generator step. Top-k is one
+line in the generator's loss, and for Table 5 one in the critic's. Sizes and lengths are settings.
+Under torchrun the batch is divided among the ranks.
 
-Both arms of a model have the same initial weights, data order and noise, whatever the number of
+All arms of a model have the same initial weights, data order and noise, whatever the number of
 ranks: each rank draws the whole batch's noise and takes its rows. BatchNorm, k, and MSGAN's ratio
 of means go by what a device sees at a time.
 """
@@ -15,33 +16,40 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Adam, Optimizer, RMSprop
 
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError, unknown_name
 from topk_plugin.reference import fid, ranks
 from topk_plugin.reference.anomaly import average_of
-from topk_plugin.reference.data import DATASETS, load_images
-from topk_plugin.reference.experiments import MODELS, Model
+from topk_plugin.reference.data import load_images
+from topk_plugin.reference.experiments import ARMS, MODELS, Arm, Model
+from topk_plugin.reference.image_settings import Settings
 from topk_plugin.reference.losses import LOSSES
-from topk_plugin.reference.mixture import is_number, stream
+from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
 from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
-from topk_plugin.reference.regularizers import clip_weights_, gradient_penalty, mode_seeking
+from topk_plugin.reference.regularizers import (
+    clip_weights_,
+    consistency,
+    gradient_penalty,
+    latent_insensitivity,
+    mode_seeking,
+    shifted_and_flipped,
+)
 from topk_plugin.reference.runs import Member, Row, Tell
 from topk_plugin.reference.sources import CACHED_BYTES, FOLDER, Cached, Source, source
 
 DISTRIBUTED = True
 """Ranks that torchrun started train one model together."""
 
-KNOWN = (*DATASETS, FOLDER)
-FEATURES = ("inception", "classifier")
 EVALUATED = 250  # samples at once
 SHOWN = 8  # rows and columns of a sample sheet
 NO_MEMORY = (
@@ -50,100 +58,25 @@ NO_MEMORY = (
 )  # fmt: skip
 """Signs of too little memory in errors of CUDA's, the CPU's and oneDNN's."""
 
+POWER_ITERATIONS = 20
+"""For the spectral norms of averaged weights, where these are sampled from."""
+
 EAGER = 100
 """Iterations before CUDA graphs are captured: as many as vote on the scores' direction."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The experiment; what belongs to a model is in ``experiments.MODELS``.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of its range.
-    """
-
-    dataset: str = "cifar10"  # or "folder", "digits", "mnist", "fashion-mnist"
-    data: str | None = None
-    download: bool = False
-    channels: int | None = None  # 1 or 3; None: as the images are
-    batch: int = 128  # over all ranks
-    accumulation: int = 1  # parts of a rank's batch that are computed after each other
-    gamma: float = 0.99
-    nu: float = 0.5
-    # open
-    iterations: int | None = None  # generator steps; None: those of the model
-    width: float = 1.0  # of all layers, relative to the model's
-    samples: int = 50_000  # whose statistics are compared with those of all training images
-    features: str = "inception"  # or "classifier", which is trained on the data set
-    inception: str | None = None  # path of its weights; None: torch hub's cache
-    inception_sha256: str = fid.PUBLISHED  # how that file's digest begins
-    average: float = 0.0  # decay of the generator's averaged weights; 0: no average
-    bf16: bool = False  # mixed precision
-    compile: bool = False
-    graphs: bool = False  # CUDA graphs
-    decoders: int | None = None  # processes that decode a folder's images; None: one a core
-    measure_every: int = 1_000  # generator steps
-    score_every: int = 10_000
-
-    def __post_init__(self) -> None:
-        for names, fits, expected in RULES:
-            for name in names:
-                if not fits(value := getattr(self, name)):
-                    raise ConfigError(f"{name}: found {value!r}, expected {expected}")
-        parts = self.accumulation * ranks.launched()
-        if self.batch % parts:
-            raise ConfigError(
-                f"batch: found {self.batch}, expected a multiple of {parts}: accumulation "
-                f"{self.accumulation} on {ranks.launched()} ranks"
-            )
-        if self.score_every % self.measure_every:
-            raise ConfigError(
-                f"score_every: found {self.score_every}, expected a multiple of measure_every, "
-                f"{self.measure_every}"
-            )
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-RULES = [
-    (["dataset"], lambda v: v in KNOWN, f"one of {', '.join(KNOWN)}"),
-    (["inception_sha256"], lambda v: isinstance(v, str), "hexadecimal digits"),
-    (["data", "inception"], lambda v: v is None or isinstance(v, str), "a path"),
-    (
-        ["download", "bf16", "compile", "graphs"],
-        lambda v: isinstance(v, bool), "true or false",
-    ),
-    (["channels"], lambda v: v in (None, 1, 3), "1, 3 or null"),
-    (
-        ["accumulation", "measure_every", "score_every"],
-        lambda v: _whole(v, 1), "a whole number, at least 1",
-    ),
-    (["batch", "samples"], lambda v: _whole(v, 2), "a whole number, at least 2"),
-    (
-        ["iterations", "decoders"],
-        lambda v: v is None or _whole(v, 1), "a whole number, at least 1, or null",
-    ),
-    (["gamma", "nu", "width"], lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
-    (["average"], lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
-    (["features"], lambda v: v in FEATURES, f"one of {', '.join(FEATURES)}"),
-]  # fmt: skip
 
 
 # --- what is trained ----------------------------------------------------------------------------
 
 
-def model_of(arm: str) -> tuple[Model, bool]:
-    """A model, and whether top-k is on.
+def arm_of(name: str) -> tuple[Arm, Model]:
+    """An arm and its model.
 
     Raises:
-        ConfigError: no arm of Table 3.
+        ConfigError: no arm of an experiment on images.
     """
-    name = arm.removeprefix("top-k+")
-    if name not in MODELS:
-        raise unknown_name(f"arm {arm}", "model", name, MODELS)
-    return MODELS[name], name != arm
+    if name not in ARMS:
+        raise unknown_name(f"arm {name}", "arm", name, ARMS)
+    return ARMS[name], MODELS[ARMS[name].model]
 
 
 def networks(
@@ -156,6 +89,12 @@ def networks(
         return (
             DCGANGenerator(size, channels, model.latent, wide[0], labels, model.bias),
             DCGANCritic(size, channels, wide[1], labels, model.bias),
+        )
+    if model.family == "biggan":
+        at = model.attention
+        return (
+            BigGANGenerator(size, channels, model.latent, wide[0], labels, attention=at),
+            BigGANCritic(size, channels, wide[1], labels, attention=at),
         )
     both, one = model.spectral == "both", bool(model.spectral)
     return (
@@ -175,6 +114,39 @@ def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bo
         network.parameters(), rate, betas=model.betas, weight_decay=model.weight_decay,
         fused=True, capturable=on_gpu,
     )  # fmt: skip
+
+
+def averaged_copy(generator: nn.Module) -> nn.Module:
+    """For averaged weights: BatchNorm's running statistics are the generator's own tensors.
+
+    The vectors of spectral norms are not: they belong to weights, see :func:`follow_norms_`.
+    """
+    averaged = average_of(generator)
+    for _, norms in _parametrized(averaged):
+        for own in norms.modules():
+            for name, buffer in own.named_buffers(recurse=False):
+                setattr(own, name, buffer.clone())
+    return averaged
+
+
+@torch.no_grad()
+def follow_norms_(averaged: nn.Module, generator: nn.Module) -> None:
+    """Finds the spectral norms of averaged weights, by power iterations from the generator's."""
+    if averaged is generator:
+        return
+    pairs = zip(_parametrized(averaged), _parametrized(generator), strict=True)
+    for (layer, norms), (_, latest) in pairs:
+        for mine, its in zip(norms.buffers(), latest.buffers(), strict=True):
+            mine.copy_(its)
+        norms.train()  # in which each look at a weight is one iteration
+        for name in [*norms] * POWER_ITERATIONS:
+            getattr(layer, name)
+        norms.eval()
+
+
+def _parametrized(network: nn.Module) -> list[tuple[nn.Module, nn.ModuleDict]]:
+    layers = filter(parametrize.is_parametrized, network.modules())
+    return [(layer, cast(nn.ModuleDict, layer.parametrizations)) for layer in layers]
 
 
 def prepare(
@@ -203,7 +175,7 @@ def prepare(
         images = _source(settings, size, 0, device, alone=True)
         with torch.device("meta"):
             for arm in arms:
-                networks(model_of(arm)[0], settings, size, images.channels, images.classes)
+                networks(arm_of(arm)[1], settings, size, images.channels, images.classes)
         tell(f"{images.name}: {images.nbytes / 2**20:,.0f} MiB decoded", 0, images.count)
         features = features_of(settings, images, device)
         what = f"features of {images.name}"
@@ -271,9 +243,10 @@ class Noise(NamedTuple):
     """What one step draws, this rank's rows of the batch."""
 
     z: Tensor  # (B, L)
-    other: Tensor  # (B, L), the second latents of a mode-seeking model
+    other: Tensor  # (B, L), second latents: a mode-seeking model's, or near the first ones
     y: Tensor  # (B,) int64, labels of what is generated
     mix: Tensor  # (B,) in [0, 1], how far between real and generated the penalty looks
+    moves: Tensor  # (B, 6) in [0, 1), how real and generated images are augmented; or (B, 0)
 
     def part(self, number: int, parts: int) -> Noise:
         """One of equal parts of the rows."""
@@ -313,11 +286,17 @@ class Training:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         [self.member] = members
-        self.model, gated = model_of(self.member.arm)
+        arm, self.model = arm_of(self.member.arm)
         self.settings, self.device, self.dtype = settings, device, dtype
         self.iterations, self.iteration = settings.iterations or self.model.iterations, 0
         self.images = _source(settings, self.member.cell, self.member.seed, device)
-        self.topk = TopK(enabled=gated, gamma=settings.gamma, nu=settings.nu)
+        gamma = settings.gamma if arm.gamma is None else arm.gamma
+        nu = settings.nu if arm.nu is None else arm.nu
+        self.topk, self.critic_topk = (
+            TopK(enabled=whose in arm.topk, gamma=gamma, nu=nu, direction=direction)
+            for whose, direction in (("generator", "auto"), ("critic", "high"))
+        )
+        self.gated = {"generator": self.topk, "critic": self.critic_topk}
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global one
             torch.default_generator.manual_seed(self._stream("weights").initial_seed())
             pair = networks(
@@ -326,7 +305,8 @@ class Training:
         self.generator, self.critic = (
             network.to(device, dtype).to(memory_format=torch.channels_last) for network in pair
         )
-        self.averaged = average_of(self.generator) if settings.average else self.generator
+        self.average = self.model.average if settings.average is None else settings.average
+        self.averaged = averaged_copy(self.generator) if self.average else self.generator
         rates = self.model.learning_rate, self.model.critic_learning_rate
         self.optimizers = [
             optimizer(self.model, network, rate, settings.graphs)
@@ -345,7 +325,8 @@ class Training:
         if settings.graphs:
             self.stream = torch.cuda.Stream()
         self.begun = 0  # iteration at which this process began
-        self.counted = {"rows": 0, "dropped": 0, "nonfinite": 0}  # before a resume
+        # before a resume
+        self.counted = {whose: {"rows": 0, "dropped": 0, "nonfinite": 0} for whose in self.gated}
 
     def _stream(self, name: str, *key: int) -> torch.Generator:
         """On the CPU, so that a GPU sees the same data order and initial weights."""
@@ -369,13 +350,27 @@ class Training:
                     real, noise = real.to(self.dtype), self._draw(i)
                     if self.model.dequantised:
                         real = self._dequantised(real)
-                    self._run(self._critic_step, real, y, *noise)
-                    if (step + 1) % self.images.length == 0:
-                        self.topk.end_epoch()
-                self._run(self._generator_step, *self._draw(steps))
+                    self._run(self._critic_step, self.critic_topk, real, y, *noise)
+                    if self.settings.decay_every is None and (step + 1) % self.images.length == 0:
+                        self._decay()
+                self._run(self._generator_step, self.topk, *self._draw(steps))
                 self.iteration += 1
-                if self.topk.config.enabled:
-                    self.topk.step()  # a replayed graph runs no Python, so nothing else counts it
+                if self.average:
+                    self._follow()
+                if self.settings.decay_every and self.iteration % self.settings.decay_every == 0:
+                    self._decay()
+
+    def _decay(self) -> None:
+        for own in self.gated.values():
+            own.end_epoch()
+
+    def _follow(self) -> None:
+        """The averaged weights follow the generator's."""
+        means: list[Tensor] = [*self.averaged.parameters()]
+        latest: list[Tensor] = [*self.generator.parameters()]
+        early = self.iteration <= self.model.average_from
+        with torch.no_grad():
+            torch._foreach_lerp_(means, latest, 1.0 if early else 1 - self.average)
 
     def _set_learning_rates(self) -> None:
         if self.model.decays:
@@ -396,7 +391,10 @@ class Training:
         z, other = self._latents((2, rows), draws)
         y = torch.randint(self.images.classes, (rows,), generator=draws, device=draws.device)
         mix = torch.rand(rows, generator=draws, device=draws.device).to(self.dtype)
-        return Noise(z, other, y, mix).part(ranks.rank(), ranks.world())
+        moves = torch.rand(
+            rows, 6 if self.model.balanced else 0, generator=draws, device=draws.device
+        )
+        return Noise(z, other, y, mix, moves).part(ranks.rank(), ranks.world())
 
     def _latents(self, rows: tuple[int, ...], draws: torch.Generator) -> Tensor:
         """(*rows, L) of the model's prior."""
@@ -414,8 +412,13 @@ class Training:
         own = share.chunk(ranks.world())[ranks.rank()].to(real)
         return ((real + 1) * 127.5 + own) / 128 - 1
 
-    def _run(self, step: Callable[..., None], *inputs: Tensor) -> None:
-        """A step, as a CUDA graph where that was asked for."""
+    def _run(self, step: Callable[..., None], topk: TopK, *inputs: Tensor) -> None:
+        """A step with that top-k in its loss, as a CUDA graph where that was asked for."""
+        self._stepped(step, topk, *inputs)
+        if topk.config.enabled:
+            topk.step()  # a replayed graph runs no Python, so nothing else counts it
+
+    def _stepped(self, step: Callable[..., None], topk: TopK, *inputs: Tensor) -> None:
         if not self.settings.graphs:
             step(*inputs)
             return
@@ -428,11 +431,11 @@ class Training:
             usual.wait_stream(own)
             return
         if step.__name__ not in self.captured:
-            counted = self.topk.epoch, self.topk.steps
+            counted = topk.epoch, topk.steps
             self.captured[step.__name__] = Captured(step, inputs)
-            if self.topk.config.enabled and step == self._generator_step:
-                self.topk.step()  # to capture is not to train
-                self.topk.begin_at(*counted)
+            if topk.config.enabled:
+                topk.step()  # to capture is not to train
+                topk.begin_at(*counted)
         self.captured[step.__name__](*inputs)
 
     def _critic_step(self, real: Tensor, y: Tensor, *drawn: Tensor) -> None:
@@ -446,28 +449,44 @@ class Training:
             clip_weights_(self.critic, self.model.clip)
 
     def _critic_loss(self, real: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        labels = y if self.model.mode_seeking else noise.y
+        model = self.model
+        labels = y if model.mode_seeking else noise.y
         with torch.no_grad(), self._precision():
             fakes = self._fakes(noise, labels)
+        scored = fakes if model.mode_seeking else fakes[:1]  # the others are to be scored alike
         loss, told = real.new_zeros(()), self.sums.new_zeros(2)
-        for fake in fakes:
+        for fake in scored:
+            pairs = [(real, y), (fake, labels)]
+            if model.balanced:
+                moves = noise.moves.chunk(2, dim=1)
+                pairs += [(shifted_and_flipped(x, moves[i]), of) for i, (x, of) in enumerate(pairs)]
+            if model.latent_consistency:
+                pairs.append((fakes[1], labels))
             with self._precision():
-                if self.joint:
-                    both = torch.cat([real, fake]), torch.cat([y, labels])
-                    real_scores, fake_scores = self._scores(*both).chunk(2)
-                else:
-                    real_scores = self._scores(real, y)
-                    fake_scores = self._scores(fake, labels)
-            loss = loss + LOSSES[self.model.loss].critic_loss(real_scores, fake_scores)
-            if self.model.penalty:
+                real_scores, fake_scores, *others = self._scores_of(pairs)
+            gated = self.critic_topk(fake_scores)
+            loss = loss + LOSSES[model.loss].critic_loss(real_scores, gated)
+            if model.balanced:
+                for its, moved in zip((real_scores, fake_scores), others, strict=False):
+                    loss = loss + model.balanced * consistency(its, moved)
+            if model.latent_consistency:
+                loss = loss + model.latent_consistency * consistency(fake_scores, others[-1])
+            if model.penalty:
                 with self._precision():
                     penalty = gradient_penalty(self._scores, real, fake, labels, noise.mix)
-                loss = loss + self.model.penalty * penalty
-            told += torch.stack([real_scores.mean(), fake_scores.mean()]).detach() / len(fakes)
-        weight = 1 / (self.settings.accumulation * self.model.critic_steps)
+                loss = loss + model.penalty * penalty
+            told += torch.stack([real_scores.mean(), fake_scores.mean()]).detach() / len(scored)
+        weight = 1 / (self.settings.accumulation * model.critic_steps)
         self.sums[0] += weight * loss.detach()
         self.sums[2:] += weight * told
         return loss
+
+    def _scores_of(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
+        """Scores (B,) of images and labels, each pair (B, C, H, W) and (B,)."""
+        if not self.joint:
+            return [self._scores(*pair) for pair in pairs]
+        images, labels = zip(*pairs, strict=True)
+        return self._scores(torch.cat(images), torch.cat(labels)).chunk(len(pairs))
 
     def _generator_step(self, *drawn: Tensor) -> None:
         parts, noise = self.settings.accumulation, Noise(*drawn)
@@ -475,32 +494,34 @@ class Training:
         losses = (self._generator_loss(noise.part(i, parts)) / parts for i in range(parts))
         self._update(0, losses)
         self.critic.requires_grad_(True)
-        if self.settings.average:
-            means: list[Tensor] = [*self.averaged.parameters()]
-            latest: list[Tensor] = [*self.generator.parameters()]
-            with torch.no_grad():
-                torch._foreach_lerp_(means, latest, 1 - self.settings.average)
 
     def _generator_loss(self, noise: Noise) -> Tensor:
+        model = self.model
         with self._precision():
             fakes = self._fakes(noise, noise.y)
-            scores = [self._scores(fake, noise.y) for fake in fakes]
+            scored = fakes if model.mode_seeking else fakes[:1]
+            scores = [self._scores(fake, noise.y) for fake in scored]
         loss = scores[0].new_zeros(())
         for own in scores:
-            loss = loss + LOSSES[self.model.loss].generator_loss(self.topk(own))
-        if self.model.mode_seeking:
-            one, other = (fake.to(self.dtype) for fake in fakes)
-            sought = mode_seeking(one, other, noise.z, noise.other)
-            loss = loss + self.model.mode_seeking * sought
+            loss = loss + LOSSES[model.loss].generator_loss(self.topk(own))
+        one, *second = (fake.to(self.dtype) for fake in fakes)
+        if model.mode_seeking:
+            sought = mode_seeking(one, second[0], noise.z, noise.other)
+            loss = loss + model.mode_seeking * sought
+        if model.latent_diversity:
+            loss = loss + model.latent_diversity * latent_insensitivity(one, second[0])
         self.sums[1] += loss.detach().double() / self.settings.accumulation
         return loss
 
     def _fakes(self, noise: Noise, labels: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, C, H, W) of the latents; a mode-seeking model's also of the other latents."""
-        if not self.model.mode_seeking:
-            return (self.generator(noise.z, labels),)
-        both = self.generator(torch.cat([noise.z, noise.other]), torch.cat([labels, labels]))
-        return both.chunk(2)
+        """Images (B, C, H, W) of the latents; where a model needs them, of the second ones too."""
+        if self.model.mode_seeking:
+            both = torch.cat([noise.z, noise.other]), torch.cat([labels, labels])
+            return tuple(self.generator(*both).chunk(2))
+        latents = [noise.z]
+        if self.model.latent_noise:  # a call of its own: BatchNorm sees a batch as without it
+            latents.append(noise.z + self.model.latent_noise * noise.other)
+        return tuple(self.generator(z, labels) for z in latents)
 
     def _scores(self, x: Tensor, y: Tensor | None) -> Tensor:
         scores: Tensor = self.critic(x, y)
@@ -553,7 +574,8 @@ class Training:
 
     def _samples(self) -> Iterator[Tensor]:
         """This rank's share of ``samples`` images, of the same latents at every call."""
-        ranks.copy_first_([*self.averaged.buffers()])  # BatchNorm's running statistics
+        ranks.copy_first_([*self.generator.buffers()])  # BatchNorm's running statistics
+        follow_norms_(self.averaged, self.generator)
         for number, first in enumerate(range(0, self.settings.samples, EVALUATED)):
             if number % ranks.world() == ranks.rank():
                 count = min(EVALUATED, self.settings.samples - first)
@@ -584,8 +606,9 @@ class Training:
             rows.append(self._row("score") | self._score())
         if at_end:
             rows.append(self._row("sheet") | {"file": self._sheet()})
-            if self.topk.config.enabled:
-                rows.append(self._row("topk") | self._proof())
+            for whose, own in self.gated.items():
+                if own.config.enabled:
+                    rows.append(self._row("topk") | {"of": whose} | self._proof(whose))
         return rows
 
     @property
@@ -593,10 +616,11 @@ class Training:
         """Passes over the real data that have ended."""
         return self.iteration * self.model.critic_steps // self.images.length
 
-    def _k(self) -> int:
+    def _k(self, whose: str = "generator") -> int:
         """Of the rows that one device ranks at a time."""
         rows = self.settings.batch // (self.settings.accumulation * ranks.world())
-        return self.topk.k(rows) if self.topk.config.enabled else rows
+        own = self.gated[whose]
+        return own.k(rows) if own.config.enabled else rows
 
     @cached_property
     def features(self) -> fid.Features:
@@ -613,10 +637,11 @@ class Training:
             generated.merge(fid.Statistics.from_state(state, self.device))
         row = fid.score(self.images, real, generated, features)._asdict()
         named = {"score": row.pop("metric"), "fid": row.pop("value")}
-        return named | row | {"average": self.settings.average}
+        return named | row | {"average": self.average}
 
     def files(self) -> dict[str, bytes]:
         """A sheet of samples, of the same latents each time; a conditional model's by class."""
+        follow_norms_(self.averaged, self.generator)
         count = SHOWN * SHOWN
         columns = torch.arange(count, device=self.device) % SHOWN
         z = self._latents((count,), self._stream("sheet"))
@@ -629,19 +654,20 @@ class Training:
     def _row(self, kind: str) -> Row:
         return self.member._asdict() | {"iteration": self.iteration, "kind": kind}
 
-    def _proof(self) -> Row:
-        report, of_ranks = self.topk.report(), ranks.gathered(self._counts())
-        return {name: sum(counts[name] for counts in of_ranks) for name in self.counted} | {
+    def _proof(self, whose: str) -> Row:
+        report = self.gated[whose].report()
+        of_ranks = ranks.gathered(self._counts(whose))
+        return {name: sum(counts[name] for counts in of_ranks) for name in of_ranks[0]} | {
             "steps": report.steps,
             "epochs": report.epochs,
             "direction": report.direction,
-            "last_k": self._k(),
+            "last_k": self._k(whose),
         }
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self, whose: str) -> dict[str, int]:
         """What top-k counted, of this rank's rows, also before a resume."""
-        report = self.topk.report()
-        return {name: before + getattr(report, name) for name, before in self.counted.items()}
+        report = self.gated[whose].report()
+        return {name: n + getattr(report, name) for name, n in self.counted[whose].items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on; data are drawn by iteration."""
@@ -655,8 +681,8 @@ class Training:
             "ranks": ranks.gathered(
                 {
                     "sums": self.sums.cpu().clone(),
-                    "topk": self.topk.state_dict(),
-                    "counted": self._counts(),
+                    "topk": {whose: own.state_dict() for whose, own in self.gated.items()},
+                    "counted": {whose: self._counts(whose) for whose in self.gated},
                 }
             ),
         }
@@ -692,8 +718,9 @@ class Training:
                     group["lr"] = group["lr"].to(self.device)
         of_rank = state["ranks"][ranks.rank()]
         self.sums.copy_(of_rank["sums"])
-        self.topk.load_state_dict(of_rank["topk"])
-        self.counted = dict(of_rank["counted"])
+        for whose, topk in self.gated.items():
+            topk.load_state_dict(of_rank["topk"][whose])
+        self.counted = {whose: dict(counts) for whose, counts in of_rank["counted"].items()}
 
 
 def finite(value: float) -> float | None:

@@ -15,15 +15,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from topk_plugin.errors import ConfigError, RunError
-from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.experiments import ABLATED, EXPERIMENTS
+from topk_plugin.reference.experiments import ARMS as TRAINED
 from topk_plugin.reference.figures import (
     ARMS,
     Point,
+    ablation_figure,
     approach,
     arrows_figure,
     called,
     curves_figure,
     grid,
+    groups_figure,
     in_pairs,
     models_figure,
     movement_figure,
@@ -36,16 +39,22 @@ from topk_plugin.reference.runs import Member, Row
 from topk_plugin.reference.statistics import (
     BINS,
     CLAIMS,
+    ORDERS,
     Comparison,
     Paper,
     Summary,
+    by_seed,
     compare,
     contrast,
     decimals,
     movement,
     needed,
+    ordered,
+    paired_difference,
+    summary,
     verdict,
     with_interval,
+    without_topk,
 )
 
 if TYPE_CHECKING:
@@ -62,11 +71,17 @@ CELLS = {
     "probe": "modes",
     "table2": "held-out digit",
     "table3": "pixels",
+    "table4": "pixels",
+    "table5": "pixels",
+    "neurips": "pixels",
 }
 """What a cell of each experiment is."""
 
 ALIKE = ("version", "features_digest", "data_digest", "real", "fake", "average")
 """Fields, beside its name, in which a Frechet distance has to equal those in its table."""
+
+IMAGES: dict[str, tuple[str, ...]] = {"score": ("score", "fid", *ALIKE), "sheet": ("file",)}
+"""KINDS of an experiment on images."""
 
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "table1": {
@@ -81,10 +96,10 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "table2": {
         "score": ("score", "average_precision", "trapezoid"),
     },
-    "table3": {
-        "score": ("score", "fid", *ALIKE),
-        "sheet": ("file",),
-    },
+    "table3": IMAGES,
+    "table4": IMAGES,
+    "table5": IMAGES,
+    "neurips": IMAGES,
 }
 """The kinds of rows of each experiment that are reported, and their fields. A member that has ended
 has rows of the first one at its last iteration."""
@@ -165,7 +180,7 @@ def read_run(folder: Path) -> Run:
                 raise _damaged(f"{file}, line {number}", str(error)) from error
             row = _checked(row, run, members, f"{file}, line {number}")
             row["job"] = file.parent.name
-            parts = (row.get(name) for name in ("update", "bin", "score"))
+            parts = (row.get(name) for name in ("update", "bin", "score", "of"))
             rows[(member_of(row), row["iteration"], row["kind"], *parts)] = row
     if not rows:
         raise ConfigError(
@@ -366,17 +381,27 @@ def movement_table(
     return Table(title, ["distance (std)", *updates, "top-k - bottom-k", "seeds"], body)
 
 
-def proof_table(rows: Iterable[Row], cell_name: str) -> Table:
-    """That top-k was at work: what its report counted, from the least to the most of the seeds."""
-    groups: dict[tuple[int, str], list[Row]] = {}
+def proof_table(rows: Iterable[Row], cell_name: str, labels: Mapping[str, str] = ARMS) -> Table:
+    """That top-k was at work: what its report counted, from the least to the most of the seeds.
+
+    Args:
+        rows: those of kind "topk" count; where they say in whose loss it was, there is a line for
+            each.
+        cell_name: what tells the rows apart, such as "modes".
+        labels: the arms in words.
+    """
+    groups: dict[tuple[int, str, str], list[Row]] = {}
     for row in of_kind(rows, "topk"):
-        groups.setdefault((row["cell"], row["arm"]), []).append(row)
-    body = [
-        [str(cell), ARMS.get(arm, arm), *(span(row[name] for row in group) for name in PROOF)]
-        for (cell, arm), group in sorted(groups.items())
-    ]
-    columns = [cell_name, "arm", "generator steps", "rows dropped", "realistic is", "last k"]
-    return Table("top-k at work", [*columns, "decays"], body)
+        groups.setdefault((row["cell"], row["arm"], row.get("of", "")), []).append(row)
+    several = any(of for _, _, of in groups)
+    place = {arm: number for number, arm in enumerate(labels)}
+    body = []
+    for cell, arm, of in sorted(groups, key=lambda key: (key[0], place.get(key[1], -1), *key[1:])):
+        counted = [span(row[name] for row in groups[cell, arm, of]) for name in PROOF]
+        body.append([str(cell), labels.get(arm, arm), *[of or "-"] * several, *counted])
+    columns = [cell_name, "arm", *(["of", "steps"] if several else ["generator steps"])]
+    columns += ["rows dropped", "realistic is", "last k", "decays"]
+    return Table("top-k at work", columns, body)
 
 
 def _with_std(arm: Summary | None, digits: int) -> str:
@@ -405,6 +430,8 @@ class Drawing(NamedTuple):
 
 
 Block = str | Table | Drawing
+
+CURVES = "Learning curves: mean over seeds, band: one standard deviation."
 
 
 def report(folders: Sequence[Path]) -> int:
@@ -476,7 +503,7 @@ def _listed(lines: Iterable[str]) -> str:
 
 
 def _named(run: Run, member: Member) -> str:
-    arm = ARMS.get(member.arm, member.arm)
+    arm = labels_of(run).get(member.arm, member.arm)
     return f"{called(member.cell, CELLS[run.experiment])}, {arm}, seed {member.seed}"
 
 
@@ -500,7 +527,7 @@ def _table1(run: Run, paper: Paper) -> Iterator[Block]:
     yield Drawing(
         "table1",
         curves_figure({METRICS[name].label: series(rows, name) for name in names}, "modes"),
-        "Learning curves: mean over seeds, band: one standard deviation.",
+        CURVES,
     )
     drawn = sorted(of_kind(final, "samples"), key=lambda row: -row["seed"])
     if drawn:  # of the lowest seed
@@ -638,52 +665,291 @@ def _table2(run: Run, paper: Paper) -> Iterator[Block]:
         yield Drawing(
             "table2-curves",
             curves_figure(panels, "held-out digit"),
-            "Learning curves: mean over seeds, band: one standard deviation.",
+            CURVES,
         )
 
 
-PUBLISHED = ("FID", "CIFAR-10, training part", 50_000, 50_000)
-"""Metric, data, and numbers of real and generated images of the paper's Table 3."""
+class Published(NamedTuple):
+    """What the paper's Frechet distances of an experiment are of."""
+
+    data: str  # how its name ends, in which a folder's begins with the folder's own
+    real: int
+    images: str  # in words
+    note: str  # on the paper's numbers
+    fake: int = 50_000
+    score: str = "FID"
+
+    def equals(self, known: Row) -> bool:
+        """Whether a row's distance is of the same kind."""
+        counts = (known["score"], known["real"], known["fake"])
+        return counts == (self.score, self.real, self.fake) and known["data"].endswith(self.data)
 
 
-def _table3(run: Run, paper: Paper) -> Iterator[Block]:
-    rows, final = _counted(run)
-    scored = of_kind(rows, "score")
-    for alike in dict.fromkeys(map(_alike, of_kind(final, "score"))):
-        own = [row for row in scored if _alike(row) == alike]
-        known = own[0]
-        what = (known["score"], known["data"], known["real"], known["fake"])
+CIFAR10 = Published(
+    "CIFAR-10, training part",
+    50_000,
+    "the 50,000 training images of CIFAR-10",
+    "The paper's numbers have no seeds; it does not say what its ± is of.",
+)
+IMAGENET = Published(
+    ", 1,281,167 images of 1,000 classes at 128x128",
+    1_281_167,
+    "ImageNet's 1,281,167 training images of 1,000 classes at 128x128",
+    "The paper's numbers have no seeds; it does not say which real images they are of.",
+)
+PUBLISHED = {
+    "table3": CIFAR10,
+    "table4": IMAGENET,
+    "table5": CIFAR10._replace(note="The paper's numbers have no seeds and no spread."),
+    "neurips": CIFAR10._replace(
+        note="The paper's numbers are of its abstract, which says no more about them."
+    ),
+}
+
+
+class Distances(NamedTuple):
+    """Frechet distances that may stand in one table."""
+
+    known: Row  # one of their rows: what they have in common
+    values: Mapping[tuple[Member, int], float]
+    lengths: Mapping[Member, int]
+    suffix: str  # of the names of their figures
+    paper: Paper  # numbers of the paper's that may stand beside them
+    note: str  # on those, or on why there are none
+
+    @property
+    def title(self) -> str:
+        """What they are."""
+        known = self.known
         average = f", weights averaged by {known['average']:g}" if known["average"] else ""
-        title = (
+        return (
             f"{known['score']}, {known['fake']:,} samples against {known['real']:,} images of "
             f"{known['data']}{average}; lower is better"
         )
-        values = series(own, "fid", known["score"])
-        ends = at_the_end({key: v for key, v in values.items() if key[1] == _length(own, key[0])})
-        compared = compare(ends, run.cells, run.arms, "fid", paper if what == PUBLISHED else {})
-        yield comparison_table(title, compared, "pixels", 2)
-        yield _listed(
-            [f"features: sha256 {known['features_digest']}, {known['version']}",
-             f"data: sha256 {known['data_digest']}"]
-        )  # fmt: skip
-        if what == PUBLISHED:
-            yield "The paper's numbers have no seeds; it does not say what its ± is of."
-        else:
-            yield (
-                "The paper's numbers are left out: they are FID by Inception of 50,000 samples "
-                "against the 50,000 training images of CIFAR-10, and these are not."
-            )
+
+    @property
+    def quantity(self) -> str:
+        """For an axis."""
+        name: str = self.known["score"]
+        return name.split(" of ")[0]
+
+    @property
+    def ends(self) -> dict[Member, float]:
+        """Each member's at its last iteration."""
+        last = {key: v for key, v in self.values.items() if key[1] == self.lengths[key[0]]}
+        return at_the_end(last)
+
+    def curves(self, cell: int) -> dict[tuple[Member, int], float] | None:
+        """Those of a cell; None where there are only those of the end."""
+        own = {key: v for key, v in self.values.items() if key[0].cell == cell}
+        return own if any(i < self.lengths[member] for member, i in own) else None
+
+
+def distances(run: Run, paper: Paper) -> Iterator[Distances]:
+    """The Frechet distances of the members that are not left out, by what they have in common."""
+    rows, final = _counted(run)
+    scored = of_kind(rows, "score")
+    for number, alike in enumerate(dict.fromkeys(map(_alike, of_kind(final, "score"))), start=1):
+        own = [row for row in scored if _alike(row) == alike]
+        values = series(own, "fid", own[0]["score"])
+        lengths = {member_of(row): row["iterations"] for row in own}
+        why = _unlike(run, own[0])
+        note = f"The paper's numbers are left out: {why}."
+        suffix = f"-{number}" * (number > 1)
+        beside = ({}, note) if why else (paper, PUBLISHED[run.experiment].note)
+        yield Distances(own[0], values, lengths, suffix, *beside)
+
+
+def _alike(row: Row) -> tuple[Any, ...]:
+    return (row["score"], *(row[name] for name in ALIKE))
+
+
+def _unlike(run: Run, known: Row) -> str | None:
+    """Why the paper's numbers may not stand beside a distance."""
+    published = PUBLISHED[run.experiment]
+    if not published.equals(known):
+        return (
+            f"they are FID by Inception of {published.fake:,} samples against "
+            f"{published.images}, and these are not"
+        )
+    if run.experiment == "table5" and _role(run) != "proposed":
+        gamma, nu = PROPOSED
+        return f"they are of gamma {gamma} and nu {nu}, but for what an arm varies"
+    return None
+
+
+def _origin(found: Distances) -> Iterator[Block]:
+    """Below a table of distances: by which features, of which data; on the paper's numbers."""
+    yield _listed(
+        [f"features: sha256 {found.known['features_digest']}, {found.known['version']}",
+         f"data: sha256 {found.known['data_digest']}"]
+    )  # fmt: skip
+    yield found.note
+
+
+def _of_cell(run: Run, cell: int) -> str:
+    """Of a figure's name, where there is one for each cell."""
+    return f"-{cell}" if len(run.cells) > 1 else ""
+
+
+def _models(run: Run, paper: Paper) -> Iterator[Block]:
+    """Of Tables 3 and 4 and the later version's: models of images, without and with top-k."""
+    for found in distances(run, paper):
+        compared = compare(found.ends, run.cells, run.arms, "fid", found.paper)
+        yield comparison_table(found.title, compared, "pixels", 2)
+        yield from _origin(found)
         for cell in run.cells:
-            curves = {key: v for key, v in values.items() if key[0].cell == cell}
-            if any(i < _length(own, member) for member, i in curves):
+            if curves := found.curves(cell):
                 yield Drawing(
-                    f"table3-{cell}" if len(run.cells) > 1 else "table3",
-                    models_figure(known["score"].split(" of ")[0], curves),
-                    "Learning curves: mean over seeds, band: one standard deviation.",
+                    f"{run.experiment}{_of_cell(run, cell)}{found.suffix}",
+                    models_figure(found.quantity, curves),
+                    CURVES,
                 )
-    yield from _proof(run, final)
+    yield from _proof(run, _counted(run)[1])
+    yield from _sheets(run, "both")
+
+
+BASELINE, REFERENCE = "sagan", "top-k+sagan"
+"""Arms of Table 5: what all others are compared with, and what they differ from in one thing."""
+
+PROPOSED = (0.99, 0.5)
+"""Gamma and nu (paper, section 5.2)."""
+
+VARIED = {
+    "gamma": "gamma: factor of k at each decay",
+    "nu": "nu: smallest k, in parts of the batch",
+    "whose loss": "in whose loss top-k is",
+}
+"""What Table 5's arms vary, and the axis of its figure."""
+
+LOWER = "{}\n(lower is better)"
+
+
+def _table5(run: Run, paper: Paper) -> Iterator[Block]:
+    for found in distances(run, paper):
+        for cell in run.cells:
+            yield ablation_table(run, found, cell)
+            yield from _origin(found)
+            if run.preset != "smoke":  # after so few iterations a sign says nothing
+                yield from _verdicts(run, found.ends, cell)
+            yield from _ablation_drawings(run, found, cell)
+    yield from _proof(run, _counted(run)[1])
+    yield from _sheets(run, "all")
+
+
+def labels_of(run: Run) -> Mapping[str, str]:
+    """A run's arms in words."""
+    if run.experiment != "table5":
+        return ARMS
+    gamma, nu = _gamma_and_nu(run)
+    reference = f"gamma {gamma:g}, nu {nu:g} ({_role(run)})"
+    return ARMS | {BASELINE: "baseline (no top-k)", REFERENCE: reference}
+
+
+def _gamma_and_nu(run: Run) -> tuple[float, float]:
+    """Those of Table 5's arms that do not have their own."""
+    return _setting(run, "gamma"), _setting(run, "nu")
+
+
+def _role(run: Run) -> str:
+    """What Table 5's reference is."""
+    return "proposed" if _gamma_and_nu(run) == PROPOSED else "reference"
+
+
+def ablation_table(run: Run, found: Distances, cell: int) -> Table:
+    """Table 5: an arm a line, with its paired differences from the baseline and the reference."""
+    labels, body = labels_of(run), []
+    of_arm = {arm: by_seed(found.ends, cell, arm) for arm in {*run.arms, BASELINE, REFERENCE}}
+    for arm in run.arms:
+        own, line, paired = of_arm[arm], [], []
+        for other in (BASELINE, REFERENCE):
+            difference = None if other == arm else paired_difference(of_arm[other], own)
+            line.append("-" if difference is None else with_interval(difference, 2))
+            if other != arm and of_arm[other]:
+                paired.append(difference.n if difference else 0)
+        seeds = str(len(own))
+        if own and any(n != len(own) for n in paired):
+            seeds += f"; {' and '.join(map(str, paired))} paired"
+        number = found.paper.get(("fid", cell, arm))
+        line = [labels.get(arm, arm), _with_std(summary(own.values()), 2), *line, seeds]
+        body.append([*line, "-" if number is None else f"{number:.2f}"])
+    columns = ["arm", found.quantity, "from the baseline [95%]", f"from the {_role(run)} [95%]"]
+    title = f"{found.title}; {cell} pixels" if len(run.cells) > 1 else found.title
+    return Table(title, [*columns, "seeds", "paper"], body)
+
+
+def _verdicts(run: Run, ends: Mapping[Member, float], cell: int) -> Iterator[Block]:
+    """What was seen beside what the paper says, as far as the run has its arms."""
+    gamma, nu = _gamma_and_nu(run)
+    lines = []
+    for order in ORDERS:
+        arm = ABLATED[order.arm]
+        smaller, larger = (arm.gamma or 0) < gamma, (arm.nu or 1) > nu  # else not the paper's claim
+        if {order.arm, order.than} <= {*run.arms} and smaller and larger:
+            than, own = (by_seed(ends, cell, name) for name in (order.than, order.arm))
+            lines.append(ordered(order, paired_difference(than, own), labels_of(run)))
+    if lines:
+        yield _listed(lines)
+
+
+def _ablation_drawings(run: Run, found: Distances, cell: int) -> Iterator[Block]:
+    """Table 5's figure, and the learning curves, by what an arm varies."""
+    ends = {member: value for member, value in found.ends.items() if member.cell == cell}
+    ended = {member.arm for member in ends}
+    panels = {what: ticks for what, ticks in _varied(run).items() if ended & {*ticks} - {REFERENCE}}
+    if not panels:
+        return
+    name = f"table5{_of_cell(run, cell)}"
+    labels = labels_of(run)
+    yield Drawing(
+        f"{name}{found.suffix}",
+        ablation_figure(
+            LOWER.format(found.quantity),
+            {VARIED[what]: ticks for what, ticks in panels.items()},
+            ends,
+            (BASELINE, REFERENCE),
+            labels,
+        ),
+        "By what an arm varies: mean and standard deviation over seeds, and (small) the seeds; "
+        "line and band: the baseline's mean and standard deviation.",
+    )
+    if curves := found.curves(cell):
+        short = {**labels, BASELINE: "baseline", REFERENCE: _role(run)}
+        groups = {
+            what: {
+                short[arm]: arm
+                for arm in (BASELINE, REFERENCE, *(arm for arm in ticks if arm != REFERENCE))
+            }
+            for what, ticks in panels.items()
+        }
+        yield Drawing(
+            f"{name}-curves{found.suffix}",
+            groups_figure(LOWER.format(found.quantity), curves, groups),
+            CURVES,
+        )
+
+
+def _varied(run: Run) -> dict[str, dict[str, str]]:
+    """For each of VARIED the run's arms, and for each of these its value in words."""
+    gamma, nu = _gamma_and_nu(run)
+    arms = {name: arm for name, arm in ABLATED.items() if arm.topk and name in run.arms}
+    gammas = {n: a.gamma or gamma for n, a in arms.items() if a.gamma or n == REFERENCE}
+    nus = {n: a.nu or nu for n, a in arms.items() if a.nu or n == REFERENCE}
+    same = {n: a for n, a in arms.items() if a.gamma is None and a.nu is None}
+    return {
+        "gamma": _ascending(gammas),
+        "nu": _ascending(nus),
+        "whose loss": {n: "both" if len(a.topk) > 1 else a.topk[0] for n, a in same.items()},
+    }
+
+
+def _ascending(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{values[name]:g}" for name in sorted(values, key=values.__getitem__)}
+
+
+def _sheets(run: Run, arms: str) -> Iterator[Block]:
     for cell in run.cells:
-        drawn = sorted(of_kind(final, "sheet"), key=lambda row: -row["seed"])
+        drawn = sorted(of_kind(_counted(run)[1], "sheet"), key=lambda row: -row["seed"])
         sheets = {
             row["arm"]: run.folder / "jobs" / row["job"] / row["file"]
             for row in drawn
@@ -692,32 +958,45 @@ def _table3(run: Run, paper: Paper) -> Iterator[Block]:
         sheets = {arm: path for arm, path in sheets.items() if path.is_file()}
         if sheets:
             yield Drawing(
-                f"samples-{cell}" if len(run.cells) > 1 else "samples",
-                sheets_figure(sheets),
-                "Samples at the end, of one seed, both arms from the same latents.",
+                f"samples{_of_cell(run, cell)}",
+                sheets_figure(sheets, labels_of(run)),
+                f"Samples at the end, of one seed, {arms} arms from the same latents.",
             )
-
-
-def _alike(row: Row) -> tuple[Any, ...]:
-    return (row["score"], *(row[name] for name in ALIKE))
-
-
-def _length(rows: Iterable[Row], member: Member) -> int:
-    return max(row["iterations"] for row in rows if member_of(row) == member)
 
 
 def _proof(run: Run, final: Sequence[Row]) -> Iterator[Block]:
     """Top-k's own counts, and the members of top-k arms in which it did nothing."""
-    dropped = {member_of(row): row["dropped"] for row in of_kind(final, "topk")}
+    dropped = {
+        (member_of(row), row.get("of", "generator")): row["dropped"]
+        for row in of_kind(final, "topk")
+    }
     if dropped:
-        yield proof_table(final, CELLS[run.experiment])
-    members = dict.fromkeys(map(member_of, final))
-    if idle := [member for member in members if "top-k" in member.arm and not dropped.get(member)]:
-        yield "Top-k dropped nothing in these, so that they are baselines:"
-        yield _listed(
-            f"{_named(run, member)}: {'0 rows' if member in dropped else 'no record of top-k'}"
-            for member in idle
+        yield proof_table(final, CELLS[run.experiment], labels_of(run))
+    idle = [
+        (member, of)
+        for member in dict.fromkeys(map(member_of, final))
+        for of in _gated(member.arm)
+        if not dropped.get((member, of))
+    ]
+    if idle:
+        usual = all(_gated(member.arm) == ("generator",) for member, _ in idle)
+        yield (
+            "Top-k dropped nothing in these, so that they are baselines:"
+            if usual
+            else "Top-k dropped nothing in these losses, which are as a baseline's:"
         )
+        yield _listed(
+            f"{_named(run, member)}{'' if usual else f', {of}'}: "
+            + ("0 rows" if (member, of) in dropped else "no record of top-k")
+            for member, of in idle
+        )
+
+
+def _gated(arm: str) -> tuple[str, ...]:
+    """In whose loss an arm has top-k."""
+    if arm in TRAINED:
+        return TRAINED[arm].topk
+    return ("generator",) if without_topk(arm) != arm else ()
 
 
 SECTIONS: dict[str, Callable[[Run, Paper], Iterator[Block]]] = {
@@ -725,7 +1004,10 @@ SECTIONS: dict[str, Callable[[Run, Paper], Iterator[Block]]] = {
     "study": _study,
     "probe": _probe,
     "table2": _table2,
-    "table3": _table3,
+    "table3": _models,
+    "table4": _models,
+    "table5": _table5,
+    "neurips": _models,
 }
 """What is reported of each experiment."""
 

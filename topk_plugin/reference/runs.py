@@ -58,8 +58,6 @@ DONE = "done"
 OF_DATA = ("dataset", "data", "download")
 """Settings that are flags of the command."""
 
-NOT_BUILT = ("table4", "table5", "neurips")
-
 WHERE = ("data", "download", "inception", "decoders")
 """Settings that say where data and weights lie, which may change: what they are is in the plan."""
 
@@ -558,11 +556,6 @@ def reproduce(
         ResumeMismatch: the folder holds a run of other settings.
         RunError: see :func:`train`.
     """
-    if request.result in NOT_BUILT:
-        raise ConfigError(
-            f"topk reproduce: {request.result} is of the paper and not built here yet; there are "
-            f"{', '.join(RESULTS)}"
-        )
     if request.result not in RESULTS:
         raise unknown_name(f"topk reproduce {request.result}", "result", request.result, RESULTS)
     name = RESULTS[request.result]

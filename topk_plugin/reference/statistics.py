@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from topk_plugin.errors import TopKError
+from topk_plugin.reference.experiments import ARMS
 from topk_plugin.reference.runs import Member, Row
 
 Paper = Mapping[tuple[str, int, str], float]
@@ -75,40 +76,86 @@ def compare(
     metric: str,
     paper: Paper,
 ) -> list[Comparison]:
-    """For each cell and each baseline among the arms, the comparison with its top-k arm.
+    """For each cell and each baseline of the arms, the comparison with each of its top-k arms.
 
     Args:
         values: one number a member.
-        cells, arms: what the rows are, in this order. The arm "top-k" is compared with "gan",
-            "top-k+NAME" with NAME.
+        cells, arms: what the rows are, in this order. Several may have one baseline; one that has
+            none of them is put beside the arm that it would have: "top-k+NAME" of NAME, "top-k" of
+            "gan".
         metric: of these numbers, as it is called in ``paper``.
         paper: the paper's numbers, where it has some.
     """
     rows = []
     for cell in cells:
         for base in dict.fromkeys(map(without_topk, arms)):
-            topk = "top-k" if base == "gan" else f"top-k+{base}"
-            plain, gated = (
-                {m.seed: value for m, value in values.items() if m[:2] == (cell, arm)}
-                for arm in (base, topk)
-            )
-            rows.append(
-                Comparison(
-                    cell,
-                    base,
-                    topk,
-                    summary(plain.values()),
-                    summary(gated.values()),
-                    paired_difference(plain, gated),
-                    (paper.get((metric, cell, base)), paper.get((metric, cell, topk))),
+            usual = "top-k" if base == "gan" else f"top-k+{base}"
+            own = [arm for arm in arms if arm != base and without_topk(arm) == base]
+            for topk in own or [usual]:
+                plain, gated = (by_seed(values, cell, arm) for arm in (base, topk))
+                rows.append(
+                    Comparison(
+                        cell,
+                        base,
+                        topk,
+                        summary(plain.values()),
+                        summary(gated.values()),
+                        paired_difference(plain, gated),
+                        (paper.get((metric, cell, base)), paper.get((metric, cell, topk))),
+                    )
                 )
-            )
     return rows
 
 
+def by_seed(values: Mapping[Member, float], cell: int, arm: str) -> dict[int, float]:
+    """The numbers of an arm's seeds."""
+    return {m.seed: value for m, value in values.items() if m[:2] == (cell, arm)}
+
+
 def without_topk(arm: str) -> str:
-    """The baseline of a top-k arm; a baseline itself."""
+    """The baseline of a top-k arm, which several may have; a baseline itself."""
+    if arm in ARMS:
+        return ARMS[arm].model
     return "gan" if arm == "top-k" else arm.removeprefix("top-k+")
+
+
+class Order(NamedTuple):
+    """Which of two arms of Table 5 the paper (section 6, Tables 3 and 5) has as the worse one."""
+
+    arm: str
+    than: str
+    worse: bool
+
+
+ORDERS = (
+    Order("critic", "top-k+sagan", worse=True),
+    Order("both", "top-k+sagan", worse=True),
+    Order("gamma=0.5", "top-k+sagan", worse=True),
+    Order("nu=0.9", "top-k+sagan", worse=True),
+    Order("top-k+sagan", "sagan", worse=False),
+)
+
+
+def ordered(order: Order, difference: Summary | None, labels: Mapping[str, str]) -> str:
+    """One sentence on whether a distance's paired difference has the sign that the paper gives it.
+
+    Args:
+        order: the paper's.
+        difference: of the arm from the other one, by :func:`paired_difference`; above 0 is worse.
+        labels: the arms in words.
+    """
+    than = "worse" if order.worse else "better"
+    what = f"in the paper {labels[order.arm]} is {than} than {labels[order.than]}"
+    if difference is None:
+        return f"{what}: not decided here, since no seed of both has ended."
+    if difference.interval is None:
+        found = "not decided here, since one seed has no interval"
+    elif difference.interval[0] <= 0 <= difference.interval[1]:
+        found = "not decided here, since the 95% interval includes 0"
+    else:
+        found = f"this run {'agrees' if (difference.mean > 0) == order.worse else 'disagrees'}"
+    seeds = f"{difference.n} seed{'s' * (difference.n != 1)}"
+    return f"{what}: {found} ({with_interval(difference, 2)}, {seeds})."
 
 
 # --- the movement by one update -----------------------------------------------------------------

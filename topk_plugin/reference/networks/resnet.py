@@ -23,6 +23,8 @@ rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +63,12 @@ class ResNetGenerator(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.classes = classes
-        times = range(doublings(size, channels), -1, -1)
-        wide = [width if size <= FLAT else width * min(MOST, 1 << i) for i in times]
+        wide = widths(size, channels, width)
         self.first = linear(latent, 16 * wide[0], spectral)
         self.blocks = nn.ModuleList()
         edge, edges = 4, []
         for inner, out in zip(wide, wide[1:], strict=False):
-            self.blocks.append(GeneratorBlock(inner, out, classes, spectral))
+            self.blocks.append(GeneratorBlock(inner, out, partial(Norm, classes=classes), spectral))
             edges.append(edge := 2 * edge)
         attend(self.blocks, edges, wide[1:], attention, spectral)
         self.norm = nn.BatchNorm2d(wide[-1])
@@ -83,11 +84,17 @@ class ResNetGenerator(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Maps (B, inner, H, W) to (B, out, 2H, 2W)."""
+    """Maps (B, inner, H, W), and what their normalisation depends on, to (B, out, 2H, 2W).
 
-    def __init__(self, inner: int, out: int, classes: int, spectral: bool) -> None:
+    Args:
+        norm: makes the normalisation of so many channels.
+    """
+
+    def __init__(
+        self, inner: int, out: int, norm: Callable[[int], nn.Module], spectral: bool
+    ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = Norm(inner, classes), Norm(out, classes)
+        self.norm1, self.norm2 = norm(inner), norm(out)
         self.conv1 = convolution(inner, out, 3, math.sqrt(2), spectral)
         self.conv2 = convolution(out, out, 3, math.sqrt(2), spectral)
         self.shortcut = convolution(inner, out, 1, 1.0, spectral)
@@ -252,6 +259,16 @@ def attend(
     blocks.insert(at + 1, Attention(wide[at], spectral))
 
 
+def widths(size: int, channels: int, width: int) -> list[int]:
+    """Channels of a generator's maps, from 4 pixels to ``size``.
+
+    Raises:
+        ConfigError: of a size or channels that it cannot make.
+    """
+    times = range(doublings(size, channels), -1, -1)
+    return [width if size <= FLAT else width * min(MOST, 1 << i) for i in times]
+
+
 def convolution(
     inner: int, out: int, kernel: int, gain: float, spectral: bool, bias: bool = True
 ) -> nn.Conv2d:
@@ -265,11 +282,12 @@ def convolution(
     return layer
 
 
-def linear(inner: int, out: int, spectral: bool) -> nn.Linear:
+def linear(inner: int, out: int, spectral: bool, bias: bool = True) -> nn.Linear:
     """A linear layer from Glorot's uniform distribution; bias 0."""
-    layer = nn.Linear(inner, out)
+    layer = nn.Linear(inner, out, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     if spectral:
         spectral_norm(layer)
     return layer
