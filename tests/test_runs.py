@@ -375,12 +375,9 @@ def test_workers_that_vanish_are_missed(tmp_path, monkeypatch):
     [
         ({"overrides": TINY | {"hidden": "9", "prior": "uniform"}},
          ["hidden: 8 there, 9 now", "prior: 'normal' there, 'uniform' now"]),
-        ({"seeds": 1}, ["seeds: 2 there, 1 now"]),
-        ({"cells": [64, 25]}, ["cells: [25] there, [25, 64] now"]),
-        ({"arms": ["top-k"]}, ["arms: ['gan', 'top-k'] there, ['top-k'] now"]),
         ({"preset": "paper"}, ["preset: 'smoke' there, 'paper' now"]),
         ({"result": "figure2"},
-         ["experiment: 'table1' there, 'probe' now", "arms: ['gan', 'top-k'] there, ['gan'] now",
+         ["experiment: 'table1' there, 'probe' now",
           "top: None there, 0.75 now", "bottom: None there, 0.25 now",
           "probes: None there, 10000 now", "step: None there, 'sgd' now",
           "step_rate: None there, 0.0001 now"]),
@@ -394,6 +391,34 @@ def test_a_folder_of_another_run_is_refused(undisturbed, changes, expected):
     assert str(undisturbed) in found[0]
     assert [line.strip() for line in found[1:-1]] == expected
     assert contents(undisturbed) == before
+
+
+def test_a_run_grows_by_arms_cells_and_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "STACK", 1)  # so that each is trained by itself
+    out, whole = tmp_path / "grown", tmp_path / "whole"
+    first = request(out, arms=["top-k"], seeds=1, command="first")
+    reproduce(first)
+    before = contents(out / "jobs")
+    reproduce(request(out, cells=[64, 25], command="second"))
+    assert contents(out / "jobs").items() >= before.items()
+    run = json.loads((out / "run.json").read_text())
+    assert (run["seeds"], run["cells"], run["arms"]) == (2, [25, 64], ["gan", "top-k"])
+    assert run["command"] == "first; second"
+    assert len(run["jobs"]) == len({tuple(*stack) for stack in run["jobs"].values()}) == 8
+    reproduce(request(whole, cells=[25, 64]))
+    at_once = json.loads((whole / "run.json").read_text())["jobs"]
+    for job, [member] in run["jobs"].items():
+        [its] = [name for name, [other] in at_once.items() if other == member]
+        rows = [
+            folder / "jobs" / name / "metrics.jsonl" for folder, name in ((out, job), (whole, its))
+        ]
+        assert rows[0].read_bytes() == rows[1].read_bytes()
+    grown = contents(out)
+    (out / "jobs" / "007" / "done").unlink()
+    reproduce(first)  # trains what it asks for, and that is there
+    assert contents(out).keys() == grown.keys() - {"jobs/007/done"}
+    reproduce(request(out, cells=[25, 64]))
+    assert contents(out) == grown
 
 
 def test_a_run_on_another_device_is_refused(tmp_path, undisturbed):
@@ -746,7 +771,10 @@ def test_a_preset_s_settings_come_before_the_defaults_and_after_the_command_s():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nonsense"], "nonsense: unknown result; Known: table1, table2, table3, figure2"),
+        (
+            ["nonsense"],
+            "nonsense: unknown result; Known: table1, table2, table3, table4, table5, neurips",
+        ),
         (["figure5"], "did you mean 'figure4'|did you mean 'figure2'|did you mean 'figure3'"),
         (["table1", "--set", "x"], "--set: found 'x', expected NAME=VALUE"),
         (["table1", "--set", "hiden=8"], "--set hiden: unknown setting; did you mean 'hidden'"),

@@ -58,6 +58,9 @@ DONE = "done"
 OF_DATA = ("dataset", "data", "download")
 """Settings that are flags of the command."""
 
+GROWS = ("cells", "arms", "seeds")
+"""What a later command may add to a run: what is there stays, and only the new is trained."""
+
 WHERE = ("data", "download", "inception", "decoders")
 """Settings that say where data and weights lie, which may change: what they are is in the plan."""
 
@@ -588,20 +591,30 @@ def reproduce(
     out = request.out or Path("topk-runs") / f"{name}-{request.preset}"
     workers = request.workers or (_cores() if device.type == "cpu" else 1)
     members = [Member(cell, arm, seed) for seed in range(seeds) for cell in cells for arm in arms]
+    asked = set(members)
 
     def opened() -> dict[str, Any]:
-        """The run that the folder holds, or a new one."""
-        run = _open(out, plan)
-        if run is None:
-            stacked = module.stacks(settings, members, device, workers)
-            run = plan | {
-                "device_name": _device_name(device),
-                "versions": versions(),
-                "command": request.command,
-                "changed": sorted(request.overrides),
-                "seconds": 0.0,
-                "jobs": {f"{i:03d}": stack for i, stack in enumerate(stacked)},
-            }
+        """The run that the folder holds, with what is new in it, or a new one."""
+        run: dict[str, Any] = _open(out, plan) or {
+            **plan,
+            "device_name": _device_name(device),
+            "versions": versions(),
+            "command": request.command,
+            "changed": sorted(request.overrides),
+            "seconds": 0.0,
+            "jobs": {},
+        }
+        known = {member for stack in run["jobs"].values() for member in stack}
+        new = [member for member in members if member not in known]
+        if new:
+            stacked = module.stacks(settings, new, device, workers)
+            first = len(run["jobs"])
+            run["jobs"] |= {f"{first + i:03d}": stack for i, stack in enumerate(stacked)}
+            if known:
+                run["command"] += f"; {request.command}"
+                run["seeds"] = max(run["seeds"], seeds)
+                run["cells"] = [one for one in experiment.cells if one in {*run["cells"], *cells}]
+                run["arms"] = [one for one in experiment.arms if one in {*run["arms"], *arms}]
             write_atomically(out / RUN, _json(run))
         return run
 
@@ -616,6 +629,7 @@ def reproduce(
                 request.tensorboard,
             )  # fmt: skip
             for folder, stack in run["jobs"].items()
+            if not asked.isdisjoint(stack)
         ]
         return [job for job in jobs if not is_done(job)]
 
@@ -687,13 +701,15 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
         differ = [
             f"{key}: {run[key]!r} there, {value!r} now"
             for key, value in plan.items()
-            if key != "settings" and run[key] != value
+            if key not in ("settings", *GROWS) and run[key] != value
         ] + [
             f"{key}: {run['settings'].get(key)!r} there, {value!r} now"
             for key, value in plan["settings"].items()
             if key not in WHERE and run["settings"].get(key) != value
         ]
         run["seconds"] += 0.0
+        if missing := [key for key in GROWS if key not in run]:
+            raise KeyError(missing[0])
         run["jobs"] = {
             folder: [Member(*member) for member in stack] for folder, stack in run["jobs"].items()
         }
