@@ -142,13 +142,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cells",
         type=_numbers,
         metavar="N,N",
-        help="only these numbers of modes, or digits",
+        help="only these numbers of modes, held-out digits, or pixels",
     )
     reproduction.add_argument("--arms", type=_names, metavar="ARM,ARM", help="only these arms")
     reproduction.add_argument(
         "--dataset",
-        help="digits (the default of smoke and short), mnist, fashion-mnist; of table3 also "
-        "cifar10 (the default of paper), folder",
+        help="digits (the default of smoke and short), mnist, fashion-mnist; of images also "
+        "cifar10, folder (the defaults of paper, table4's is folder)",
     )
     reproduction.add_argument("--data", metavar="PATH", help="folder of its files, or an npz file")
     reproduction.add_argument(

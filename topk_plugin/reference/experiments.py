@@ -400,7 +400,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "paper": Preset(3, {"batch": 64}),
         },
         paper=_table("fid", CONDITIONAL[2:], {32: (9.21, 8.57)}),
-        open=("batch", "iterations", "average"),
+        open=("gamma", "nu", "batch", "iterations", "average"),
     ),
 }
 """By the name of the run. Settings that the paper leaves open are in the trainers' ``Settings``."""

@@ -17,25 +17,25 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.optim import Adam, Optimizer, RMSprop
 
 from topk_plugin import TopK
-from topk_plugin.errors import ConfigError, ResumeMismatch, RunError, unknown_name
+from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import fid, ranks
-from topk_plugin.reference.anomaly import average_of
 from topk_plugin.reference.data import load_images
-from topk_plugin.reference.experiments import ARMS, MODELS, Arm, Model
+from topk_plugin.reference.image_models import (
+    arm_of,
+    averaged_copy,
+    networks,
+    optimizer,
+    settle_,
+)
 from topk_plugin.reference.image_settings import Settings
 from topk_plugin.reference.losses import LOSSES
 from topk_plugin.reference.mixture import stream
-from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
-from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
-from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
 from topk_plugin.reference.regularizers import (
     clip_weights_,
     consistency,
@@ -58,95 +58,17 @@ NO_MEMORY = (
 )  # fmt: skip
 """Signs of too little memory in errors of CUDA's, the CPU's and oneDNN's."""
 
-POWER_ITERATIONS = 20
-"""For the spectral norms of averaged weights, where these are sampled from."""
+STANDING = 16
+"""Batches over which BatchNorm's statistics of averaged weights are taken."""
+
+LAYOUT = 2
+"""Of a checkpoint."""
 
 EAGER = 100
 """Iterations before CUDA graphs are captured: as many as vote on the scores' direction."""
 
 
-# --- what is trained ----------------------------------------------------------------------------
-
-
-def arm_of(name: str) -> tuple[Arm, Model]:
-    """An arm and its model.
-
-    Raises:
-        ConfigError: no arm of an experiment on images.
-    """
-    if name not in ARMS:
-        raise unknown_name(f"arm {name}", "arm", name, ARMS)
-    return ARMS[name], MODELS[ARMS[name].model]
-
-
-def networks(
-    model: Model, settings: Settings, size: int, channels: int, classes: int
-) -> tuple[nn.Module, nn.Module]:
-    """Generator (z (B, L), y (B,)) -> images (B, C, H, W) in [-1, 1], and critic -> scores (B,)."""
-    labels = classes if model.conditional else 0
-    wide = [max(1, round(settings.width * w)) for w in (model.generator_width, model.critic_width)]
-    if model.family == "dcgan":
-        return (
-            DCGANGenerator(size, channels, model.latent, wide[0], labels, model.bias),
-            DCGANCritic(size, channels, wide[1], labels, model.bias),
-        )
-    if model.family == "biggan":
-        at = model.attention
-        return (
-            BigGANGenerator(size, channels, model.latent, wide[0], labels, attention=at),
-            BigGANCritic(size, channels, wide[1], labels, attention=at),
-        )
-    both, one = model.spectral == "both", bool(model.spectral)
-    return (
-        ResNetGenerator(size, channels, model.latent, wide[0], labels, both, model.attention),
-        ResNetCritic(size, channels, wide[1], labels, one, model.attention),
-    )
-
-
-def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bool) -> Optimizer:
-    """As the model's paper has it; in a CUDA graph the learning rate is a tensor."""
-    on_gpu = graphs and next(network.parameters()).is_cuda
-    # on the device: a graph keeps what a number or a tensor on the CPU was when it was captured
-    rate: Any = torch.tensor(learning_rate, device="cuda") if on_gpu else learning_rate
-    if model.optimizer == "rmsprop":
-        return RMSprop(network.parameters(), rate, foreach=True, capturable=on_gpu)
-    return Adam(
-        network.parameters(), rate, betas=model.betas, weight_decay=model.weight_decay,
-        fused=True, capturable=on_gpu,
-    )  # fmt: skip
-
-
-def averaged_copy(generator: nn.Module) -> nn.Module:
-    """For averaged weights: BatchNorm's running statistics are the generator's own tensors.
-
-    The vectors of spectral norms are not: they belong to weights, see :func:`follow_norms_`.
-    """
-    averaged = average_of(generator)
-    for _, norms in _parametrized(averaged):
-        for own in norms.modules():
-            for name, buffer in own.named_buffers(recurse=False):
-                setattr(own, name, buffer.clone())
-    return averaged
-
-
-@torch.no_grad()
-def follow_norms_(averaged: nn.Module, generator: nn.Module) -> None:
-    """Finds the spectral norms of averaged weights, by power iterations from the generator's."""
-    if averaged is generator:
-        return
-    pairs = zip(_parametrized(averaged), _parametrized(generator), strict=True)
-    for (layer, norms), (_, latest) in pairs:
-        for mine, its in zip(norms.buffers(), latest.buffers(), strict=True):
-            mine.copy_(its)
-        norms.train()  # in which each look at a weight is one iteration
-        for name in [*norms] * POWER_ITERATIONS:
-            getattr(layer, name)
-        norms.eval()
-
-
-def _parametrized(network: nn.Module) -> list[tuple[nn.Module, nn.ModuleDict]]:
-    layers = filter(parametrize.is_parametrized, network.modules())
-    return [(layer, cast(nn.ModuleDict, layer.parametrizations)) for layer in layers]
+# --- before training ----------------------------------------------------------------------------
 
 
 def prepare(
@@ -297,6 +219,7 @@ class Training:
             for whose, direction in (("generator", "auto"), ("critic", "high"))
         )
         self.gated = {"generator": self.topk, "critic": self.critic_topk}
+        self.shown = (*arm.topk, "generator")[0]  # whose k is in the rows of losses
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global one
             torch.default_generator.manual_seed(self._stream("weights").initial_seed())
             pair = networks(
@@ -306,7 +229,7 @@ class Training:
             network.to(device, dtype).to(memory_format=torch.channels_last) for network in pair
         )
         self.average = self.model.average if settings.average is None else settings.average
-        self.averaged = averaged_copy(self.generator) if self.average else self.generator
+        self.averaged = averaged_copy(self.generator) if self.average else None
         rates = self.model.learning_rate, self.model.critic_learning_rate
         self.optimizers = [
             optimizer(self.model, network, rate, settings.graphs)
@@ -355,8 +278,8 @@ class Training:
                         self._decay()
                 self._run(self._generator_step, self.topk, *self._draw(steps))
                 self.iteration += 1
-                if self.average:
-                    self._follow()
+                if self.averaged is not None:
+                    self._follow(self.averaged)
                 if self.settings.decay_every and self.iteration % self.settings.decay_every == 0:
                     self._decay()
 
@@ -364,13 +287,17 @@ class Training:
         for own in self.gated.values():
             own.end_epoch()
 
-    def _follow(self) -> None:
-        """The averaged weights follow the generator's."""
-        means: list[Tensor] = [*self.averaged.parameters()]
+    def _follow(self, averaged: nn.Module) -> None:
+        """The averaged weights follow the generator's, from some iteration on."""
+        means: list[Tensor] = [*averaged.parameters()]
         latest: list[Tensor] = [*self.generator.parameters()]
-        early = self.iteration <= self.model.average_from
         with torch.no_grad():
-            torch._foreach_lerp_(means, latest, 1.0 if early else 1 - self.average)
+            torch._foreach_lerp_(means, latest, 1 - self.averages)
+
+    @property
+    def averages(self) -> float:
+        """Decay of the averaged weights; 0 while they are the latest."""
+        return self.average if self.iteration > self.model.average_from else 0.0
 
     def _set_learning_rates(self) -> None:
         if self.model.decays:
@@ -564,18 +491,38 @@ class Training:
 
     @torch.no_grad()
     def sample(self, z: Tensor, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, L) and labels (B,), by running statistics."""
-        trains = self.averaged.training
-        self.averaged.eval()
+        """Images (B, C, H, W) of latents (B, L) and labels (B,), by running statistics.
+
+        Of the averaged weights as :meth:`_settle` left them, where there are such.
+        """
+        network = self.averaged if self.averaged is not None and self.averages else self.generator
+        trains = network.training
+        network.eval()
         with self._precision():
-            images: Tensor = self.averaged(z, y)
-        self.averaged.train(trains)
+            images: Tensor = network(z, y)
+        network.train(trains)
         return images
+
+    def _settle(self) -> None:
+        """What comes before samples: statistics that are the same on all ranks."""
+        ranks.copy_first_([*self.generator.buffers()])
+        if self.averaged is None or not self.averages:
+            return
+        with self._precision():
+            settle_(self.averaged, self.generator, self._standing())
+        ranks.copy_first_([*self.averaged.buffers()])
+
+    def _standing(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Latents and labels of some batches, the same at every call."""
+        rows = self.settings.batch // (self.settings.accumulation * ranks.world())
+        for number in range(STANDING):
+            draws = self._stream("standing", number)
+            y = torch.randint(self.images.classes, (rows,), generator=draws).to(self.device)
+            yield self._latents((rows,), draws), y
 
     def _samples(self) -> Iterator[Tensor]:
         """This rank's share of ``samples`` images, of the same latents at every call."""
-        ranks.copy_first_([*self.generator.buffers()])  # BatchNorm's running statistics
-        follow_norms_(self.averaged, self.generator)
+        self._settle()
         for number, first in enumerate(range(0, self.settings.samples, EVALUATED)):
             if number % ranks.world() == ranks.rank():
                 count = min(EVALUATED, self.settings.samples - first)
@@ -599,7 +546,7 @@ class Training:
         means = self.sums / max(window, 1)
         ranks.average_([means])
         names = ("critic", "generator", "real_score", "fake_score")
-        row = self._row("loss") | {"epoch": self.epoch, "k": self._k()}
+        row = self._row("loss") | {"epoch": self.epoch, "k": self._k(self.shown)}
         rows = [row | {n: finite(v) for n, v in zip(names, means.tolist(), strict=True)}]
         at_end = self.iteration == self.iterations
         if at_end or self.iteration % self.settings.score_every == 0:
@@ -616,7 +563,7 @@ class Training:
         """Passes over the real data that have ended."""
         return self.iteration * self.model.critic_steps // self.images.length
 
-    def _k(self, whose: str = "generator") -> int:
+    def _k(self, whose: str) -> int:
         """Of the rows that one device ranks at a time."""
         rows = self.settings.batch // (self.settings.accumulation * ranks.world())
         own = self.gated[whose]
@@ -637,11 +584,11 @@ class Training:
             generated.merge(fid.Statistics.from_state(state, self.device))
         row = fid.score(self.images, real, generated, features)._asdict()
         named = {"score": row.pop("metric"), "fid": row.pop("value")}
-        return named | row | {"average": self.average}
+        return named | row | {"average": self.averages}
 
     def files(self) -> dict[str, bytes]:
         """A sheet of samples, of the same latents each time; a conditional model's by class."""
-        follow_norms_(self.averaged, self.generator)
+        self._settle()
         count = SHOWN * SHOWN
         columns = torch.arange(count, device=self.device) % SHOWN
         z = self._latents((count,), self._stream("sheet"))
@@ -673,6 +620,7 @@ class Training:
         """Everything that the rest of the training depends on; data are drawn by iteration."""
         # BatchNorm's running statistics are the first rank's, here as in every sample
         return {
+            "layout": LAYOUT,
             "member": tuple(self.member),
             "digest": self.images.digest,
             "iteration": self.iteration,
@@ -688,7 +636,8 @@ class Training:
         }
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "critic": self.critic, "averaged": self.averaged}
+        pair = {"generator": self.generator, "critic": self.critic}
+        return pair if self.averaged is None else {**pair, "averaged": self.averaged}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict` of the same settings.
@@ -698,6 +647,7 @@ class Training:
                 top-k was set otherwise.
         """
         for name, its, mine in (
+            ("layout", state.get("layout", 1), LAYOUT),
             ("member", state["member"], tuple(self.member)),
             ("digest", state["digest"], self.images.digest),
             ("ranks", len(state["ranks"]), ranks.world()),

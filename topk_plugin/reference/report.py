@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,6 +257,10 @@ def member_of(row: Row) -> Member:
     return Member(row["cell"], row["arm"], row["seed"])
 
 
+FAILED = "failed"
+"""How the reason begins where a member is left out for numbers that are not finite."""
+
+
 def left_out(run: Run) -> dict[Member, str]:
     """Members that no number counts, and why: they have not ended, or are not finite."""
     rows: dict[Member, list[Row]] = {member: [] for member in run.members}
@@ -274,10 +279,10 @@ def _fault(run: Run, rows: Sequence[Row]) -> str | None:
     measured = [row for row in rows if row["kind"] == kind and row["iteration"] == last]
     for row in measured:
         if row.get("nonfinite"):
-            return f"failed: {row['nonfinite']:,} numbers are not finite at iteration {last:,}"
+            return f"{FAILED}: {row['nonfinite']:,} numbers are not finite at iteration {last:,}"
         for name in fields if row.get("count") != 0 else ():
             if name not in NAMES and not _sound(row[name]):
-                return f"failed: {name} is {row[name]} at iteration {last:,}"
+                return f"{FAILED}: {name} is {row[name]} at iteration {last:,}"
     if last != length:
         return f"unfinished: iteration {last:,} of {length:,}"
     return None if measured else f"damaged: no {kind} at the end"
@@ -772,9 +777,10 @@ def _unlike(run: Run, known: Row) -> str | None:
             f"they are FID by Inception of {published.fake:,} samples against "
             f"{published.images}, and these are not"
         )
-    if run.experiment == "table5" and _role(run) != "proposed":
-        gamma, nu = PROPOSED
-        return f"they are of gamma {gamma} and nu {nu}, but for what an arm varies"
+    if _role(run) != "proposed":
+        gamma, nu = _proposed(run)
+        varied = ", but for what an arm varies" * (run.experiment == "table5")
+        return f"they are of gamma {gamma} and nu {nu}{varied}"
     return None
 
 
@@ -847,13 +853,19 @@ def labels_of(run: Run) -> Mapping[str, str]:
 
 
 def _gamma_and_nu(run: Run) -> tuple[float, float]:
-    """Those of Table 5's arms that do not have their own."""
+    """Those of arms that do not have their own."""
     return _setting(run, "gamma"), _setting(run, "nu")
 
 
+def _proposed(run: Run) -> tuple[float, float]:
+    """The gamma and the nu that the paper has for an experiment."""
+    settings = EXPERIMENTS[run.experiment].presets["paper"].settings
+    return settings.get("gamma", PROPOSED[0]), settings.get("nu", PROPOSED[1])
+
+
 def _role(run: Run) -> str:
-    """What Table 5's reference is."""
-    return "proposed" if _gamma_and_nu(run) == PROPOSED else "reference"
+    """What the arm with the run's gamma and nu is, Table 5's reference."""
+    return "proposed" if _gamma_and_nu(run) == _proposed(run) else "reference"
 
 
 def ablation_table(run: Run, found: Distances, cell: int) -> Table:
@@ -879,15 +891,21 @@ def ablation_table(run: Run, found: Distances, cell: int) -> Table:
 
 
 def _verdicts(run: Run, ends: Mapping[Member, float], cell: int) -> Iterator[Block]:
-    """What was seen beside what the paper says, as far as the run has its arms."""
-    gamma, nu = _gamma_and_nu(run)
+    """What was seen beside what the paper says, as far as the run has its arms.
+
+    Of another gamma or nu than the proposed ones the paper says nothing.
+    """
+    failed = Counter(
+        member.arm
+        for member, why in left_out(run).items()
+        if member.cell == cell and why.startswith(FAILED)
+    )
     lines = []
-    for order in ORDERS:
-        arm = ABLATED[order.arm]
-        smaller, larger = (arm.gamma or 0) < gamma, (arm.nu or 1) > nu  # else not the paper's claim
-        if {order.arm, order.than} <= {*run.arms} and smaller and larger:
+    for order in ORDERS if _role(run) == "proposed" else ():
+        if {order.arm, order.than} <= {*run.arms}:
             than, own = (by_seed(ends, cell, name) for name in (order.than, order.arm))
-            lines.append(ordered(order, paired_difference(than, own), labels_of(run)))
+            difference = paired_difference(than, own)
+            lines.append(ordered(order, difference, labels_of(run), failed))
     if lines:
         yield _listed(lines)
 

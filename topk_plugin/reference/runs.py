@@ -521,7 +521,7 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
         return value
     if float in accepted and type(value) is int:
         return float(value)
-    names = " or ".join(getattr(each, "__name__", str(each)) for each in accepted)
+    names = " or ".join("null" if each is type(None) else each.__name__ for each in accepted)
     raise ConfigError(f"--set {name}: found {text!r}, expected {names}")
 
 

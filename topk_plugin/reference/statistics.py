@@ -136,18 +136,30 @@ ORDERS = (
 )
 
 
-def ordered(order: Order, difference: Summary | None, labels: Mapping[str, str]) -> str:
+def ordered(
+    order: Order,
+    difference: Summary | None,
+    labels: Mapping[str, str],
+    failed: Mapping[str, int],
+) -> str:
     """One sentence on whether a distance's paired difference has the sign that the paper gives it.
 
     Args:
         order: the paper's.
         difference: of the arm from the other one, by :func:`paired_difference`; above 0 is worse.
         labels: the arms in words.
+        failed: by arm, how many of its seeds diverged, so that they have no distance.
     """
+    gone = "".join(
+        f" {n} seed{'s' * (n != 1)} of {labels[arm]} diverged (not finite) and "
+        f"{'are' if n != 1 else 'is'} not in it."
+        for arm in (order.arm, order.than)
+        if (n := failed.get(arm))
+    )
     than = "worse" if order.worse else "better"
     what = f"in the paper {labels[order.arm]} is {than} than {labels[order.than]}"
     if difference is None:
-        return f"{what}: not decided here, since no seed of both has ended."
+        return f"{what}: not decided here, since no seed has a distance of both.{gone}"
     if difference.interval is None:
         found = "not decided here, since one seed has no interval"
     elif difference.interval[0] <= 0 <= difference.interval[1]:
@@ -155,7 +167,7 @@ def ordered(order: Order, difference: Summary | None, labels: Mapping[str, str])
     else:
         found = f"this run {'agrees' if (difference.mean > 0) == order.worse else 'disagrees'}"
     seeds = f"{difference.n} seed{'s' * (difference.n != 1)}"
-    return f"{what}: {found} ({with_interval(difference, 2)}, {seeds})."
+    return f"{what}: {found} ({with_interval(difference, 2)}, {seeds}).{gone}"
 
 
 # --- the movement by one update -----------------------------------------------------------------
