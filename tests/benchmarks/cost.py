@@ -5,9 +5,10 @@
 Each model is trained for a few iterations by the experiments' own loop, on random images, with as
 many in a batch as ``--images`` says (default: the experiment's batch). The floating-point
 operations of an iteration are counted (convolutions and matrix products, forward and backward), its
-time is the median over ``--steps``; both go up with the batch. A score is of 50,000 samples, made
-by the generator and seen by Inception, whose weights here are random. Eight devices are taken to
-need an eighth of the time of one, which no network of devices quite reaches.
+time is the median over ``--steps``; both go up with the batch. ``--rates`` adds what devices would
+need that keep up so many TFLOP/s. A score is of 50,000 samples, made by the generator and seen by
+Inception, whose weights here are random. Eight devices are taken to need an eighth of the time of
+one, which no network of devices quite reaches.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import dataclasses
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -118,7 +119,8 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         f"{features.seconds * 1e3:.1f} ms an image"
     )
     head = ("result", "model", "runs", "iterations", "batch", "GFLOP an image", "images/s")
-    rows = [(*head, "EFLOP", "days, 1 device", "days, 8")]
+    rates = [f"days at {rate:g} TFLOP/s, 1 / 8" for rate in options.rates]
+    rows = [(*head, "EFLOP", "days here, 1 / 8", *rates)]
     for result in options.results:
         experiment = EXPERIMENTS[result]
         settings = settings_of(experiment, "paper", overrides)
@@ -139,17 +141,22 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             rows.append(
                 (
                     result, MODELS[model].title, str(runs), f"{length:,}", str(settings.batch),
-                    f"{trained.operations / 1e9:.2f}", f"{1 / trained.seconds:.1f}", *told(whole),
+                    f"{trained.operations / 1e9:.2f}", f"{1 / trained.seconds:.1f}",
+                    *told(whole, options.rates),
                 )
             )  # fmt: skip
-        rows.append((f"**{result}**", "all", *[""] * 5, *told(totals)))
+        rows.append((f"**{result}**", "all", *[""] * 5, *told(totals, options.rates)))
     for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
         print(f"| {' | '.join(row)} |")
 
 
-def told(whole: Cost) -> tuple[str, str, str]:
-    days = whole.seconds / 86_400
-    return f"{whole.operations / 1e18:.3g}", f"{days:,.3g}", f"{days / 8:,.3g}"
+def told(whole: Cost, rates: Sequence[float]) -> list[str]:
+    days = [whole.seconds / 86_400, *(whole.operations / (1e12 * rate * 86_400) for rate in rates)]
+    return [f"{whole.operations / 1e18:.2f}", *(f"{rounded(d)} / {rounded(d / 8)}" for d in days)]
+
+
+def rounded(days: float) -> str:
+    return f"{days:,.0f}" if days > 99 else f"{days:.2g}"
 
 
 if __name__ == "__main__":
@@ -158,6 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, help="in a batch")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rates", type=float, nargs="*", default=[])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()

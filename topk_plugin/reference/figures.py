@@ -382,7 +382,7 @@ def sheets_figure(sheets: Mapping[str, Path], labels: Mapping[str, str] = ARMS) 
             panel.axis("off")
         for arm, panel in zip(row, across, strict=False):
             if arm in sheets:
-                panel.imshow(imread(sheets[arm]), interpolation="nearest")
+                panel.imshow(imread(sheets[arm]), interpolation="antialiased")
                 panel.set_title(labels.get(arm, arm))
     return figure
 
