@@ -128,8 +128,9 @@ MODELS: dict[str, Model] = {
         learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=32,
         conditional=True, iterations=1_000_000,
     ),
-    # Brock et al. (2019) trains on ImageNet alone. At 32 pixels all of it is PyTorch-StudioGAN's:
-    # configs/CIFAR10/BigGAN.yaml, and src/config.py for rates, betas and length.
+    # Brock et al. (2019) trains on ImageNet alone. At 32 pixels it is PyTorch-StudioGAN's:
+    # configs/CIFAR10/BigGAN.yaml, and src/config.py for rates, betas and length; without its random
+    # flips of real images and its epsilon of Adam's.
     "biggan": BIGGAN,
     # Zhao et al. (2020) on that BigGAN, by configs/CIFAR10/BigGAN-ICR.yaml of PyTorch-StudioGAN.
     # Ports agree on the weights 10 and 0.5, not on 20 (others 5) and 0.05 (others 0.03).
