@@ -133,7 +133,7 @@ MODELS: dict[str, Model] = {
     # flips of real images and its epsilon of Adam's.
     "biggan": BIGGAN,
     # Zhao et al. (2020) on that BigGAN, by configs/CIFAR10/BigGAN-ICR.yaml of PyTorch-StudioGAN.
-    # Ports agree on the weights 10 and 0.5, not on 20 (others 5) and 0.05 (others 0.03).
+    # Most ports agree on the weights 10 and 0.5, not on 20 (others 5) and 0.05 (others 0.03).
     "icr-biggan": replace(
         BIGGAN, title="ICR-BigGAN", balanced=10.0, latent_noise=0.05, latent_consistency=20.0,
         latent_diversity=0.5,

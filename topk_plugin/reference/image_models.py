@@ -85,7 +85,7 @@ def settle_(
     """Finds what averaged weights need beside themselves, whatever they had of it.
 
     Spectral norms, by power iterations from the generator's vectors, and BatchNorm's statistics
-    over some batches: "standing" ones (Brock et al. 2019, appendix on evaluation). The generator's
+    over some batches: "standing" ones (Brock et al. 2019). The generator's
     own are of its latest weights.
 
     Args:

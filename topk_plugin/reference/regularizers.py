@@ -104,7 +104,7 @@ def _shifted(length: int, draws: Tensor) -> Tensor:
 def consistency(scores: Tensor, others: Tensor) -> Tensor:
     """How far a critic's scores of images are from those of the same images changed a little.
 
-    Zhao et al. (2020), section 2: the critic minimises it, before its weights, for real and for
+    Zhao et al. (2020): the critic minimises it, before its weights, for real and for
     generated images that were augmented (balanced consistency regularisation, bCR), and for the
     images of latents with a little noise (latent consistency regularisation, zCR).
 
@@ -121,7 +121,7 @@ def consistency(scores: Tensor, others: Tensor) -> Tensor:
 def latent_insensitivity(x: Tensor, others: Tensor) -> Tensor:
     """How little images change with their latents: the generator minimises it.
 
-    The generator's term of latent consistency regularisation (Zhao et al. 2020, section 2.2),
+    The generator's term of latent consistency regularisation (Zhao et al. 2020),
     before its weight; a mean as in ``src/worker.py`` of POSTECH-CVLab/PyTorch-StudioGAN.
 
     Args:
