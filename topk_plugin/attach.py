@@ -24,9 +24,9 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from topk_plugin import gate, ranking
-from topk_plugin.classpatch import ClassPatches
 from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, ScoreShapeError
+from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.resume import ResumeRecord
 from topk_plugin.steps import Arrival, listen, unlisten, watch_zeroing
 from topk_plugin.topk import TopK, replace

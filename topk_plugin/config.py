@@ -7,13 +7,14 @@ from the fields. StudioGAN's three names are the only others.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 from topk_plugin.errors import ConfigError, unknown_name
-from topk_plugin.files import read_yaml
+from topk_plugin.kinds import COUNT, EVERY, FRACTION, HEADS, NAMES, SWITCH, Kind, choice, plain
+from topk_plugin.strict_yaml import read_yaml
 
 Direction = Literal["auto", "high", "low"]
 Gate = Literal["auto", "score", "shielded"]
@@ -33,84 +34,6 @@ RESERVED_VARIABLES = (
 STUDIOGAN = {"apply_topk": "enabled", "topk_gamma": "gamma", "topk_nu": "nu"}
 
 
-class Kind(NamedTuple):
-    """What values a setting takes. `check` and `parse` raise ValueError for any other."""
-
-    expected: str
-    check: Callable[[Any], Any]  # value -> the same value as a plain Python type
-    parse: Callable[[str], Any]  # text of a flag or a variable -> value, not yet checked
-    metavar: str
-
-
-def _is(test: Callable[[Any], bool], *types: type) -> Callable[[Any], Any]:
-    """A check: the value has the first of `types`, or can be converted to it from the others."""
-
-    def check(value: Any) -> Any:
-        # bool is an int in Python, but True is no batch fraction and no number of steps
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise ValueError
-        if not test(value):
-            raise ValueError
-        return types[0](value)
-
-    return check
-
-
-def _choice(literal: Any) -> Kind:
-    choices = get_args(literal)
-    check = _is(lambda value: value in choices, str)
-    return Kind("one of " + ", ".join(map(repr, choices)), check, check, f"{{{','.join(choices)}}}")
-
-
-def _parse_switch(text: str) -> bool:
-    word = text.strip().lower()
-    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise ValueError
-    return word in ("1", "true", "yes", "on")
-
-
-def _check_every(value: Any) -> int | str:
-    return value if value == "epoch" else _is(lambda steps: steps >= 1, int)(value)
-
-
-def _list_of(check_item: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    def check(value: Any) -> tuple[Any, ...]:
-        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-            raise ValueError
-        return tuple(check_item(_plain(item)) for item in value)
-
-    return check
-
-
-_check_name = _is(bool, str)  # not empty
-
-
-def _check_head(value: Any) -> int | str:
-    return (_check_name if isinstance(value, str) else _is(lambda _: True, int))(value)
-
-
-def _parse_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
-
-
-def _parse_heads(text: str) -> tuple[int | str, ...]:
-    names = _parse_names(text)
-    return tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
-
-
-_SWITCH = Kind("true or false", _is(lambda _: True, bool), _parse_switch, "BOOL")
-_FRACTION = Kind("a number in (0, 1]", _is(lambda x: 0 < x <= 1, float, int), float, "F")
-_COUNT = Kind("an integer >= 0", _is(lambda n: n >= 0, int), int, "T")
-_EVERY = Kind(
-    "'epoch' or a positive number of generator steps",
-    _check_every,
-    lambda text: text if text == "epoch" else int(text),
-    "{epoch,N}",
-)
-_HEADS = Kind("a list of names or indices", _list_of(_check_head), _parse_heads, "NAME,...")
-_NAMES = Kind("a list of names", _list_of(_check_name), _parse_names, "NAME,...")
-
-
 def _setting(default: Any, kind: Kind, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"kind": kind, "help": text})
 
@@ -122,51 +45,51 @@ class TopKConfig:
     Raises ConfigError where a value has the wrong type or is out of its range.
     """
 
-    enabled: bool = _setting(True, _SWITCH, "whether top-k is applied; if not, nothing changes")
+    enabled: bool = _setting(True, SWITCH, "whether top-k is applied; if not, nothing changes")
     gamma: float = _setting(
-        0.99, _FRACTION, "factor by which k shrinks each epoch, in (0, 1]; 1 keeps k = B (sec. 3.2)"
+        0.99, FRACTION, "factor by which k shrinks each epoch, in (0, 1]; 1 keeps k = B (sec. 3.2)"
     )
     nu: float = _setting(
-        0.5, _FRACTION, "smallest k, as a fraction of the batch, in (0, 1] (sec. 3.2)"
+        0.5, FRACTION, "smallest k, as a fraction of the batch, in (0, 1] (sec. 3.2)"
     )
     direction: Direction = _setting(
         "auto",
-        _choice(Direction),
+        choice(Direction),
         "which scores are more realistic; auto reads it from the loss (sec. 3.1 assumes high)",
     )
     gate: Gate = _setting(
         "auto",
-        _choice(Gate),
+        choice(Gate),
         "where dropped rows lose their gradient: at the score, which is exact in generator steps, "
         "or shielded, which leaves the critic's own gradient as it was in any step (sec. 3.3)",
     )
     reduction: Reduction = _setting(
         "mean",
-        _choice(Reduction),
+        choice(Reduction),
         "mean over the kept rows, for losses that average (sec. 3.3), or sum (sec. 3.1)",
     )
     companions: Companions = _setting(
         "auto",
-        _choice(Companions),
+        choice(Companions),
         "the critic's other outputs of a dropped row (class logits, embeddings, features): they "
         "follow, and send no gradient either, as the paper zeroes all that the worst samples "
         "contribute (sec. 3.1), or keep it; auto: as the adapter says, else keep",
     )
     every: Literal["epoch"] | int = _setting(
-        "epoch", _EVERY, "k shrinks each epoch (sec. 3.2), or each N >= 1 generator steps (sec. 4)"
+        "epoch", EVERY, "k shrinks each epoch (sec. 3.2), or each N >= 1 generator steps (sec. 4)"
     )
     heads: tuple[str | int, ...] = _setting(
         (),
-        _HEADS,
+        HEADS,
         "outputs of the critic, by name or index, that share one ranking by their average score; "
         "none: the one score output. Use FLAG=-1,0 if the first is negative",
     )
     start_epoch: int = _setting(
-        0, _COUNT, "epochs >= 0 that had ended before this run, to resume the decay (sec. 3.2)"
+        0, COUNT, "epochs >= 0 that had ended before this run, to resume the decay (sec. 3.2)"
     )
     plugins: tuple[str, ...] = _setting(
         (),
-        _NAMES,
+        NAMES,
         "bundled plugins to switch on: bottom-k or random-k instead of top-k, for the paper's "
         "analysis",
     )
@@ -379,11 +302,6 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as the Python number it stands for; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
-
-
 def _require_mapping(value: Any, origin: str, example: str) -> None:
     if not isinstance(value, Mapping):
         remedy = f"write settings below it, such as {example}"
@@ -394,13 +312,13 @@ def _checked(name: str, value: Any, origin: str, remedy: str = "") -> Any:
     """The value of setting `name`, validated; `origin` says where the user wrote it."""
     kind: Kind = _FIELDS[name].metadata["kind"]
     try:
-        return kind.check(_plain(value))
+        return kind.check(plain(value))
     except ValueError:
         default = _FIELDS[name].default
         remedy = remedy or f"correct it or leave it out (default: {default!r})"
         if isinstance(value, str) and _spells(kind, value):
             remedy += ". This is text: write it without quotes"
-            remedy += ", and an exponent as in 1.0e-3" if kind is _FRACTION else ""
+            remedy += ", and an exponent as in 1.0e-3" if kind is FRACTION else ""
         raise _refused(origin, value, kind.expected, remedy) from None
 
 

@@ -38,13 +38,13 @@ from topk_plugin.errors import (
     UnsupportedUpstream,
     unknown_name,
 )
-from topk_plugin.files import read_yaml
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor
 from topk_plugin.patch import patched, planned
 from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.steps import listen, unlisten
+from topk_plugin.strict_yaml import read_yaml
 from topk_plugin.topk import TopK
 from topk_plugin.upstream import Upstream, find_checkout
 

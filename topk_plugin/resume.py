@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from topk_plugin.classpatch import ClassPatches
 from topk_plugin.hooks import Selection
+from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
 
 KEY = "topk_plugin"

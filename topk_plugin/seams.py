@@ -9,7 +9,6 @@ class of ``__main__``.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import importlib.metadata
@@ -34,111 +33,13 @@ from topk_plugin.adapter import Adapter, Wrap, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.hooks import Selection
+from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.resume import ResumeRecord
 from topk_plugin.rewrite import Rule
 from topk_plugin.steps import HOW_TO_MARK
 from topk_plugin.stubs import lies_in
 from topk_plugin.topk import TopK
 from topk_plugin.upstream import Upstream
-
-_MISSING = object()
-
-
-class _Bound(wrapt.BoundFunctionWrapper):
-    """A method of an instance: its copies and pickles are those of the original."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.__wrapped__, memo)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__wrapped__.__reduce_ex__(protocol)
-
-
-class Wrapped(wrapt.FunctionWrapper):
-    """A function with a wrapper around it; pickled by name, as functions are."""
-
-    __bound_function_wrapper__ = _Bound
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__qualname__
-
-
-class PatchLog:
-    """What was replaced, in order, so that it can be verified and undone in reverse."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[Any, str, Any, Any]] = []  # owner, name, before, after
-        self.active = True  # wrappers that could not be removed do nothing once it is False
-
-    def replace(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of a module or class."""
-        # what the owner itself defines: getattr would bind, and find what is inherited
-        self._set(owner, name, vars(owner).get(name, _MISSING), value)
-
-    def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put ``wrapper(wrapped, instance, args, kwargs)`` around a function of a module or class.
-
-        Static and class methods are bound as they were.
-        """
-        before = vars(owner).get(name, _MISSING)
-        while any(
-            after is before and (other is not owner or its_name != name)
-            for other, its_name, _, after in self._entries
-        ):  # an alias, imported after what it stands for was wrapped
-            before = before.__wrapped__
-        present = inspect.getattr_static(owner, name) if before is _MISSING else before
-        wrapped = Wrapped(present, wrapper, enabled=lambda: self.active)
-        self._set(owner, name, before, wrapped)
-
-    def _set(self, owner: Any, name: str, before: Any, value: Any) -> None:
-        setattr(owner, name, value)
-        self._entries.append((owner, name, before, value))
-
-    def holds(self, owner: Any, name: str) -> bool:
-        """Whether that attribute of ``owner`` itself is one of ours."""
-        present = vars(owner).get(name, _MISSING)
-        return any(after is present for _, _, _, after in self._entries)
-
-    def verify(self) -> list[str]:
-        """Names of what somebody else has replaced since, without calling what was there."""
-        latest = {(id(owner), name): (owner, after) for owner, name, _, after in self._entries}
-        return [
-            f"{getattr(owner, '__name__', owner)}.{name}"
-            for (_, name), (owner, after) in latest.items()
-            if not _leads_to(vars(owner).get(name, _MISSING), after)
-        ]
-
-    def undo(self) -> list[str]:
-        """Put back the very objects, in reverse order.
-
-        Returns:
-            names of what somebody else has replaced since: that is left as it is, and whatever it
-            calls of ours does nothing any more.
-        """
-        self.active = False
-        left: dict[str, None] = {}  # in order, each name once
-        while self._entries:
-            owner, name, before, after = self._entries.pop()
-            if vars(owner).get(name, _MISSING) is not after:
-                left[f"{getattr(owner, '__name__', owner)}.{name}"] = None
-            elif before is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-        return list(left)
-
-
-def _leads_to(present: Any, ours: Any) -> bool:
-    """Whether ``present`` is ours, or a wrapper around it."""
-    while present is not ours and hasattr(present, "__wrapped__"):
-        present = present.__wrapped__
-    return present is ours
-
-
-# --- the call seam ------------------------------------------------------------------------------
 
 
 class CallSeam:
@@ -627,9 +528,6 @@ def _is_of(distribution: importlib.metadata.Distribution, path: Path) -> bool:
         return False
     folder = urllib.request.url2pathname(urllib.parse.urlparse(url["url"]).path)
     return path.is_relative_to(Path(folder).resolve())
-
-
-# --- the critic seam ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from topk_plugin.classpatch import ClassPatches
 from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.gate import Box, Choice
+from topk_plugin.monkeypatch import ClassPatches
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
