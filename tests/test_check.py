@@ -14,12 +14,13 @@ from launched import Done
 from test_scripts import SCRIPTS, difference, weights
 from torch import nn
 
-from topk_plugin import TopK, attach, gate
+from topk_plugin import TopK, attach
 from topk_plugin.audit import Audit, Enough
 from topk_plugin.check import Report, _companions, report
+from topk_plugin.core import score_gate, shielded_gate
+from topk_plugin.core.ranking import kept_rows
 from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.literal import asked_direction, sorted_rows
-from topk_plugin.ranking import kept_rows
 from topk_plugin.seams import CallSeam
 
 GAN = '''
@@ -206,36 +207,42 @@ def test_sum_reduction(folder):
 
 # What is broken
 
+GATES = """
+from topk_plugin.core import choice, score_gate, shielded_gate
+
+def put(name, function):
+    for gate in (score_gate, shielded_gate):
+        setattr(gate, name, function)
+"""
+
 BREAK = {
-    "scale": "gate.keep = lambda g, c: torch.where(c.kept.reshape(-1, 1), g, 0.0)",
+    "scale": "put('keep', lambda g, c: torch.where(c.kept.reshape(-1, 1), g, 0.0))",
     "shield": """
-        original = gate.GatedCall.backward
+        original = shielded_gate.GatedCall.backward
         def backward(self, gradients, scores):
             self.mode = "score"
             return original(self, gradients, scores)
-        gate.GatedCall.backward = backward
+        shielded_gate.GatedCall.backward = backward
     """,
     "rows": """
-        original = gate.choose
+        original = choice.choose
         def choose(*arguments):
-            choice = original(*arguments)
-            return choice._replace(kept=choice.kept.roll(1))
-        gate.choose = choose
+            chosen = original(*arguments)
+            return chosen._replace(kept=chosen.kept.roll(1))
+        put("choose", choose)
     """,
-    "nan": "original = gate.keep\ngate.keep = lambda g, c: original(g, c) * float('nan')",
-    "direction": "original = gate.ballot\ngate.ballot = lambda rows: -original(rows)",
+    "nan": "original = choice.keep\nput('keep', lambda g, c: original(g, c) * float('nan'))",
+    "direction": "original = choice.ballot\nchoice.ballot = lambda rows: -original(rows)",
     "generator": """
-        original = gate.Box.take
-        gate.Box.take = lambda self, index, gradient: gradient
+        original = shielded_gate.Box.take
+        shielded_gate.Box.take = lambda self, index, gradient: gradient
     """,
 }
 
 
 def broken(folder: Path, name: str, *flags: str) -> Done:
     lines = textwrap.dedent(BREAK[name])
-    return check(
-        folder, f"from gan import *\nfrom topk_plugin import gate\n{lines}\ntrain()", *flags
-    )
+    return check(folder, f"from gan import *\n{GATES}\n{lines}\ntrain()", *flags)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +265,10 @@ def test_gradient_of_no_number_is_caught(folder):
     assert error(done) == math.inf
 
 
-NOISY = """
+NOISY = (
+    GATES
+    + """
 from gan import *
-from topk_plugin import gate
 
 class Noisy(torch.autograd.Function):
     @staticmethod
@@ -276,6 +284,7 @@ Critic.forward = lambda self, x: forward(self, Noisy.apply(x))
 {broken}
 train()
 """
+)
 
 
 @pytest.mark.parametrize("flags", [(), ("--gate", "score")])
@@ -287,7 +296,7 @@ def test_what_a_device_does_to_the_same_backward_is_no_error(folder, flags):
 
 
 @pytest.mark.parametrize(
-    ("noise", "broken"), [(1e-4, "gate.keep = lambda g, c: g * 1.002"), (0.1, "")]
+    ("noise", "broken"), [(1e-4, "put('keep', lambda g, c: g * 1.002)"), (0.1, "")]
 )
 def test_no_noise_excuses_an_error(folder, noise, broken):
     """Neither one that is larger than the noise, nor noise in which no error could be seen."""
@@ -655,7 +664,7 @@ def test_device_that_gives_no_gradient_twice():
 
 @pytest.mark.parametrize("steps", [2, 9])
 def test_nothing_is_left_patched(steps):
-    gates = (gate.ScoreGate, gate._OutputGate, gate._InputGate)
+    gates = (score_gate.ScoreGate, shielded_gate.OutputGate, shielded_gate.InputGate)
 
     def present():
         from torch.optim import optimizer

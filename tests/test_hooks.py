@@ -31,10 +31,10 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin import Adapter, TopK, attach, cli, hooks
 from topk_plugin.config import TopKConfig
+from topk_plugin.core.choice import KEPT, ROWS
+from topk_plugin.core.ranking import kept_rows
 from topk_plugin.errors import ConfigError, HookError, ResumeMismatch, ScoreShapeError
-from topk_plugin.gate import KEPT, ROWS
 from topk_plugin.hooks import Hooks, Progress, hookimpl, plugin_manager
-from topk_plugin.ranking import kept_rows
 
 README = Path(__file__).parents[1] / "README.md"
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("topk_"))

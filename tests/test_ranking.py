@@ -12,8 +12,8 @@ from losses import BATCH, LATENT, WIDTH, best_rows, make_generator, make_topk
 from torch import nn
 
 from topk_plugin import TopK, attach
+from topk_plugin.core.ranking import ballot, kept_rows, per_sample, ranking_scores, score_heads
 from topk_plugin.errors import ScoreShapeError
-from topk_plugin.ranking import ballot, kept_rows, per_sample, ranking_scores, score_heads
 
 NAN, INF = math.nan, math.inf
 

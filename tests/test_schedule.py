@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from topk_plugin.schedule import KSchedule, k_of
+from topk_plugin.core.schedule import KSchedule, k_of
 
 fractions = st.floats(0, 1, exclude_min=True)
 batches = st.integers(1, 4096)

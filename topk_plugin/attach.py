@@ -23,13 +23,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils import _pytree as pytree
 
-from topk_plugin import gate, ranking
+from topk_plugin.core import ranking
+from topk_plugin.core.choice import Choice
+from topk_plugin.core.ledger import Arrival
+from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
+from topk_plugin.core.outputs import with_replaced
+from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
 from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, ScoreShapeError
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.resume import ResumeRecord
-from topk_plugin.steps import Arrival, listen, unlisten, watch_zeroing
-from topk_plugin.topk import TopK, replace
+from topk_plugin.topk import TopK
 
 
 def attach(
@@ -42,7 +46,7 @@ def attach(
 
     Works as a context manager, or until ``remove()``; both put everything back as it was.
     Generator steps are told from critic steps by the optimizers that step, see
-    :mod:`topk_plugin.steps`; the gate is the shielded one wherever the step is not known in
+    :mod:`topk_plugin.core.ledger`; the gate is the shielded one wherever the step is not known in
     advance, so a critic step keeps exactly the gradients it had.
 
     A loss that reads the critic past what it returns is an error that is found at the next end of
@@ -179,7 +183,7 @@ class Attachment:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         frozen = not any(p.requires_grad for p in critic.parameters())
         known = topk.is_marked
-        mode: gate.Mode = "shielded"
+        mode: Mode = "shielded"
         if settings.gate == "score" or (settings.gate == "auto" and (known or frozen)):
             mode = "score"
         elif topk.fraction == 1:
@@ -205,11 +209,11 @@ class Attachment:
             # step turns out to depend on it
             mode = "observe"
 
-        box = gate.Box()
+        box = Box()
         sources = [leaves[place].grad_fn for place in places]
         edges: list[GradientEdge] = []
         if mode == "shielded":
-            inputs = gate.gate_inputs([leaves[place] for place in places], box)
+            inputs = gate_inputs([leaves[place] for place in places], box)
             edges = [get_gradient_edge(tensor) for tensor in inputs]
             for place, tensor in zip(places, inputs, strict=True):
                 leaves[place] = tensor
@@ -229,7 +233,7 @@ class Attachment:
         if not any(head.requires_grad for head in heads):
             return output
 
-        def arrived(choice: gate.Choice) -> None:
+        def arrived(choice: Choice) -> None:
             task = torch._C._current_graph_task_id()
             topk.ledger.arrive(
                 Arrival(
@@ -249,7 +253,7 @@ class Attachment:
         parameter = node.variable  # type: ignore[attr-defined]
         state = topk.gate_state(order.device)
         mean = settings.reduction == "mean"
-        call = gate.GatedCall(
+        call = GatedCall(
             mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits,
             topk.select, topk.follows,
         )  # fmt: skip
@@ -269,8 +273,8 @@ class Attachment:
                 "too, name all of them: --heads 0,1 or TopK(heads=(0, 1)).",
                 stacklevel=2,
             )
-        gated = gate.gate_outputs(call, heads, others, edges)
-        return replace(output, [*heads, *others][: len(gated)], gated)
+        gated = gate_outputs(call, heads, others, edges)
+        return with_replaced(output, [*heads, *others][: len(gated)], gated)
 
     def _accepts(self, critic_ids: frozenset[int]) -> Callable[[Node], bool]:
         """Whether a node is the gradient accumulator of a generator parameter."""

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import _pytree as pytree
 
-from topk_plugin.gate import FollowGate, ScoreGate
+from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
 from topk_plugin.literal import (
     BOUNDS,

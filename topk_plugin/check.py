@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 from topk_plugin.audit import Audit
+from topk_plugin.core.schedule import k_of
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.launch import (
     Activation,
@@ -25,7 +26,6 @@ from topk_plugin.launch import (
     stubs_handed_down,
 )
 from topk_plugin.literal import Pass
-from topk_plugin.schedule import k_of
 from topk_plugin.seams import CallSeam
 from topk_plugin.topk import TopK
 

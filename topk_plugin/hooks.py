@@ -43,10 +43,10 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.config import TopKConfig
+from topk_plugin.core.choice import Select
+from topk_plugin.core.ranking import describe, kept_rows
+from topk_plugin.core.schedule import KSchedule
 from topk_plugin.errors import ConfigError, HookError, unknown_name
-from topk_plugin.gate import Select
-from topk_plugin.ranking import describe, kept_rows
-from topk_plugin.schedule import KSchedule
 
 GROUP = "topk_plugin"
 """Entry-point group under which a distribution offers its plugins."""
@@ -78,7 +78,7 @@ class Selection:
     step: int  # generator steps so far, this one included
     epoch: int  # ended epochs while it ran
     batch: int  # rows, over all critic calls of the step; 0 for topk(scores): see tally[ROWS]
-    tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.gate
+    tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.core.choice
     calls: tuple[Call, ...]  # none where the step was compiled or replayed
 
 
@@ -98,7 +98,7 @@ class Hooks:
 
         Several share one ranking, by their average. Called at each gated call of the critic,
         before the loss. Where every plugin returns None the rule of
-        :func:`topk_plugin.ranking.score_heads` holds.
+        :func:`topk_plugin.core.ranking.score_heads` holds.
 
         The scores are replaced by gated ones, so they have to be the output's own tensors, and
         the output a tensor, tuple, list, dict, or of a class that is registered with

@@ -30,6 +30,7 @@ from topk_plugin import children
 from topk_plugin.adapter import Adapter
 from topk_plugin.children import Report, Reports
 from topk_plugin.config import TopKConfig
+from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import (
     ConfigError,
@@ -43,7 +44,6 @@ from topk_plugin.monitor import Monitor
 from topk_plugin.patch import patched, planned
 from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
-from topk_plugin.steps import listen, unlisten
 from topk_plugin.strict_yaml import read_yaml
 from topk_plugin.topk import TopK
 from topk_plugin.upstream import Upstream, find_checkout

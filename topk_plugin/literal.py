@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from topk_plugin import gate
-from topk_plugin.gate import GateState
-from topk_plugin.ranking import kept_rows
-from topk_plugin.schedule import k_of
+from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.schedule import k_of
+from topk_plugin.core.score_gate import FollowGate, ScoreGate
+from topk_plugin.core.shielded_gate import InputGate, Mode, OutputGate
 from topk_plugin.topk import TopK
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
@@ -82,10 +83,10 @@ def brief(error: Exception) -> str:
 
 # arguments of each gate's apply() before its tensors
 _GATES: dict[Any, int] = {
-    gate.ScoreGate: 9,
-    gate.FollowGate: 1,
-    gate._OutputGate: 2,
-    gate._InputGate: 2,
+    ScoreGate: 9,
+    FollowGate: 1,
+    OutputGate: 2,
+    InputGate: 2,
 }
 
 Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
@@ -112,7 +113,7 @@ def _standing_in(answer: Answer) -> Iterator[None]:
     try:
         for cls in originals:
             # a shield opens both ways: the formula stands at the scores
-            cls.backward = stand_in(cls, _unchanged if cls is gate._InputGate else answer)
+            cls.backward = stand_in(cls, _unchanged if cls is InputGate else answer)
         yield
     finally:
         for cls, backward in originals.items():
@@ -131,7 +132,7 @@ def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]
             leaf: Tensor = node.variable
             if leaf.requires_grad:
                 leaves[id(leaf)] = leaf
-        elif _kind(node) in (gate.ScoreGate, gate._OutputGate):
+        elif _kind(node) in (ScoreGate, OutputGate):
             gates.append(node)
         parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
         seen |= parents
@@ -143,7 +144,7 @@ def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]
 class Gated:
     """One gate in one backward pass: what it received, and what the formula makes of it."""
 
-    mode: gate.Mode
+    mode: Mode
     ranking: Tensor  # (B,)
     dtypes: set[torch.dtype]  # of the heads' gradients
     heads: int
@@ -171,12 +172,12 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     Args:
         votes: of gates of the same kind earlier in this backward.
     """
-    if _kind(node) is gate.ScoreGate:
+    if _kind(node) is ScoreGate:
         heads, state = gradients[: node.heads], GateState(*node.state)
         (ranking,), follow = node.saved_tensors, True
-        mode: gate.Mode = "observe" if node.weigh == "none" else "score"
+        mode: Mode = "observe" if node.weigh == "none" else "score"
         mean, select = node.weigh == "mean", node.select
-        votes += float(state.vote) + float(node.inbox[gate.BALLOT])
+        votes += float(state.vote) + float(node.inbox[BALLOT])
     else:
         call = node.call
         heads, ranking, state = gradients[: node.scores], call.ranking, call.state
@@ -332,9 +333,9 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
     seen: dict[Any, Gated] = {}
 
     def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        if _kind(node) is gate.FollowGate:
+        if _kind(node) is FollowGate:
             return gradients
-        line = [g.ballot for other, g in seen.items() if _kind(other) is gate.ScoreGate]
+        line = [g.ballot for other, g in seen.items() if _kind(other) is ScoreGate]
         found = observed(node, gradients, sum(line))
         if found is not None:
             seen[node] = found
@@ -342,7 +343,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
 
     def literal(nodes: set[Any]) -> Answer:
         def answer(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            if _kind(node) is gate.FollowGate:
+            if _kind(node) is FollowGate:
                 found = (i for n, i in seen.items() if n in nodes and _ranks(i, node))
                 it, heads = next(found, None), 0
             else:
@@ -466,7 +467,7 @@ def _ranks(it: Gated, node: Any) -> bool:
 
 def _ranking_of(node: Any) -> Tensor:
     ranking: Tensor
-    (ranking,) = node.saved_tensors if _kind(node) is gate.ScoreGate else (node.call.ranking,)
+    (ranking,) = node.saved_tensors if _kind(node) is ScoreGate else (node.call.ranking,)
     return ranking
 
 

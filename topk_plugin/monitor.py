@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from topk_plugin import gate
 from topk_plugin.children import Report
+from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
@@ -119,8 +119,8 @@ class Monitor:
 
     def _header(self, step: Selection) -> str:
         config, tally = self.topk.config, step.tally.tolist()
-        calls = max(1.0, tally[gate.CALLS])
-        batch, k = round(tally[gate.ROWS] / calls), round(tally[gate.KEPT] / calls)
+        calls = max(1.0, tally[CALLS])
+        batch, k = round(tally[ROWS] / calls), round(tally[KEPT] / calls)
         decay = "never decays"
         if config.gamma < 1 and config.nu < 1:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
@@ -148,15 +148,15 @@ class Monitor:
         tallies = torch.stack([step.tally.cpu() for step in self._unwritten]).tolist()
         lines = []
         for step, tally in zip(self._unwritten, tallies, strict=True):
-            rows, kept = tally[gate.ROWS], tally[gate.KEPT]
+            rows, kept = tally[ROWS], tally[KEPT]
             line = {
                 "step": step.step,
                 "epoch": step.epoch,
                 "batch": round(rows),
                 "k": round(kept),
-                "kept_score": _mean(tally[gate.KEPT_SUM], kept),
-                "dropped_score": _mean(tally[gate.DROPPED_SUM], rows - kept),
-                "threshold": _mean(tally[gate.THRESHOLD], tally[gate.CALLS]),
+                "kept_score": _mean(tally[KEPT_SUM], kept),
+                "dropped_score": _mean(tally[DROPPED_SUM], rows - kept),
+                "threshold": _mean(tally[THRESHOLD], tally[CALLS]),
             }
             if self.child and self._rank is None:  # others may train something else meanwhile
                 line["process"] = os.getpid()

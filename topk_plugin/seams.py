@@ -31,12 +31,12 @@ from torch import nn
 
 from topk_plugin.adapter import Adapter, Wrap, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
+from topk_plugin.core.ledger import HOW_TO_MARK
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.resume import ResumeRecord
 from topk_plugin.rewrite import Rule
-from topk_plugin.steps import HOW_TO_MARK
 from topk_plugin.stubs import lies_in
 from topk_plugin.topk import TopK
 from topk_plugin.upstream import Upstream

@@ -10,10 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from topk_plugin import gate, ranking
 from topk_plugin.config import TopKConfig
+from topk_plugin.core import ranking
+from topk_plugin.core.choice import (
+    BALLOT,
+    CALLS,
+    KEPT,
+    NONFINITE,
+    ROWS,
+    TALLY_SIZE,
+    THRESHOLD,
+    Choice,
+    GateState,
+    Select,
+)
+from topk_plugin.core.ledger import Arrival, StepLedger
+from topk_plugin.core.optimizers import listen
+from topk_plugin.core.outputs import companions, with_replaced
+from topk_plugin.core.schedule import k_of
+from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate
 from topk_plugin.errors import (
     ConfigError,
     DirectionUnknown,
@@ -21,7 +37,6 @@ from topk_plugin.errors import (
     ResumeMismatch,
     ScoreShapeError,
 )
-from topk_plugin.gate import Choice, Followed, FollowGate, GateState, ScoreGate
 from topk_plugin.hooks import (
     Call,
     Progress,
@@ -32,8 +47,6 @@ from topk_plugin.hooks import (
     replacing,
     selection,
 )
-from topk_plugin.schedule import k_of
-from topk_plugin.steps import Arrival, StepLedger, listen
 
 VOTING_STEPS = 100
 """Generator steps that vote on the direction, usually while k = B. Later votes would let a
@@ -125,9 +138,9 @@ class TopK:
         self._decided = torch.tensor(sign, dtype=torch.float64)
         self._vote = torch.zeros((), dtype=torch.float64)
         self._disagreed = torch.zeros((), dtype=torch.float64)
-        self._inbox = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)  # line A, not yet counted
-        self._totals = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)
-        self._last = torch.zeros(gate.TALLY_SIZE, dtype=torch.float64)
+        self._inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)  # line A, not yet counted
+        self._totals = torch.zeros(TALLY_SIZE, dtype=torch.float64)
+        self._last = torch.zeros(TALLY_SIZE, dtype=torch.float64)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
@@ -229,7 +242,7 @@ class TopK:
         tensors = companions(output, [], len(followed.ranking))
         if not tensors:
             return output
-        return replace(output, tensors, FollowGate.apply(followed, *tensors))
+        return with_replaced(output, tensors, FollowGate.apply(followed, *tensors))
 
     def gather(self, scores: Tensor, *companions: Tensor) -> Any:
         """The literal form: the k rows themselves, for losses that couple the rows of a batch.
@@ -368,7 +381,7 @@ class TopK:
         batch = heads[0].shape[0]
         return batch, ranking.ranking_scores(heads, batch, named)
 
-    def _gate(self, output: Any, weigh: str, select: gate.Select) -> Any:
+    def _gate(self, output: Any, weigh: str, select: Select) -> Any:
         heads, named = self.heads_of(output, None)
         if not any(head.requires_grad for head in heads):
             return output
@@ -391,7 +404,7 @@ class TopK:
         gated = ScoreGate.apply(
             weigh, select, arrived, self._inbox, len(heads), order, *state, *tensors
         )
-        return replace(output, tensors, gated)
+        return with_replaced(output, tensors, gated)
 
     def _count(self, calls: list[Arrival], choices: list[Choice], maximizes: bool) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
@@ -420,8 +433,8 @@ class TopK:
             self._unaudited -= 1
             self._bypassed += [flag for call in calls for flag in call.box.bypassed]
         if self._voting:
-            ballots = [call.choice.tally[gate.BALLOT].to(tally.device) for call in calls]
-            self._vote += tally[gate.BALLOT].sign()
+            ballots = [call.choice.tally[BALLOT].to(tally.device) for call in calls]
+            self._vote += tally[BALLOT].sign()
             if len(ballots) > 1:
                 cast = torch.stack(ballots)
                 self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
@@ -490,15 +503,15 @@ class TopK:
     @property
     def direction(self) -> str:
         """Which scores are realistic: "high", "low", or "undecided" (the device is waited for)."""
-        sign = float(self._decided) or float(self._vote) or float(self._inbox[gate.BALLOT])
+        sign = float(self._decided) or float(self._vote) or float(self._inbox[BALLOT])
         return "undecided" if not sign else "high" if sign > 0 else "low"
 
     def report(self) -> Report:
         """What was gated so far (the device is waited for)."""
         totals = (self._totals + self._inbox).tolist()  # line A may have seen no optimizer yet
-        rows, kept, nonfinite = (int(totals[i]) for i in (gate.ROWS, gate.KEPT, gate.NONFINITE))
+        rows, kept, nonfinite = (int(totals[i]) for i in (ROWS, KEPT, NONFINITE))
         last = self._last.tolist()
-        calls = max(1, int(last[gate.CALLS]))
+        calls = max(1, int(last[CALLS]))
         return Report(
             steps=self.steps,
             epochs=self.epoch,
@@ -507,9 +520,9 @@ class TopK:
             dropped=rows - kept,
             nonfinite=nonfinite,
             direction=self.direction,
-            threshold=last[gate.THRESHOLD] / calls if self.steps else None,
-            last_batch=round(last[gate.ROWS] / calls),
-            last_k=round(last[gate.KEPT] / calls),
+            threshold=last[THRESHOLD] / calls if self.steps else None,
+            last_batch=round(last[ROWS] / calls),
+            last_k=round(last[KEPT] / calls),
         )
 
     # --- resume ---------------------------------------------------------------------------------
@@ -556,23 +569,3 @@ class TopK:
         ):
             tensor.copy_(value)
         self.begin_at(int(state["epoch"]), int(state["steps"]))
-
-
-def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
-    """The tensors (B, ...) beside the scores through which a gradient may go back."""
-    scores = {id(head) for head in heads}
-    return [
-        leaf
-        for leaf in pytree.tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in scores
-        and leaf.shape[:1] == (batch,)
-    ]  # fmt: skip
-
-
-def replace(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:
-    """``output`` with the tensors ``old`` in it replaced by ``new``, all else as it is."""
-    if isinstance(output, Tensor):
-        return new[0]
-    leaves, spec = pytree.tree_flatten(output)
-    places = {id(tensor): gated for tensor, gated in zip(old, new, strict=True)}
-    return pytree.tree_unflatten([places.get(id(leaf), leaf) for leaf in leaves], spec)

@@ -28,9 +28,9 @@ from rich.progress import track
 from rich.table import Table
 
 from topk_plugin import TopK, hookimpl
-from topk_plugin.gate import TALLY_SIZE
+from topk_plugin.core.choice import TALLY_SIZE
+from topk_plugin.core.ranking import kept_rows
 from topk_plugin.hooks import Selection, adapters, first_result, observe, plugin_manager
-from topk_plugin.ranking import kept_rows
 from topk_plugin.stubs import Stubs
 
 BOUND = 0.01

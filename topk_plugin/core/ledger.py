@@ -14,25 +14,20 @@ A call whose gradient was thrown away by ``zero_grad()`` before the step counts 
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
+from topk_plugin.core.choice import Choice
+from topk_plugin.core.shielded_gate import Box
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.gate import Box, Choice
-from topk_plugin.monkeypatch import ClassPatches
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
@@ -255,65 +250,6 @@ HOW_TO_MARK = (
     "`topk.step()` after its backward and before the optimizer's step; where the critic step "
     "sends fakes through the critic that are not detached, put `with topk.paused():` around it."
 )
-
-_ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
-_handles: list[Any] = []
-
-
-def listen(ledger: StepLedger) -> None:
-    """Let the optimizers of this process tell ``ledger`` of their steps."""
-    _ledgers.add(ledger)
-    if not _handles:
-        _handles.append(register_optimizer_step_pre_hook(_before_step))
-        _handles.append(register_optimizer_step_post_hook(_after_step))
-
-
-def unlisten(ledger: StepLedger) -> None:
-    """Undo :func:`listen`."""
-    _ledgers.discard(ledger)
-    if not _ledgers:
-        while _handles:
-            _handles.pop().remove()
-
-
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for ledger in list(_ledgers):
-        ledger.enter(optimizer, sys._getframe(1))
-
-
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for ledger in list(_ledgers):
-        ledger.leave(optimizer)
-
-
-def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(zero_grad)
-    def zero(self: Optimizer | nn.Module, *args: Any, **kwargs: Any) -> None:
-        zero_grad(self, *args, **kwargs)
-        for ledger in list(_ledgers):
-            ledger.zeroed(
-                self.parameters()
-                if isinstance(self, nn.Module)
-                else (p for group in self.param_groups for p in group["params"])
-            )
-
-    return zero
-
-
-_zeroing = ClassPatches({"zero_grad": _telling})
-
-
-def watch_zeroing() -> Callable[[], None]:
-    """Let ``zero_grad()`` tell the ledgers what it threw away; the returned function undoes it."""
-    classes = (Optimizer, nn.Module)
-    for cls in classes:
-        _zeroing.wrap(cls)
-
-    def undo() -> None:
-        for cls in classes:
-            _zeroing.unwrap(cls)
-
-    return undo
 
 
 def _optimizable() -> set[int]:

@@ -1,0 +1,1 @@
+"""Tensors and one optimizer step: ranking, k, the gates, the direction, what was counted."""

@@ -1,0 +1,78 @@
+"""Where torch's optimizers are listened to: their steps, and what ``zero_grad()`` throws away."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from topk_plugin.core.ledger import StepLedger
+from topk_plugin.monkeypatch import ClassPatches
+
+_ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
+_handles: list[Any] = []
+
+
+def listen(ledger: StepLedger) -> None:
+    """Let the optimizers of this process tell ``ledger`` of their steps."""
+    _ledgers.add(ledger)
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_before_step))
+        _handles.append(register_optimizer_step_post_hook(_after_step))
+
+
+def unlisten(ledger: StepLedger) -> None:
+    """Undo :func:`listen`."""
+    _ledgers.discard(ledger)
+    if not _ledgers:
+        while _handles:
+            _handles.pop().remove()
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for ledger in list(_ledgers):
+        ledger.enter(optimizer, sys._getframe(1))
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for ledger in list(_ledgers):
+        ledger.leave(optimizer)
+
+
+def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(zero_grad)
+    def zero(self: Optimizer | nn.Module, *args: Any, **kwargs: Any) -> None:
+        zero_grad(self, *args, **kwargs)
+        for ledger in list(_ledgers):
+            ledger.zeroed(
+                self.parameters()
+                if isinstance(self, nn.Module)
+                else (p for group in self.param_groups for p in group["params"])
+            )
+
+    return zero
+
+
+_zeroing = ClassPatches({"zero_grad": _telling})
+
+
+def watch_zeroing() -> Callable[[], None]:
+    """Let ``zero_grad()`` tell the ledgers what it threw away; the returned function undoes it."""
+    classes = (Optimizer, nn.Module)
+    for cls in classes:
+        _zeroing.wrap(cls)
+
+    def undo() -> None:
+        for cls in classes:
+            _zeroing.unwrap(cls)
+
+    return undo

@@ -1,0 +1,28 @@
+"""What a critic returns: the tensors beside the scores, and the same output with others in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
+    """The tensors (B, ...) beside the scores through which a gradient may go back."""
+    scores = {id(head) for head in heads}
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in scores
+        and leaf.shape[:1] == (batch,)
+    ]  # fmt: skip
+
+
+def with_replaced(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:
+    """``output`` with the tensors ``old`` in it replaced by ``new``, all else as it is."""
+    if isinstance(output, Tensor):
+        return new[0]
+    leaves, spec = pytree.tree_flatten(output)
+    places = {id(tensor): gated for tensor, gated in zip(old, new, strict=True)}
+    return pytree.tree_unflatten([places.get(id(leaf), leaf) for leaf in leaves], spec)

@@ -1,0 +1,209 @@
+"""The shielded gate: the masked gradient for the generator, the untouched one for the critic.
+
+``gate_outputs`` after ``gate_inputs`` sends the masked gradient to the critic's input only:
+whatever the critic's parameters receive is what they receive without the plugin, so it may stand
+in a critic step too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from topk_plugin.core.choice import (
+    Choice,
+    GateState,
+    Select,
+    choose,
+    keep,
+    keep_companion,
+    row_gradient,
+)
+from topk_plugin.core.ranking import kept_rows
+from topk_plugin.errors import GeneratorStepUnknown
+
+Mode = Literal["observe", "score", "shielded"]
+
+
+class Box:
+    """What the output gate of a shielded call leaves for its input gates."""
+
+    def __init__(self) -> None:
+        self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
+        self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
+        self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
+
+    def take(self, index: int, gradient: Tensor) -> Tensor:
+        """What goes back from input ``index``, which received ``gradient`` from the critic."""
+        if not self.masked:  # no masked gradient was formed in this backward
+            return gradient
+        # taken once: a later backward that does not pass the scores must not find it
+        masked, self.masked[index] = self.masked[index], None
+        if self.plain and (plain := self.plain[index]) is not None:
+            wide = plain.double()
+            coarse = plain.dtype in (torch.float16, torch.bfloat16)
+            error = (gradient.double() - wide).norm() / wide.norm().clamp(min=1e-300)
+            self.bypassed.append(error > (5e-2 if coarse else 1e-3))
+        return gradient if masked is None else masked
+
+
+class GatedCall:
+    """One call of an attached critic: what its gates need at backward time.
+
+    Args:
+        mode: "observe" (k = B: count and vote only), "score" or "shielded".
+        ranking: (B,) detached scores.
+        state: fraction and direction; read at backward time.
+        mean: see :func:`choose`.
+        generator_node: the gradient accumulator of a generator parameter upstream of the input.
+        sources: the nodes that made the critic's inputs.
+        is_generator: whether a node is the accumulator of a generator parameter.
+        arrived: told the choice, on the host, when a backward went through.
+        box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
+        audit: whether to look for a path from the critic's input to the loss that passes none of
+            its outputs (an activation kept in an attribute, say): the shield would cut it off.
+        select: see :func:`choose`.
+        follow: outputs that are no heads lose the dropped rows' gradient too.
+    """
+
+    def __init__(
+        self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
+        sources: Sequence[Node], is_generator: Callable[[Node], bool],
+        arrived: Callable[[Choice], None], box: Box, audit: bool = False,
+        select: Select = kept_rows, follow: bool = False,
+    ) -> None:  # fmt: skip
+        self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
+        self.generator_node, self.arrived = generator_node, arrived
+        self.sources, self.is_generator = sources, is_generator
+        self.box, self.audit, self.select, self.follow = box, audit, select, follow
+        self.outputs: tuple[GradientEdge, ...] = ()
+        self.inputs: tuple[GradientEdge, ...] = ()
+
+    def reached(self) -> bool:
+        """Whether the running backward goes on to the generator's parameters.
+
+        It does not for an input gradient (anomaly scores, latent optimisation): those are no
+        generator steps and have to stay as they are.
+        """
+        if _executes(self.generator_node):
+            return True
+        # by other parameters only, as in a gradient by the last layer's weight: look for them
+        queue, seen = list(self.sources), set(self.sources)
+        while queue:
+            node = queue.pop()
+            if not _executes(node):
+                continue
+            if self.is_generator(node):
+                return True
+            parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
+            seen |= parents
+            queue += parents
+        return False
+
+    def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
+        """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
+        self.box.masked, self.box.plain = [], []
+        heads, others = gradients[:scores], gradients[scores:]
+        # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
+        if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
+            return gradients
+        rows = row_gradient(heads, self.ranking.shape[0])
+        choice = choose(self.ranking, rows, self.state, self.mean, self.select)
+        self.arrived(choice)
+        if self.mode == "observe":
+            return gradients
+        if self.follow:
+            others = tuple(keep_companion(g, choice) for g in others)
+        masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
+        if self.mode == "score":
+            return masked
+        self.box.masked = self._replay(masked)
+        if self.audit:
+            self.box.plain = self._replay(gradients)
+        return gradients
+
+    def _replay(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """The gradient by the critic's inputs that ``gradients`` of its outputs give."""
+        sent = [(e, g) for e, g in zip(self.outputs, gradients, strict=True) if g is not None]
+        edges, values = zip(*sent, strict=True)
+        try:
+            return list(
+                torch.autograd.grad(
+                    edges, self.inputs, values, retain_graph=True, allow_unused=True
+                )
+            )
+        except RuntimeError as error:
+            raise GeneratorStepUnknown(
+                "the critic's graph cannot be replayed, which top-k needs where nothing tells a "
+                "generator step from a critic step (reentrant checkpointing does that). Mark the "
+                "generator step by hand, `with topk.generator_step():` around its forward and "
+                "backward, or use checkpoint(..., use_reentrant=False). "
+                f"The replay said: {error}"
+            ) from error
+
+
+def _executes(node: Node) -> bool:
+    """Whether the running backward runs ``node``, or stores what reaches it."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf in autograd.grad: captured, not executed
+        return True
+
+
+class OutputGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: GatedCall, scores: int, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.scores = call, scores
+        ctx.set_materialize_grads(False)
+        return tuple(output.detach() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        return (None, None, *ctx.call.backward(gradients, ctx.scores))
+
+
+class InputGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, box: Box, index: int, tensor: Tensor) -> Tensor:
+        ctx.box, ctx.index = box, index
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.box.take(ctx.index, gradient)
+
+
+def gate_inputs(tensors: Sequence[Tensor], box: Box) -> list[Tensor]:
+    """Identities on the critic's inputs, whose backward gives what the output gate puts in ``box``.
+
+    The box, not the call, is what they share: the call holds edges of the critic's graph, whose
+    nodes hold these gates, and that cycle would never be collected.
+    """
+    return [InputGate.apply(box, index, tensor) for index, tensor in enumerate(tensors)]
+
+
+def gate_outputs(
+    call: GatedCall,
+    heads: Sequence[Tensor],
+    others: Sequence[Tensor],
+    inputs: Sequence[GradientEdge],
+) -> tuple[Tensor, ...]:
+    """Identities on the critic's outputs, heads first; joined, as one gradient needs them all.
+
+    Args:
+        others: differentiable outputs that are no heads; gated only if the call is shielded, or
+            if they follow.
+        inputs: edges of what :func:`gate_inputs` gave, if the call is shielded; taken before the
+            critic ran, which may change its input in place.
+    """
+    together = call.mode == "shielded" or (call.mode == "score" and call.follow)
+    outputs = (*heads, *others) if together else tuple(heads)
+    if call.mode == "shielded":
+        # edges, not tensors: no activation outlives the backward for our sake
+        call.outputs = tuple(get_gradient_edge(output) for output in outputs)
+        call.inputs = tuple(inputs)
+    return OutputGate.apply(call, len(heads), *outputs)
