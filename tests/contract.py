@@ -30,7 +30,8 @@ from launched import Done
 from losses import error
 
 import topk_plugin
-from topk_plugin.hooks import adapters, plugin_manager
+from topk_plugin.plugins.calls import adapters
+from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.rewrite import IMPORT
 from topk_plugin.upstream import RECORD, find_checkout
 
@@ -417,7 +418,8 @@ import functools, importlib, sys, types
 from pathlib import Path
 from typing import Any
 from topk_plugin import TopK
-from topk_plugin.hooks import adapters, plugin_manager
+from topk_plugin.plugins.calls import adapters
+from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.rewrite import Rewriter, code_of
 from topk_plugin.seams import CallSeam, active_seam
 

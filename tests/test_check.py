@@ -19,8 +19,9 @@ from topk_plugin.audit import Audit, Enough
 from topk_plugin.check import Report, _companions, report
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
-from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.literal import asked_direction, sorted_rows
+from topk_plugin.plugins.calls import adapters
+from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.seams import CallSeam
 
 GAN = '''

@@ -34,7 +34,9 @@ from topk_plugin.config import TopKConfig
 from topk_plugin.core.choice import KEPT, ROWS
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.errors import ConfigError, HookError, ResumeMismatch, ScoreShapeError
-from topk_plugin.hooks import Hooks, Progress, hookimpl, plugin_manager
+from topk_plugin.hooks import Hooks, Progress, hookimpl
+from topk_plugin.plugins import bundled, calls, manager
+from topk_plugin.plugins.manager import plugin_manager
 
 README = Path(__file__).parents[1] / "README.md"
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("topk_"))
@@ -71,7 +73,7 @@ def test_every_hook_has_a_test_and_is_documented():
         assert any(name.startswith(f"test_{hook}_") for name in globals()), hook
         assert f"\n| `{hook}(" in section, hook
         assert (getattr(Hooks, hook).__doc__ or "").strip(), hook
-    for name in hooks.BY_NAME:
+    for name in bundled.BY_NAME:
         assert f"`{name}`" in section, name
 
 
@@ -250,7 +252,7 @@ def provoke(hook):
     LOSS.of(topk(D(G(noise())))).backward()
     torch.optim.SGD(G.parameters(), 0.1).step()
     topk.end_epoch()
-    hooks.adapters(plugin_manager(plugins=[plugin(hook, boom)]))
+    calls.adapters(plugin_manager(plugins=[plugin(hook, boom)]))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -411,7 +413,7 @@ def entry_points(monkeypatch, **values):
         importlib.metadata.EntryPoint(name.replace("_", "-"), value, hooks.GROUP)
         for name, value in values.items()
     ]
-    monkeypatch.setattr(hooks, "_entry_points", lambda: tuple(points))
+    monkeypatch.setattr(manager, "_entry_points", lambda: tuple(points))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +427,7 @@ def test_a_plugin_that_cannot_be_imported(monkeypatch, value, why):
     entry_points(monkeypatch, mine=value)
     with pytest.raises(HookError, match=rf"plugin 'mine' \(entry point '{value}'\) .*{why}"):
         TopK()
-    monkeypatch.setenv(hooks.DISABLE, "mine")
+    monkeypatch.setenv(manager.DISABLE, "mine")
     TopK()
 
 
@@ -440,16 +442,18 @@ def test_the_distribution_of_a_plugin_that_cannot_be_imported(tmp_path):
 
 
 def test_two_installed_plugins_of_one_name(monkeypatch):
-    two = [importlib.metadata.EntryPoint("mine", "topk_plugin.hooks:BottomK", hooks.GROUP)] * 2
-    monkeypatch.setattr(hooks, "_entry_points", lambda: tuple(two))
+    two = [
+        importlib.metadata.EntryPoint("mine", "topk_plugin.plugins.bundled:BottomK", hooks.GROUP)
+    ] * 2
+    monkeypatch.setattr(manager, "_entry_points", lambda: tuple(two))
     with pytest.raises(HookError, match="two plugins are named 'mine'.*TOPK_DISABLE_PLUGINS=mine"):
         TopK()
-    monkeypatch.setenv(hooks.DISABLE, "mine")
+    monkeypatch.setenv(manager.DISABLE, "mine")
     TopK()
 
 
 def test_an_installed_plugin_with_the_name_of_a_bundled_one(monkeypatch):
-    entry_points(monkeypatch, bottom_k="topk_plugin.hooks:RandomK")
+    entry_points(monkeypatch, bottom_k="topk_plugin.plugins.bundled:RandomK")
     TopK()
     with pytest.raises(HookError, match="two plugins are named 'bottom-k'"):
         TopK(plugins=["bottom-k"])
@@ -460,9 +464,9 @@ def test_an_installed_plugin_with_the_name_of_a_bundled_one(monkeypatch):
 
 def test_disabling(monkeypatch):
     scores, k = torch.arange(4.0), torch.tensor(1.0)
-    entry_points(monkeypatch, mine="topk_plugin.hooks:BottomK")
+    entry_points(monkeypatch, mine="topk_plugin.plugins.bundled:BottomK")
     assert TopK().select(scores, k).tolist() == [True, False, False, False]
-    monkeypatch.setenv(hooks.DISABLE, " mine ,")
+    monkeypatch.setenv(manager.DISABLE, " mine ,")
     assert TopK().select(scores, k).tolist() == [False, False, False, True]
 
 
@@ -476,13 +480,13 @@ def test_disabling(monkeypatch):
     ],
 )
 def test_contradictions(monkeypatch, names, settings, message):
-    monkeypatch.setenv(hooks.DISABLE, names)
+    monkeypatch.setenv(manager.DISABLE, names)
     with pytest.raises(ConfigError, match=message):
         TopK(**settings)
 
 
 def test_tracing(monkeypatch, capsys):
-    monkeypatch.setenv(hooks.TRACE, "1")
+    monkeypatch.setenv(calls.TRACE, "1")
     topk = make_topk(2, hooks=[plugin("topk_select", lambda scores, k: None)])
     output = torch.zeros(BATCH, 1, requires_grad=True)
     topk(output).mean().backward()
@@ -497,13 +501,13 @@ def test_tracing(monkeypatch, capsys):
     assert lines[0].startswith(
         "top-k hook topk_fraction of 'top-k'(progress=Progress(epoch=0, steps=0), config=TopKConfig"
     )
-    monkeypatch.setenv(hooks.TRACE, "0")
+    monkeypatch.setenv(calls.TRACE, "0")
     TopK()
     assert not capsys.readouterr().err
 
 
 def test_tracing_observers_and_adapters(monkeypatch, capsys):
-    monkeypatch.setenv(hooks.TRACE, "1")
+    monkeypatch.setenv(calls.TRACE, "1")
     watch = plugin("topk_selected", lambda selection: None)
     topk = TopK(hooks=[watch])
     topk(torch.zeros(BATCH, 1, requires_grad=True)).mean().backward()
@@ -511,13 +515,13 @@ def test_tracing_observers_and_adapters(monkeypatch, capsys):
     assert "topk_selected of 'hooks[0] Plugin'(selection=Selection(step=1, epoch=0, batch=0))" in (
         capsys.readouterr().err
     )
-    hooks.adapters(plugin_manager())
+    calls.adapters(plugin_manager())
     assert "top-k hook topk_adapters of 'mimicry'() -> [Adapter]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["yes", "2"])
 def test_tracing_is_one_or_nothing(monkeypatch, value):
-    monkeypatch.setenv(hooks.TRACE, value)
+    monkeypatch.setenv(calls.TRACE, value)
     with pytest.raises(ConfigError, match=f"TOPK_TRACE_PLUGINS: found '{value}', expected 1 or 0"):
         TopK()
 
@@ -543,7 +547,7 @@ def test_the_last_registered_answers_first_and_none_passes_on():
 
 
 def test_plugins_by_name_precede_installed_ones_and_objects_precede_both(monkeypatch):
-    entry_points(monkeypatch, mine="topk_plugin.hooks:RandomK")
+    entry_points(monkeypatch, mine="topk_plugin.plugins.bundled:RandomK")
     manager = plugin_manager(["bottom-k"], [KeepBest(1)])
     order = [i.plugin_name for i in manager.hook.topk_select.get_hookimpls()]
     assert order == ["top-k", "mine", "bottom-k", "hooks[0] KeepBest"]
@@ -551,11 +555,11 @@ def test_plugins_by_name_precede_installed_ones_and_objects_precede_both(monkeyp
 
 def test_hooks_are_resolved_when_topk_is_built():
     manager = plugin_manager()
-    ask = hooks.first_result(manager, "topk_fraction")
+    ask = calls.first_result(manager, "topk_fraction")
     arguments = {"progress": Progress(0, 0), "config": TopKConfig()}
     manager.register(fraction(0.25), "later")
     assert ask(**arguments) == 1.0
-    assert hooks.first_result(manager, "topk_fraction")(**arguments) == 0.25
+    assert calls.first_result(manager, "topk_fraction")(**arguments) == 0.25
 
 
 def test_no_step_calls_pluggy(monkeypatch):
@@ -564,7 +568,7 @@ def test_no_step_calls_pluggy(monkeypatch):
     def refuse(*arguments, **keywords):
         raise AssertionError("pluggy was called")
 
-    monkeypatch.setattr(hooks.PluginManager, "_hookexec", refuse)
+    monkeypatch.setattr(manager.PluginManager, "_hookexec", refuse)
     with pytest.raises(AssertionError, match="pluggy was called"):
         plugin_manager().hook.topk_adapters()
     watch = Watch()
@@ -773,7 +777,7 @@ def test_topk_select_wrong_results(way, wrong):
 
 
 def test_topk_select_that_nobody_answers(monkeypatch):
-    monkeypatch.setenv(hooks.DISABLE, "top-k")
+    monkeypatch.setenv(manager.DISABLE, "top-k")
     mine = [plugin("topk_select", lambda scores, k: None), fraction(0.5)]
     topk = TopK(hooks=mine)
     with pytest.raises(HookError, match="no plugin answered the hook topk_select"):
@@ -1189,14 +1193,14 @@ def test_topk_adapters_are_listed(tmp_path):
 def test_topk_adapters_may_be_none_and_order_is_that_of_registration():
     lists = [[adapter("a")], None, (), (adapter("c"), adapter("b"))]
     mine = [plugin("topk_adapters", lambda answer=answer: answer) for answer in lists]
-    bundled = list(hooks.adapters(plugin_manager()))
-    assert list(hooks.adapters(plugin_manager(plugins=mine))) == [*bundled, "a", "c", "b"]
+    bundled = list(calls.adapters(plugin_manager()))
+    assert list(calls.adapters(plugin_manager(plugins=mine))) == [*bundled, "a", "c", "b"]
 
 
 def test_topk_adapters_of_one_name():
     two = [plugin("topk_adapters", lambda up=up: [adapter(upstream=up)]) for up in ("a/x", "b/x")]
     with pytest.raises(HookError, match="two adapters are named 'mine', for a/x and b/x"):
-        hooks.adapters(plugin_manager(plugins=two))
+        calls.adapters(plugin_manager(plugins=two))
 
 
 @pytest.mark.parametrize("wrong", [3, "mimicry", ["mimicry"], adapter(), [adapter(), None]])
@@ -1204,7 +1208,7 @@ def test_topk_adapters_wrong_results(wrong):
     mine = plugin("topk_adapters", lambda: wrong)
     message = r"'hooks\[0\] Plugin': its hook topk_adapters returned .* expected a list of topk_plu"
     with pytest.raises(HookError, match=message):
-        hooks.adapters(plugin_manager(plugins=[mine]))
+        calls.adapters(plugin_manager(plugins=[mine]))
 
 
 def test_topk_adapters_wrong_results_end_the_command(monkeypatch, capsys):

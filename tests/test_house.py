@@ -24,6 +24,7 @@ ORDER = [
     "kinds",
     "config",
     "hooks",
+    "plugins",
     "topk",
     "epochs",
     "resume",
@@ -100,8 +101,9 @@ def test_a_checkout_works_where_it_is_not_installed_and_registers_nothing_twice(
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import adapters.mimicry
-from topk_plugin import hooks
-print(*hooks.adapters(hooks.plugin_manager()))
+from topk_plugin.plugins import calls
+from topk_plugin.plugins import manager
+print(*calls.adapters(manager.plugin_manager()))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

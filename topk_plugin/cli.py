@@ -14,7 +14,6 @@ from topk_plugin import __version__, patch
 from topk_plugin.check import check
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
-from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.launch import (
     Launch,
     checkout_roots,
@@ -24,6 +23,8 @@ from topk_plugin.launch import (
     recognised,
     run,
 )
+from topk_plugin.plugins.calls import adapters
+from topk_plugin.plugins.manager import plugin_manager
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,9 +39,10 @@ from topk_plugin.errors import (
     UnsupportedUpstream,
     unknown_name,
 )
-from topk_plugin.hooks import adapters, plugin_manager
 from topk_plugin.monitor import Monitor
 from topk_plugin.patch import patched, planned
+from topk_plugin.plugins.calls import adapters
+from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.strict_yaml import read_yaml

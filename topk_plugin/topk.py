@@ -37,16 +37,9 @@ from topk_plugin.errors import (
     ResumeMismatch,
     ScoreShapeError,
 )
-from topk_plugin.hooks import (
-    Call,
-    Progress,
-    Selection,
-    first_result,
-    observe,
-    plugin_manager,
-    replacing,
-    selection,
-)
+from topk_plugin.hooks import Call, Progress, Selection
+from topk_plugin.plugins.calls import first_result, observe, replacing, selection
+from topk_plugin.plugins.manager import plugin_manager
 
 VOTING_STEPS = 100
 """Generator steps that vote on the direction, usually while k = B. Later votes would let a

@@ -30,7 +30,9 @@ from rich.table import Table
 from topk_plugin import TopK, hookimpl
 from topk_plugin.core.choice import TALLY_SIZE
 from topk_plugin.core.ranking import kept_rows
-from topk_plugin.hooks import Selection, adapters, first_result, observe, plugin_manager
+from topk_plugin.hooks import Selection
+from topk_plugin.plugins.calls import adapters, first_result, observe
+from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.stubs import Stubs
 
 BOUND = 0.01

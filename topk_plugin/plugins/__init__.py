@@ -1,0 +1,1 @@
+"""Plugins: finding them, and calling them."""
