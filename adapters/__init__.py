@@ -1,1 +1,1 @@
-"""Adapters: one module for each family of third-party repositories."""
+"""Adapters: one module for each family of third-party repositories, its ``ADAPTER`` in it."""

@@ -6,11 +6,11 @@ ended; its ``epoch`` does not after every resume, nor with the multi-epoch sampl
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from topk_plugin import Adapter, CallSeam, Wrap, hookimpl, scores_argument
+from topk_plugin import Adapter, CallSeam, Wrap, scores_argument
 from topk_plugin.patches.biggan_pytorch import PATCH
 
 _loaders: WeakKeyDictionary[CallSeam, Any] = WeakKeyDictionary()  # what feeds the training
@@ -98,9 +98,3 @@ ADAPTER = Adapter(
     ),
     patch=PATCH,
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

@@ -1,8 +1,6 @@
 """DCGAN of pytorch/examples: the loss is written inline, so the call goes into the source."""
 
-from collections.abc import Sequence
-
-from topk_plugin import Adapter, hookimpl
+from topk_plugin import Adapter
 from topk_plugin.patches.dcgan import PATCH
 
 ADAPTER = Adapter(
@@ -17,9 +15,3 @@ ADAPTER = Adapter(
     tested="dcgan/main.py",
     patch=PATCH,
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

@@ -1,10 +1,9 @@
 """Maximum entropy generators (MEG) for energy-based models, and the WGAN-GP beside them."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from topk_plugin import Adapter, hookimpl
+from topk_plugin import Adapter
 from topk_plugin.patches.meg import PATCH
 
 
@@ -29,9 +28,3 @@ ADAPTER = Adapter(
     stubs={"tensorboardX": {"SummaryWriter": summary_writer}},
     patch=PATCH,
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

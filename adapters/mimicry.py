@@ -5,11 +5,11 @@ Its trainer counts steps only. An epoch is a pass of its data loader, and every 
 one. In a loop of one's own with these networks the DataLoader that feeds it ends the epochs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from topk_plugin import Adapter, CallSeam, Wrap, hookimpl, scores_argument
+from topk_plugin import Adapter, CallSeam, Wrap, scores_argument
 
 LOSS = "compute_gan_loss"
 _gate_output = scores_argument("output")
@@ -112,9 +112,3 @@ ADAPTER = Adapter(
         "tensorflow": {},  # for its metrics
     },
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

@@ -1,8 +1,6 @@
 """SAGAN by David Keetae Park: the loss is written inline, so the call goes into the source."""
 
-from collections.abc import Sequence
-
-from topk_plugin import Adapter, hookimpl
+from topk_plugin import Adapter
 from topk_plugin.patches.sagan import PATCH
 
 ADAPTER = Adapter(
@@ -17,9 +15,3 @@ ADAPTER = Adapter(
     tested="main.py",
     patch=PATCH,
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

@@ -6,10 +6,10 @@ which is what StudioGAN's own top-k does.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from topk_plugin import Adapter, hookimpl
+from topk_plugin import Adapter
 from topk_plugin.patches.studiogan import PATCH
 
 
@@ -62,9 +62,3 @@ ADAPTER = Adapter(
     },
     patch=PATCH,
 )
-
-
-@hookimpl
-def topk_adapters() -> Sequence[Adapter]:
-    """The adapter of this file."""
-    return [ADAPTER]

@@ -30,10 +30,9 @@ from launched import Done
 from losses import error
 
 import topk_plugin
-from topk_plugin.plugins.calls import adapters
-from topk_plugin.plugins.manager import plugin_manager
-from topk_plugin.rewrite import IMPORT
-from topk_plugin.upstream import RECORD, find_checkout
+from topk_plugin.source.rules import IMPORT
+from topk_plugin.upstream.checkout import RECORD, find_checkout
+from topk_plugin.upstream.known import adapters
 
 ROOT = Path(__file__).parents[1]
 UPSTREAMS = Path(__file__).parent / "upstreams"
@@ -44,7 +43,7 @@ VERDICT = re.compile(
     r"(\d+) epochs ended, last k (\d+) of (\d+), 0 non-finite scores$",
     re.MULTILINE,
 )
-OFFERED = adapters(plugin_manager())
+OFFERED = adapters()
 
 
 class Upstream:
@@ -218,7 +217,7 @@ class TestDeclaration:
         files = [ROOT / "adapters" / f"{name}.py", ROOT / "patches" / f"{name}.py"]
         for file in files[: 1 + (OFFERED[name].patch is not None)]:
             text = file.read_text()
-            assert 20 <= len(text.splitlines()) <= 120
+            assert 10 <= len(text.splitlines()) <= 120
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.Import):
                     assert {alias.name for alias in node.names} <= sys.stdlib_module_names
@@ -232,8 +231,8 @@ class TestDeclaration:
     def test_offering_it_imports_no_upstream(self, tmp_path, name):
         modules = {wrap.module.partition(".")[0] for wrap in OFFERED[name].wraps}
         (tmp_path / "offered.py").write_text(
-            "import sys\nfrom topk_plugin.hooks import adapters, plugin_manager\n"
-            f"print({name!r} in adapters(plugin_manager()), {modules!r} & sys.modules.keys())\n"
+            "import sys\nfrom topk_plugin.upstream.known import adapters\n"
+            f"print({name!r} in adapters(), {modules!r} & sys.modules.keys())\n"
         )
         assert launched.plain_run(tmp_path, "offered.py").out == "True set()\n"
 
@@ -418,12 +417,12 @@ import functools, importlib, sys, types
 from pathlib import Path
 from typing import Any
 from topk_plugin import TopK
-from topk_plugin.plugins.calls import adapters
+from topk_plugin.upstream.known import adapters
 from topk_plugin.plugins.manager import plugin_manager
-from topk_plugin.rewrite import Rewriter, code_of
+from topk_plugin.source.in_memory import Rewriter, code_of
 from topk_plugin.seams import CallSeam, active_seam
 
-adapter = adapters(plugin_manager())[sys.argv[1]]
+adapter = adapters()[sys.argv[1]]
 roots = [Path.cwd()] if adapter.patch else []
 seam = CallSeam(adapter, TopK(), roots=roots, force="--force" in sys.argv)
 

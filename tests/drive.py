@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from topk_plugin.rewrite import code_of
+from topk_plugin.source.in_memory import code_of
 
 torch.set_num_threads(1)
 CHANNELS = ("in_channels", "out_channels", "num_features")

@@ -20,9 +20,8 @@ from topk_plugin.check import Report, _companions, report
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.literal import asked_direction, sorted_rows
-from topk_plugin.plugins.calls import adapters
-from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.seams import CallSeam
+from topk_plugin.upstream.known import adapters
 
 GAN = '''
 """Nets and a loop for the short scripts of the tests."""
@@ -636,7 +635,7 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
 @pytest.mark.parametrize("gated", [True, False])
 def test_an_output_that_should_follow_and_has_no_gate_is_caught(gated):
     topk = TopK(companions="follow")
-    adapter = dataclasses.replace(adapters(plugin_manager())["sngan"], companions="keep")
+    adapter = dataclasses.replace(adapters()["sngan"], companions="keep")
     audit = Audit(topk, CallSeam(adapter, topk), 3)
     G, D = nn.Linear(3, 2), nn.Linear(2, 5)
     scores, classes = D(G(torch.randn(8, 3))).split([1, 4], dim=1)

@@ -37,6 +37,7 @@ from topk_plugin.errors import ConfigError, HookError, ResumeMismatch, ScoreShap
 from topk_plugin.hooks import Hooks, Progress, hookimpl
 from topk_plugin.plugins import bundled, calls, manager
 from topk_plugin.plugins.manager import plugin_manager
+from topk_plugin.upstream import known
 
 README = Path(__file__).parents[1] / "README.md"
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("topk_"))
@@ -252,7 +253,7 @@ def provoke(hook):
     LOSS.of(topk(D(G(noise())))).backward()
     torch.optim.SGD(G.parameters(), 0.1).step()
     topk.end_epoch()
-    calls.adapters(plugin_manager(plugins=[plugin(hook, boom)]))
+    known.adapters(plugin_manager(plugins=[plugin(hook, boom)]))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -515,8 +516,8 @@ def test_tracing_observers_and_adapters(monkeypatch, capsys):
     assert "topk_selected of 'hooks[0] Plugin'(selection=Selection(step=1, epoch=0, batch=0))" in (
         capsys.readouterr().err
     )
-    calls.adapters(plugin_manager())
-    assert "top-k hook topk_adapters of 'mimicry'() -> [Adapter]" in capsys.readouterr().err
+    known.adapters(plugin_manager(plugins=[plugin("topk_adapters", lambda: [adapter()])]))
+    assert "top-k hook topk_adapters of 'hooks[0] Plugin'() -> [Adapter]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["yes", "2"])
@@ -570,7 +571,7 @@ def test_no_step_calls_pluggy(monkeypatch):
 
     monkeypatch.setattr(manager.PluginManager, "_hookexec", refuse)
     with pytest.raises(AssertionError, match="pluggy was called"):
-        plugin_manager().hook.topk_adapters()
+        plugin_manager(plugins=[plugin("topk_adapters", list)]).hook.topk_adapters()
     watch = Watch()
     topk = make_topk(3, hooks=[KeepBest(2), plugin("topk_scores", lambda output: None), watch])
     generator_step("shielded", topk)
@@ -1193,14 +1194,14 @@ def test_topk_adapters_are_listed(tmp_path):
 def test_topk_adapters_may_be_none_and_order_is_that_of_registration():
     lists = [[adapter("a")], None, (), (adapter("c"), adapter("b"))]
     mine = [plugin("topk_adapters", lambda answer=answer: answer) for answer in lists]
-    bundled = list(calls.adapters(plugin_manager()))
-    assert list(calls.adapters(plugin_manager(plugins=mine))) == [*bundled, "a", "c", "b"]
+    bundled = list(known.adapters(plugin_manager()))
+    assert list(known.adapters(plugin_manager(plugins=mine))) == [*bundled, "a", "c", "b"]
 
 
 def test_topk_adapters_of_one_name():
     two = [plugin("topk_adapters", lambda up=up: [adapter(upstream=up)]) for up in ("a/x", "b/x")]
     with pytest.raises(HookError, match="two adapters are named 'mine', for a/x and b/x"):
-        calls.adapters(plugin_manager(plugins=two))
+        known.adapters(plugin_manager(plugins=two))
 
 
 @pytest.mark.parametrize("wrong", [3, "mimicry", ["mimicry"], adapter(), [adapter(), None]])
@@ -1208,7 +1209,7 @@ def test_topk_adapters_wrong_results(wrong):
     mine = plugin("topk_adapters", lambda: wrong)
     message = r"'hooks\[0\] Plugin': its hook topk_adapters returned .* expected a list of topk_plu"
     with pytest.raises(HookError, match=message):
-        calls.adapters(plugin_manager(plugins=[mine]))
+        known.adapters(plugin_manager(plugins=[mine]))
 
 
 def test_topk_adapters_wrong_results_end_the_command(monkeypatch, capsys):

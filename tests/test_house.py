@@ -15,17 +15,15 @@ ORDER = [
     "errors",
     "monkeypatch",
     "core",
-    "rewrite",
+    "source",
     "adapter",
-    "stubs",
-    "upstream",
-    "patch",
     "strict_yaml",
     "kinds",
     "config",
     "hooks",
     "plugins",
     "topk",
+    "upstream",
     "epochs",
     "resume",
     "attach",
@@ -65,8 +63,8 @@ def test_every_module_has_its_place():
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_go_up_only(name):
     path = PACKAGE / f"{name}.py"
-    path = path if path.exists() else PACKAGE / name / "__init__.py"
-    assert imported(path) <= set(ORDER[: ORDER.index(name)])
+    for file in [path] if path.exists() else (PACKAGE / name).rglob("*.py"):
+        assert imported(file) <= set(ORDER[: ORDER.index(name) + 1])
 
 
 FILES = sorted([*ROOT.glob("adapters/*.py"), *ROOT.glob("patches/*.py")])
@@ -96,17 +94,28 @@ def test_reference_imports_public_names_only(path):
             assert node.module == "topk_plugin.errors" or ".reference" in node.module
 
 
-def test_a_checkout_works_where_it_is_not_installed_and_registers_nothing_twice():
+def test_a_checkout_works_where_it_is_not_installed_and_finds_each_adapter_once():
     program = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import adapters.mimicry
-from topk_plugin.plugins import calls
-from topk_plugin.plugins import manager
-print(*calls.adapters(manager.plugin_manager()))
+from topk_plugin.upstream.known import adapters
+print(*adapters())
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     files = {path.stem for path in ROOT.glob("adapters/*.py")} - {"__init__"}
-    assert set(done.stdout.split()) == files
+    assert done.stdout.split() == sorted(files)
+
+
+def test_a_topk_loads_no_adapter_and_no_patch():
+    program = """
+import sys
+from topk_plugin import TopK
+TopK()
+rooms = ("topk_plugin.adapters", "topk_plugin.patches")
+print(*(name for name in sys.modules if name.startswith(rooms)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")

@@ -10,7 +10,8 @@ import yaml
 from contract import SETTINGS, STANDINS, Upstream, needed, skip_without, verdict_of
 from losses import error
 
-from topk_plugin.rewrite import file_of, rewritten
+from topk_plugin.source.edits import rewritten
+from topk_plugin.source.rules import file_of
 
 EVERY = (*SETTINGS, "--every", "4")
 

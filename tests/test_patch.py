@@ -9,11 +9,13 @@ import stat
 import launched
 import pytest
 
-from topk_plugin import Adapter, Enclose, Insert, Patch, Place, Replace, patch
+from topk_plugin import Adapter, Enclose, Insert, Patch, Place, Replace
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
-from topk_plugin.patch import Change, Hunk, undone
-from topk_plugin.rewrite import IMPORT, Source, digest
-from topk_plugin.upstream import RECORD, find_checkout
+from topk_plugin.source.rules import IMPORT
+from topk_plugin.source.text import Source, digest
+from topk_plugin.upstream import on_disk
+from topk_plugin.upstream.checkout import RECORD, find_checkout
+from topk_plugin.upstream.on_disk import Change, Hunk, undone
 
 MAIN = """\
 import argparse
@@ -93,10 +95,10 @@ def files(folder) -> dict[str, bytes]:
 
 def test_the_diff_is_that_of_what_is_written(toy):
     before = files(toy)
-    changes = patch.planned(ADAPTER, toy)
+    changes = on_disk.planned(ADAPTER, toy)
     assert files(toy) == before
     assert [change.name for change in changes] == ["main.py", "networks.py"]
-    patch.write(ADAPTER, toy, changes)
+    on_disk.write(ADAPTER, toy, changes)
     for change in changes:
         old, new = before[change.name].decode(), (toy / change.name).read_text()
         lines = difflib.unified_diff(
@@ -107,18 +109,18 @@ def test_the_diff_is_that_of_what_is_written(toy):
     text = (toy / "main.py").read_text()
     assert text.startswith(f"{IMPORT}\nimport argparse")
     assert "loss = -topk(critic(generator(torch.randn(8, 3)))).mean()" in text
-    patch.revert(toy)
+    on_disk.revert(toy)
     assert files(toy) == before
     assert stat.S_IMODE((toy / "main.py").stat().st_mode) == 0o755
 
 
 def test_without_the_modern_rules(toy):
-    changes = patch.planned(ADAPTER, toy, modern=False)
+    changes = on_disk.planned(ADAPTER, toy, modern=False)
     assert [change.name for change in changes] == ["main.py"]
 
 
 def test_the_patched_script_has_a_flag_and_a_proof(toy):
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     off = launched.plain_run(toy, "main.py")
     assert (off.status, off.err) == (0, "")
     on = launched.plain_run(toy, "main.py", "--topk", "--topk-gamma", "0.5", "--topk-nu", "0.25")
@@ -138,7 +140,7 @@ def test_the_patched_script_has_a_flag_and_a_proof(toy):
 
 @pytest.mark.parametrize("where", ["above", "below", "between"])
 def test_edits_elsewhere_survive_a_revert(toy, where):
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     path = toy / "main.py"
     old, new = {
         "above": (IMPORT, f"# mine\n\n{IMPORT}"),
@@ -146,7 +148,7 @@ def test_edits_elsewhere_survive_a_revert(toy, where):
         "between": ("torch.manual_seed(0)", "torch.manual_seed(1)  # mine"),
     }[where]
     path.write_text(path.read_text().replace(old, new))
-    assert patch.revert(toy) == ["main.py", "networks.py"]
+    assert on_disk.revert(toy) == ["main.py", "networks.py"]
     expected = MAIN.replace(old, new)
     if where == "above":
         expected = "# mine\n\n" + MAIN
@@ -155,28 +157,28 @@ def test_edits_elsewhere_survive_a_revert(toy, where):
 
 
 def test_an_edited_line_of_the_patch_is_not_undone(toy):
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     path = toy / "main.py"
     path.write_text(path.read_text().replace("-topk(critic(", "-2 * topk(critic("))
     before = files(toy)
     with pytest.raises(UnsupportedUpstream, match=r"main.py: found no single place with the line"):
-        patch.revert(toy)
+        on_disk.revert(toy)
     assert files(toy) == before
 
 
 def test_a_file_that_was_restored_by_hand_is_no_obstacle(toy):
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     (toy / "main.py").write_text(MAIN)
-    assert patch.recorded(toy) is not None
-    assert patch.revert(toy) == ["networks.py"]
+    assert on_disk.recorded(toy) is not None
+    assert on_disk.revert(toy) == ["networks.py"]
     assert (toy / "networks.py").read_text() == NETWORKS
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     (toy / "main.py").write_text(MAIN)
     (toy / "networks.py").write_text(NETWORKS)
-    assert patch.recorded(toy) is None
-    assert patch.revert(toy) == []
+    assert on_disk.recorded(toy) is None
+    assert on_disk.revert(toy) == []
     with pytest.raises(ConfigError, match="nothing was patched"):
-        patch.revert(toy)
+        on_disk.revert(toy)
 
 
 def test_a_local_edit_at_the_seam_is_refused(toy):
@@ -184,17 +186,17 @@ def test_a_local_edit_at_the_seam_is_refused(toy):
     path.write_text(MAIN.replace("loss = -critic", "loss = -2 * critic"))
     before = files(toy)
     with pytest.raises(UnsupportedUpstream) as caught:
-        patch.planned(ADAPTER, toy)
+        on_disk.planned(ADAPTER, toy)
     assert str(caught.value).startswith(f"adapter toy: {path}, line 17: found critic in the module")
     assert "written for toy/gan abc1234, and nothing was changed" in str(caught.value)
-    assert len(patch.planned(ADAPTER, toy, force=True)) == 2
+    assert len(on_disk.planned(ADAPTER, toy, force=True)) == 2
     assert files(toy) == before
 
 
 def test_a_patched_checkout_is_not_patched_again(toy):
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     with pytest.raises(UnsupportedUpstream, match="has put top-k into this file already"):
-        patch.planned(ADAPTER, toy)
+        on_disk.planned(ADAPTER, toy)
 
 
 def test_all_files_are_written_or_none(toy, monkeypatch):
@@ -209,7 +211,7 @@ def test_all_files_are_written_or_none(toy, monkeypatch):
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(ConfigError, match="networks.py: No space left on device; nothing was cha"):
-        patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+        on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     assert files(toy) == before
 
 
@@ -218,8 +220,8 @@ def test_where_no_checkout_is(tmp_path, toy):
     with pytest.raises(
         SeamNotFound, match="found no main.py in .*, expected a checkout of toy/gan"
     ):
-        patch.checkout_of(ADAPTER, tmp_path / "empty")
-    assert patch.checkout_of(ADAPTER, toy) == toy
+        on_disk.checkout_of(ADAPTER, tmp_path / "empty")
+    assert on_disk.checkout_of(ADAPTER, toy) == toy
 
 
 def test_a_checkout_is_found_from_inside_and_not_beside(tmp_path, toy):
@@ -229,7 +231,7 @@ def test_a_checkout_is_found_from_inside_and_not_beside(tmp_path, toy):
     assert find_checkout(adapter, [tmp_path / "deep"], parents=False) is None
     beside = tmp_path / "beside"
     (beside / "toy").mkdir(parents=True)
-    for name in patch.planned(ADAPTER, toy):
+    for name in on_disk.planned(ADAPTER, toy):
         (beside / "toy" / name.name).write_bytes(name.before.encode())
     assert find_checkout(adapter, [beside], parents=False) == beside / "toy"
     (beside / "mine").mkdir()
@@ -239,26 +241,26 @@ def test_a_checkout_is_found_from_inside_and_not_beside(tmp_path, toy):
 def test_a_link_stays_one(tmp_path, toy):
     (toy / "main.py").rename(toy / "real.py")
     (toy / "main.py").symlink_to("real.py")
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     assert (toy / "main.py").is_symlink()
     assert IMPORT in (toy / "real.py").read_text()
-    patch.revert(toy)
+    on_disk.revert(toy)
     assert (toy / "main.py").is_symlink()
     assert (toy / "real.py").read_text() == MAIN
 
 
 def test_what_became_of_a_patch_is_said(toy):
     """Restored by hand as a whole, or the record is gone."""
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     (toy / "main.py").write_text(MAIN)
-    assert patch.recorded(toy)["restored"] == ["main.py"]
+    assert on_disk.recorded(toy)["restored"] == ["main.py"]
     (toy / "networks.py").write_text(NETWORKS)
-    assert patch.revert(toy) == []
+    assert on_disk.revert(toy) == []
     assert not (toy / RECORD).exists()
-    patch.write(ADAPTER, toy, patch.planned(ADAPTER, toy))
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
     (toy / RECORD).unlink()
     with pytest.raises(UnsupportedUpstream, match="found top-k in the source, but no .topk_patch"):
-        patch.revert(toy)
+        on_disk.revert(toy)
 
 
 def test_a_broken_record_says_what_to_do(toy):
@@ -266,12 +268,12 @@ def test_a_broken_record_says_what_to_do(toy):
     with pytest.raises(
         UnsupportedUpstream, match="found no record of a patch .* restore the files"
     ):
-        patch.recorded(toy)
+        on_disk.recorded(toy)
 
 
 def test_a_record_holds_no_more_than_the_hunks(toy):
-    changes = patch.planned(ADAPTER, toy)
-    patch.write(ADAPTER, toy, changes)
+    changes = on_disk.planned(ADAPTER, toy)
+    on_disk.write(ADAPTER, toy, changes)
     record = json.loads((toy / RECORD).read_text())
     assert record["adapter"] == "toy"
     assert {name: len(file["hunks"]) for name, file in record["files"].items()} == {

@@ -10,19 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topk_plugin.errors import UnsupportedUpstream
-from topk_plugin.rewrite import (
-    IMPORT,
-    Argument,
-    Enclose,
-    Insert,
-    Place,
-    Replace,
-    Rewriter,
-    Source,
-    code_of,
-    digest,
-    rewritten,
-)
+from topk_plugin.source.edits import rewritten
+from topk_plugin.source.in_memory import Rewriter, code_of
+from topk_plugin.source.rules import IMPORT, Argument, Enclose, Insert, Place, Replace
+from topk_plugin.source.text import Source, digest
 
 F = "train.py"
 SOURCE = '''\

@@ -29,7 +29,7 @@ from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, Unsuppo
 from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.resume import ResumeRecord
 from topk_plugin.seams import CallSeam
-from topk_plugin.stubs import Stubs
+from topk_plugin.upstream.stubs import Stubs
 
 LOSSES = '''
 """A toy upstream: each way a loss can be reached."""

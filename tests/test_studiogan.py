@@ -18,8 +18,8 @@ from losses import error
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from topk_plugin.launch import own_settings
-from topk_plugin.rewrite import IMPORT
+from topk_plugin.source.rules import IMPORT
+from topk_plugin.upstream.known import own_settings
 
 TOPK = {"apply_topk": True, "topk_gamma": 0.75, "topk_nu": 0.5}
 TWENTY = ("--digits", "20")  # five batches of four

@@ -1,4 +1,4 @@
-"""What an adapter states about a third-party repository; :mod:`topk_plugin.seams` acts on it."""
+"""What an adapter states about a third-party repository; :mod:`topk_plugin.seams` act on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from topk_plugin.rewrite import Patch
+from topk_plugin.source.rules import Patch
 
 Wrapper = Callable[[Any, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 """``(seam, wrapped, instance, args, kwargs)``: what stands around an upstream function; it calls

@@ -10,21 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from topk_plugin import __version__, patch
+from topk_plugin import __version__
 from topk_plugin.check import check
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
-from topk_plugin.launch import (
-    Launch,
-    checkout_roots,
-    failed,
-    find_adapter,
-    own_settings,
-    recognised,
-    run,
-)
-from topk_plugin.plugins.calls import adapters
-from topk_plugin.plugins.manager import plugin_manager
+from topk_plugin.launch import Launch, checkout_roots, failed, run
+from topk_plugin.upstream import on_disk
+from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -253,20 +245,20 @@ def _patch(options: argparse.Namespace) -> int:
     folder: Path = options.checkout
     if not folder.is_dir():
         raise ConfigError(f"topk patch: found no folder {str(folder)!r}, expected a checkout")
-    known = adapters(plugin_manager()).values()
+    known = adapters().values()
     if options.adapter != "auto":
         found = find_adapter(options.adapter)
-    elif (written := patch.patched_in(folder, known)) is not None:
+    elif (written := on_disk.patched_in(folder, known)) is not None:
         found = written
     else:
         found, why = recognised([folder], parents=False, force=options.force)
         print(f"adapter auto: {found.name} ({found.upstream}), {why}", file=sys.stderr)
-    base = patch.checkout_of(found, folder)
+    base = on_disk.checkout_of(found, folder)
     if options.revert:
-        restored = patch.revert(base) or ["nothing, since all files are as they were"]
+        restored = on_disk.revert(base) or ["nothing, since all files are as they were"]
         print(f"restored: {', '.join(restored)}", file=sys.stderr)
         return 0
-    record = patch.recorded(base)
+    record = on_disk.recorded(base)
     if record is not None and (record["restored"] or record.get("modern") != options.modern):
         names = ", ".join(record["restored"])
         how = f"and {names} restored since" if names else "with the other of --modern, --no-modern"
@@ -281,9 +273,9 @@ def _patch(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 0
-    changes = patch.planned(found, base, options.modern, options.force)
+    changes = on_disk.planned(found, base, options.modern, options.force)
     if options.write:
-        patch.write(found, base, changes, options.modern)
+        on_disk.write(found, base, changes, options.modern)
         names = ", ".join(change.name for change in changes)
         print(f"written: {names}; undo it with --revert", file=sys.stderr)
     else:
@@ -299,7 +291,7 @@ def _adapters(options: argparse.Namespace) -> int:
     table = Table(box=box.SIMPLE)
     for heading in ("adapter", "repository", "verified", "seam", "tested on"):
         table.add_column(heading, overflow="fold")  # a cut name is of no use
-    for adapter in adapters(plugin_manager()).values():
+    for adapter in adapters().values():
         verified = ", ".join(adapter.versions)
         if adapter.distribution:
             verified = f"{adapter.distribution} {verified}"

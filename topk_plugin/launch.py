@@ -7,7 +7,6 @@ topk run --critic model:DCGAN_D.main -- -m package.train
 
 from __future__ import annotations
 
-import ast
 import builtins
 import concurrent.futures.thread
 import contextlib
@@ -21,33 +20,23 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from topk_plugin import children
-from topk_plugin.adapter import Adapter
 from topk_plugin.children import Report, Reports
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.epochs import EpochTracker
-from topk_plugin.errors import (
-    ConfigError,
-    HookError,
-    TopKError,
-    UnsupportedUpstream,
-    unknown_name,
-)
+from topk_plugin.errors import ConfigError, HookError, TopKError
 from topk_plugin.monitor import Monitor
-from topk_plugin.patch import patched, planned
-from topk_plugin.plugins.calls import adapters
-from topk_plugin.plugins.manager import plugin_manager
-from topk_plugin.rewrite import code_of
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
-from topk_plugin.strict_yaml import read_yaml
+from topk_plugin.source.in_memory import code_of
 from topk_plugin.topk import TopK
-from topk_plugin.upstream import Upstream, find_checkout
+from topk_plugin.upstream.checkout import Upstream
+from topk_plugin.upstream.known import find_adapter
 
 USAGE_STATUS = 2
 """Exit status for a mistake in the command or the settings."""
@@ -249,99 +238,6 @@ def _seam(
     if launch.critic is not None:
         return CriticSeam(CriticPath.parse(launch.critic), topk)
     return CallSeam(find_adapter(str(launch.adapter)), topk, roots, launch.force, patched)
-
-
-def find_adapter(name: str) -> Adapter:
-    """The adapter of that name; raises ConfigError where there is none."""
-    known = adapters(plugin_manager())
-    if name not in known:
-        raise unknown_name(f"--adapter {name}", "adapter", name, known)
-    return known[name]
-
-
-def recognised(
-    roots: Sequence[Path],
-    command: Sequence[str] = (),
-    parents: bool = True,
-    force: bool = False,
-) -> tuple[Adapter, str]:
-    """The adapter for a checkout, by its files, or by what the launched script imports; and why.
-
-    Args:
-        roots: folders of the checkout.
-        command: what is launched, if anything.
-        parents: look in the folders above, too.
-        force: names and positions are enough, where nothing fits as it is.
-
-    Raises:
-        ConfigError: there is none, or several fit.
-    """
-    fit: dict[str, tuple[Adapter, str]] = {}
-    forced: dict[str, tuple[Adapter, str]] = {}
-    differ = []
-    imported = _imports(Path(command[0])) if command and command[0] != "-m" else set()
-    for name, adapter in adapters(plugin_manager()).items():
-        if adapter.patch is not None:
-            base = find_checkout(adapter, roots, parents)
-            if base is None:
-                continue
-            found = adapter, f"recognised by {', '.join(adapter.patch.files)} in {base}"
-            for fits, by_names in ((fit, False), (forced, True)):
-                try:
-                    planned(adapter, base, modern=False, force=by_names)
-                    fits[name] = found
-                    break
-                except UnsupportedUpstream as error:
-                    if not by_names:
-                        why = str(error)
-            if name in forced or (name not in fit and patched(base)):
-                differ.append(why)  # the rest has nothing but file names in common
-        elif imported & {wrap.module.partition(".")[0] for wrap in adapter.wraps}:
-            fit[name] = adapter, f"recognised by what {command[0]} imports"
-    fit = fit or (forced if force else {})
-    if len(fit) == 1:
-        return next(iter(fit.values()))
-    known = ", ".join(adapters(plugin_manager()))
-    if fit:
-        raise ConfigError(
-            f"--adapter auto: found what fits {' and '.join(fit)}, expected one; name it: "
-            f"--adapter {next(iter(fit))}"
-        )
-    places = " or ".join(str(root.resolve()) for root in dict.fromkeys(roots))
-    raise ConfigError(
-        f"--adapter auto: found no repository with an adapter ({known}) in {places}. "
-        + "".join(f"Nearly: {text}. " for text in dict.fromkeys(differ))
-        + "Name the adapter, or the critic: --critic module:Class"
-    )
-
-
-def _imports(script: Path) -> set[str]:
-    """Packages that a script imports, as far as its text says."""
-    try:
-        tree = ast.parse(script.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return set()
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    return {name.partition(".")[0] for name in names}
-
-
-def own_settings(adapter: Adapter, command: Sequence[str]) -> Path | None:
-    """The configuration file that the upstream is launched with, if it says something of top-k."""
-    file = None
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        flag, is_joined, value = word.partition("=")
-        if flag in adapter.config_flags:
-            file = Path(value if is_joined else following)  # the last one counts
-    if file is not None and file.is_file():
-        loss = read_yaml(file).get("LOSS")
-        if isinstance(loss, Mapping) and any("topk" in str(key).lower() for key in loss):
-            return file
-    return None
 
 
 def run(launch: Launch, command: Sequence[str]) -> int:

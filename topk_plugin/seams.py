@@ -13,12 +13,9 @@ import difflib
 import functools
 import importlib.metadata
 import inspect
-import json
 import sys
 import threading
 import types
-import urllib.parse
-import urllib.request
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -26,20 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import wrapt
 from torch import nn
 
-from topk_plugin.adapter import Adapter, Wrap, Wrapper
+from topk_plugin.adapter import Adapter, Wrapper
 from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.core.ledger import HOW_TO_MARK
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.resume import ResumeRecord
-from topk_plugin.rewrite import Rule
-from topk_plugin.stubs import lies_in
+from topk_plugin.source.rules import Rule
 from topk_plugin.topk import TopK
-from topk_plugin.upstream import Upstream
+from topk_plugin.upstream.checkout import Upstream
+from topk_plugin.upstream.fingerprint import difference, find, is_of
+from topk_plugin.upstream.imports import wait_no_longer, when_imported
+from topk_plugin.upstream.stubs import lies_in
 
 
 class CallSeam:
@@ -122,14 +120,13 @@ class CallSeam:
             return
         self._upstream.install()
         for module in dict.fromkeys(wrap.module for wrap in self.adapter.wraps):
-            _when_imported(module, self)
+            when_imported(module, self)
         for package in self._upstream.stubs.packages:
-            _when_imported(package, self)
+            when_imported(package, self)
 
     def undo(self) -> None:
         """Put every function back as it was, in reverse order; twice is fine."""
-        for seams in _waiting.values():
-            seams.discard(self)
+        wait_no_longer(self)
         self._applied = False
         if self in _active:
             _active.remove(self)
@@ -178,12 +175,12 @@ class CallSeam:
             self._strangers[module.__name__] = str(getattr(module, "__file__", "no file"))
             return
         try:
-            differ = [text for wrap in wraps if (text := _difference(module, wrap))]
+            differ = [text for wrap in wraps if (text := difference(module, wrap))]
             if differ and not self.force:
                 self._refused = UnsupportedUpstream(self._unsupported(module, differ))
                 raise self._refused
             for wrap in wraps:
-                found = _find(module, wrap.name)
+                found = find(module, wrap.name)
                 if wrap.wrapper is not None and found is not None:
                     self.wrap(*found, wrap.wrapper)
         except BaseException:
@@ -198,7 +195,7 @@ class CallSeam:
         if file is None:
             return False
         path = Path(file).resolve()
-        if self._distribution is not None and _is_of(self._distribution, path):
+        if self._distribution is not None and is_of(self._distribution, path):
             return True
         launched = lies_in(file, self.roots)
         if launched:
@@ -467,67 +464,6 @@ def scores_argument(name: str, position: int = 0) -> Wrapper:
         return seam.gated_loss(loss, bound.arguments[argument])
 
     return wrapper
-
-
-_waiting: dict[str, weakref.WeakSet[CallSeam]] = {}  # seams that wait for a module, by its name
-
-
-def _when_imported(module: str, seam: CallSeam) -> None:
-    """Tell ``seam`` when a module is imported: now, if it is already."""
-    _waiting.setdefault(module, weakref.WeakSet()).add(seam)
-    if module in sys.modules:
-        seam.imported(sys.modules[module])
-    else:
-        wrapt.register_post_import_hook(_tell, module)
-
-
-def _tell(module: types.ModuleType) -> None:
-    for seam in list(_waiting.get(module.__name__, ())):
-        seam.imported(module)
-
-
-def _find(module: types.ModuleType, name: str) -> tuple[Any, str] | None:
-    """The owner and the last part of a dotted name in a module; None if there is none."""
-    *path, last = name.split(".")
-    try:
-        owner = functools.reduce(getattr, path, module)
-    except AttributeError:
-        return None
-    return (owner, last) if hasattr(owner, last) else None
-
-
-def _difference(module: types.ModuleType, wrap: Wrap) -> str | None:
-    """How upstream differs from what the adapter relies on, or None."""
-    found = _find(module, wrap.name)
-    if found is None:
-        return f"there is no {wrap.name}{wrap.signature}"
-    function = getattr(*found)
-    try:
-        signature = signature_of(function)
-    except (TypeError, ValueError):
-        return f"{wrap.name} is a {type(function).__name__}, expected {wrap.name}{wrap.signature}"
-    if signature != wrap.signature:
-        return f"found {wrap.name}{signature}, expected {wrap.name}{wrap.signature}"
-    return None
-
-
-def signature_of(function: Callable[..., Any]) -> str:
-    """A function's signature without annotations, as :class:`Wrap` has it."""
-    signature = inspect.signature(function)
-    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
-
-
-def _is_of(distribution: importlib.metadata.Distribution, path: Path) -> bool:
-    """Whether a file is one of a distribution's, which may be installed in editable mode."""
-    for file in distribution.files or ():
-        if file.name == path.name and Path(str(file.locate())).resolve() == path:
-            return True
-    url = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if not url.get("dir_info", {}).get("editable"):
-        return False
-    folder = urllib.request.url2pathname(urllib.parse.urlparse(url["url"]).path)
-    return path.is_relative_to(Path(folder).resolve())
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from topk_plugin import TopK, hookimpl
 from topk_plugin.core.choice import TALLY_SIZE
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.hooks import Selection
-from topk_plugin.plugins.calls import adapters, first_result, observe
+from topk_plugin.plugins.calls import first_result, observe
 from topk_plugin.plugins.manager import plugin_manager
-from topk_plugin.stubs import Stubs
+from topk_plugin.upstream.known import adapters
+from topk_plugin.upstream.stubs import Stubs
 
 BOUND = 0.01
 """Of a generator step, what the hook calls in it may take."""
@@ -104,7 +105,7 @@ def calls(batch: int) -> dict[str, tuple[float, float]]:
 
 def arms(width: int, batch: int) -> dict[str, Callable[[], None]]:
     """One generator step each way, on the same networks."""
-    Stubs(adapters(plugin_manager())["mimicry"]).install()
+    Stubs(adapters()["mimicry"]).install()
     from torch_mimicry.nets import sngan
     from torch_mimicry.training.metric_log import MetricLog
 

@@ -18,7 +18,7 @@ from topk_drive import digits, execute, k_of, keep, train_other
 from torchvision.transforms.functional import to_pil_image
 
 from topk_plugin.adapters.studiogan import ADAPTER
-from topk_plugin.stubs import Stubs
+from topk_plugin.upstream.stubs import Stubs
 
 TINY = {
     "DATA": {"name": "CIFAR10", "img_size": 32, "num_classes": 10},

@@ -89,24 +89,6 @@ def replacing(manager: PluginManager) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def adapters(manager: PluginManager) -> dict[str, Adapter]:
-    """All adapters by name.
-
-    Raises:
-        HookError: two plugins offer one of the same name.
-    """
-    found: dict[str, Adapter] = {}
-    for call in reversed(_calls(manager, "topk_adapters")):
-        for adapter in call({}) or ():
-            if adapter.name in found:
-                raise HookError(
-                    f"two adapters are named {adapter.name!r}, for {found[adapter.name].upstream} "
-                    f"and {adapter.upstream}; leave one of their plugins out with {DISABLE}"
-                )
-            found[adapter.name] = adapter
-    return found
-
-
 class Result(NamedTuple):
     """What a hook may return beside None."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import inspect
 import os
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,17 +19,7 @@ from topk_plugin.plugins.bundled import BY_NAME, PaperTopK
 
 DISABLE = "TOPK_DISABLE_PLUGINS"
 
-ALWAYS: dict[str, Callable[[], Any]] = {
-    "top-k": PaperTopK,
-    # adapters import upstream repositories only once they are used
-    "mimicry": lambda: importlib.import_module("topk_plugin.adapters.mimicry"),
-    "meg": lambda: importlib.import_module("topk_plugin.adapters.meg"),
-    "sngan": lambda: importlib.import_module("topk_plugin.adapters.sngan"),
-    "sagan": lambda: importlib.import_module("topk_plugin.adapters.sagan"),
-    "dcgan": lambda: importlib.import_module("topk_plugin.adapters.dcgan"),
-    "studiogan": lambda: importlib.import_module("topk_plugin.adapters.studiogan"),
-    "biggan_pytorch": lambda: importlib.import_module("topk_plugin.adapters.biggan_pytorch"),
-}
+ALWAYS: dict[str, Callable[[], Any]] = {"top-k": PaperTopK}
 """Bundled plugins that are always loaded."""
 
 
@@ -113,11 +105,11 @@ def plugin_manager(names: Sequence[str] = (), plugins: Sequence[Any] = ()) -> Pl
     if isinstance(plugins, str) or not isinstance(plugins, Sequence):
         raise ConfigError(f"hooks: found {plugins!r}, expected a list of modules or objects")
     manager = PluginManager()
-    disabled = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+    disabled = disabled_names()
     known = [*ALWAYS, *BY_NAME, *(point.name for point in _entry_points())]
     for name in disabled:
-        if name not in known:
-            raise unknown_name(f"{DISABLE}={name}", "plugin", name, known)
+        if name not in known and name not in (adapters := bundled_adapters()):
+            raise unknown_name(f"{DISABLE}={name}", "plugin", name, [*known, *adapters])
     for name, make in ALWAYS.items():
         if name not in disabled:
             manager.register(make(), name)
@@ -144,6 +136,18 @@ def plugin_manager(names: Sequence[str] = (), plugins: Sequence[Any] = ()) -> Pl
             ) from error
         manager.register(made, name)
     return manager
+
+
+def disabled_names() -> list[str]:
+    """Plugins and adapters that ``TOPK_DISABLE_PLUGINS`` leaves out."""
+    return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+
+
+def bundled_adapters() -> list[str]:
+    """Names of the adapters that come along, by their files; none of them is imported."""
+    spec = importlib.util.find_spec("topk_plugin.adapters")
+    places = spec.submodule_search_locations if spec is not None else None
+    return sorted(module.name for module in pkgutil.iter_modules(places or []))
 
 
 @functools.cache

@@ -1,189 +1,16 @@
-"""Source rules: edits of third-party files that are given by names, positions and digests.
-
-An edit finds its place by the function it is in, a name that is called there, and which of how many
-such calls is meant. The digest of the statement says whether that is still the code for which the
-rule was written. Rules hold no line of anybody's source.
-
-:func:`rewritten` makes a new text from a text; :class:`Rewriter` does so when a file is imported or
-run, without touching it; :mod:`topk_plugin.patch` does so on disk.
-"""
+"""A new text from a text and source rules, by Python's ``ast`` with exact positions."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.abc
-import importlib.machinery
-import io
 import re
-import sys
-import tokenize
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from topk_plugin.errors import UnsupportedUpstream
-
-IMPORT = "from topk_plugin.script import topk"
-"""What the code that the rules put in refers to."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A place in a file: the ``nth`` of ``of`` in the code of ``scope``, inner functions excluded.
-
-    ``at`` is a dotted name that is called there ("self.D"), "for" or "while" for a loop, "def" for
-    the function itself, or "import" for the module's last import.
-    """
-
-    file: str  # relative to the checkout, or to the folder of it that the patch names
-    scope: str  # "Trainer.train"; "" for the module's own code
-    at: str
-    nth: int = 1
-    of: int = 1
-    # of the statement, or of a loop's or a function's first line; see digest(). Empty: any
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Enclose:
-    """Put a call around a call: ``D(x)`` becomes ``topk(D(x))``."""
-
-    place: Place
-    by: str = "topk"
-
-
-@dataclass(frozen=True)
-class Insert:
-    """Put one line before or after a statement, or first or last into a loop or function."""
-
-    place: Place
-    code: str
-    where: Literal["before", "after", "first", "last"] = "after"
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Put an expression in place of another, wherever it is found; nowhere is fine, too.
-
-    ``find`` may begin with the name ``_`` ("_.cuda()"), which stands for any expression, and in
-    ``by`` for the one found. It may be an import statement as well.
-    """
-
-    file: str
-    find: str
-    by: str
-    scope: str | None = None  # None: the whole file
-
-
-@dataclass(frozen=True)
-class Argument:
-    """Add a keyword argument to every call of ``call`` that has none of that name."""
-
-    file: str
-    call: str
-    code: str  # "weights_only=False"
-    scope: str | None = None  # None: the whole file
-
-
-Rule = Enclose | Insert | Replace | Argument
-
-
-@dataclass(frozen=True)
-class Patch:
-    """The rules of one repository."""
-
-    commit: str  # for which they were written
-    topk: tuple[Rule, ...]  # the gate, the epochs, the record in checkpoints
-    # flags for the repository's own parser, and their use: on disk only, `topk run` has its own
-    flags: tuple[Rule, ...] = ()
-    # the least that the repository needs to run on today's torch and Python, and on CPU
-    modern: tuple[Rule, ...] = ()
-    folder: str = ""  # of the repository, to which the files are relative
-    # of whole files at that commit, which tell it from others
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def epoch_files(self) -> set[str]:
-        """Files in which a rule says when an epoch ends."""
-        inserts = (rule for rule in self.topk if isinstance(rule, Insert))
-        return {rule.place.file for rule in inserts if "_epoch(" in rule.code}
-
-    @property
-    def topk_places(self) -> list[Enclose | Insert]:
-        """The rules of top-k that have to find their place."""
-        return [rule for rule in self.topk if isinstance(rule, Enclose | Insert)]
-
-    @property
-    def files(self) -> list[str]:
-        """Those that a checkout must have."""
-        return sorted({rule.place.file for rule in self.topk_places})
-
-    def fits(self, base: Path) -> bool:
-        """Whether a folder has the files."""
-        return all((base / name).is_file() for name in self.files)
-
-    def is_known(self, base: Path) -> bool:
-        """Whether the files at ``base`` are those of the commit."""
-        return bool(self.digests) and all(
-            (base / name).is_file() and digest_of_file(base / name) == known
-            for name, known in self.digests.items()
-        )
-
-
-def file_of(rule: Rule) -> str:
-    """The file that a rule edits."""
-    return rule.place.file if isinstance(rule, Enclose | Insert) else rule.file
-
-
-# --- text ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file's text, as it is to be written back."""
-
-    text: str
-    encoding: str = "utf-8"
-
-    @classmethod
-    def read(cls, path: Path) -> Source:
-        """Raises UnsupportedUpstream where it is no text."""
-        data = path.read_bytes()
-        try:
-            encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-            return cls(data.decode(encoding), encoding)
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise UnsupportedUpstream(f"{path}: found no Python source ({error})") from None
-
-    def encode(self) -> bytes:
-        return self.text.encode(self.encoding)
-
-
-def lines_of(text: str) -> list[str]:
-    """Lines as Python counts them, with their ends."""
-    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z", text)
-
-
-def digest(text: str) -> str:
-    """12 hex digits that do not change with comments, white space and line ends."""
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    words = []
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline):
-            if token.type not in layout:
-                words.append(token.string)
-    except (tokenize.TokenError, IndentationError):  # the first line of a block has no block
-        pass
-    return hashlib.sha256("".join("".join(words).split()).encode()).hexdigest()[:12]
-
-
-def digest_of_file(path: Path) -> str:
-    """Of a whole file, whatever its line ends."""
-    data = path.read_bytes().replace(b"\r\n", b"\n")
-    return hashlib.sha256(data).hexdigest()[:12]
+from topk_plugin.source.rules import IMPORT, Argument, Enclose, Insert, Place, Replace, Rule
+from topk_plugin.source.text import digest, lines_of
 
 
 @dataclass(frozen=True)
@@ -288,8 +115,6 @@ def _edited(lines: list[str], edits: _Edits, applied: tuple[Rule, ...], newline:
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
-
-# --- places -------------------------------------------------------------------------------------
 
 _SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -408,9 +233,6 @@ def _import_row(tree: ast.Module) -> int:
     return row
 
 
-# --- patterns -----------------------------------------------------------------------------------
-
-
 def _replacements(
     rule: Replace, tree: ast.Module, lines: list[str]
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:
@@ -493,91 +315,3 @@ def _matches(pattern: Any, node: Any, kept: list[ast.AST]) -> bool:
             _matches(a, b, kept) for a, b in zip(pattern, node, strict=True)
         )
     return bool(pattern == node)
-
-
-# --- in memory ----------------------------------------------------------------------------------
-
-
-class Rewriter(importlib.abc.MetaPathFinder):
-    """Rewrites the files of one checkout as they are imported or run, from install to remove.
-
-    Args:
-        rules: of them.
-        base: the folder to which their files are relative.
-        force: see :func:`rewritten`.
-        done: told each file's path and the rules that were applied.
-    """
-
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        base: Path,
-        force: bool = False,
-        done: Callable[[Path, tuple[Rule, ...]], None] = lambda path, rules: None,
-    ) -> None:
-        self.base, self.force, self.done = base.resolve(), force, done
-        self.rules: dict[Path, list[Rule]] = {}
-        for rule in rules:
-            self.rules.setdefault(self.base / file_of(rule), []).append(rule)
-
-    def install(self) -> None:
-        """Begin; twice is fine."""
-        if self.rules and self not in sys.meta_path:
-            # just before the one it stands in for: wrapt's hooks, further ahead, see what it finds
-            paths = sys.meta_path.index(importlib.machinery.PathFinder)
-            sys.meta_path.insert(paths, self)
-
-    def remove(self) -> None:
-        """Files that are imported from now on are as they are on disk; twice is fine."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-
-    def find_spec(
-        self, fullname: str, path: Any = None, target: Any = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """The spec of a module whose file is to be rewritten."""
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            return None
-        if spec.origin is None or Path(spec.origin).resolve() not in self.rules:
-            return None
-        spec.loader = _Loader(fullname, spec.origin, self)
-        return spec
-
-    def code(self, path: Path) -> types.CodeType | None:
-        """The code of a file with its edits, in which every line has its own number; or None.
-
-        Raises:
-            UnsupportedUpstream: see :func:`rewritten`.
-        """
-        rules = self.rules.get(path.resolve())
-        if rules is None:
-            return None
-        source = Source.read(path).text
-        new = rewritten(source, rules, str(path), self.force)
-        tree = ast.parse(new.text)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.stmt | ast.expr | ast.excepthandler | ast.arg | ast.keyword):
-                node.lineno = new.lines[node.lineno - 1]
-                node.end_lineno = new.lines[(node.end_lineno or node.lineno) - 1]
-        self.done(path.resolve(), new.applied)
-        return compile(tree, str(path), "exec", dont_inherit=True)
-
-
-class _Loader(importlib.machinery.SourceFileLoader):
-    """No bytecode is read or written: it would be that of the file on disk."""
-
-    def __init__(self, fullname: str, path: str, rewriter: Rewriter) -> None:
-        super().__init__(fullname, path)
-        self._rewriter = rewriter
-
-    def get_code(self, fullname: str) -> types.CodeType | None:
-        return self._rewriter.code(Path(self.path))
-
-
-def code_of(path: Path) -> types.CodeType | None:
-    """The code of a script that an installed :class:`Rewriter` edits; None for any other."""
-    for finder in sys.meta_path:
-        if isinstance(finder, Rewriter) and (code := finder.code(path)) is not None:
-            return code
-    return None

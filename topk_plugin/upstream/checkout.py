@@ -7,8 +7,11 @@ from pathlib import Path
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import SeamNotFound, UnsupportedUpstream
-from topk_plugin.rewrite import IMPORT, Rewriter, Rule, Source, rewritten
-from topk_plugin.stubs import Stubs
+from topk_plugin.source.edits import rewritten
+from topk_plugin.source.in_memory import Rewriter
+from topk_plugin.source.rules import IMPORT, Rule
+from topk_plugin.source.text import Source
+from topk_plugin.upstream.stubs import Stubs
 
 RECORD = ".topk_patch.json"
 """What `topk patch` wrote, in the folder to which the rules' files are relative."""
@@ -24,8 +27,8 @@ class Upstream:
         adapter: of it.
         roots: folders of the launched checkout.
         gated: the patch's topk rules are applied too, not only what makes the upstream run.
-        force: see :func:`~topk_plugin.rewrite.rewritten`.
-        done: see :class:`~topk_plugin.rewrite.Rewriter`.
+        force: see :func:`~topk_plugin.source.edits.rewritten`.
+        done: see :class:`~topk_plugin.source.in_memory.Rewriter`.
     """
 
     def __init__(

@@ -18,8 +18,9 @@ from typing import Any
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import ConfigError, SeamNotFound, UnsupportedUpstream
-from topk_plugin.rewrite import IMPORT, Source, file_of, lines_of
-from topk_plugin.upstream import RECORD, check_rules, find_checkout
+from topk_plugin.source.rules import IMPORT, file_of
+from topk_plugin.source.text import Source, lines_of
+from topk_plugin.upstream.checkout import RECORD, check_rules, find_checkout
 
 CONTEXT = 3
 """Lines around an edit that tell it from others."""

@@ -1,0 +1,1 @@
+"""One third-party checkout: found, verified, stood in for, and patched."""
