@@ -16,8 +16,8 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from topk_plugin import TopK, attach
-from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError
+from topk_plugin.loop.epochs import EpochTracker
 
 DATA = torch.arange(20.0).reshape(10, 2)
 

@@ -26,8 +26,8 @@ from losses import make_topk
 from topk_plugin import Adapter, TopK, Wrap, scores_argument
 from topk_plugin.core.optimizers import unlisten
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
+from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
-from topk_plugin.resume import ResumeRecord
 from topk_plugin.seams import CallSeam
 from topk_plugin.upstream.stubs import Stubs
 

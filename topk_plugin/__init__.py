@@ -7,9 +7,9 @@ if not (Path(__file__).parent / "adapters").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from topk_plugin.adapter import Adapter, Wrap
-from topk_plugin.attach import attach
 from topk_plugin.config import TopKConfig, add_arguments
 from topk_plugin.hooks import hookimpl
+from topk_plugin.loop.attach import attach
 from topk_plugin.seams import CallSeam, scores_argument
 from topk_plugin.source.rules import Argument, Enclose, Insert, Patch, Place, Replace
 from topk_plugin.topk import TopK

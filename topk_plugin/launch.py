@@ -29,8 +29,8 @@ from topk_plugin import children
 from topk_plugin.children import Report, Reports
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.optimizers import listen, unlisten
-from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, HookError, TopKError
+from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.monitor import Monitor
 from topk_plugin.seams import CallSeam, CriticPath, CriticSeam
 from topk_plugin.source.in_memory import code_of

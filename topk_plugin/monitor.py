@@ -16,9 +16,9 @@ from torch import distributed
 
 from topk_plugin.children import Report
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
-from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
+from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.seams import CallSeam, CriticSeam
 
 SILENT_STEPS = 200

@@ -23,6 +23,10 @@ class ClassPatches:
         self._users: Counter[type] = Counter()
         self._own: dict[type, dict[str, Any]] = {}  # what the class itself defined
 
+    def holds(self, cls: type) -> bool:
+        """Whether the methods of ``cls`` are wrapped."""
+        return self._users[cls] > 0
+
     def wrap(self, cls: type) -> None:
         """Wrap the methods of ``cls``; once, however often it is asked."""
         if not self._users[cls]:

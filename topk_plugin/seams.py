@@ -19,6 +19,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from typing import Any
 from torch import nn
 
 from topk_plugin.adapter import Adapter, Wrapper
-from topk_plugin.attach import Attachment, intercept, is_intercepted
 from topk_plugin.core.ledger import HOW_TO_MARK
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.hooks import Selection
+from topk_plugin.loop.attach import Attachment
+from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
-from topk_plugin.resume import ResumeRecord
 from topk_plugin.source.rules import Rule
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
@@ -510,7 +512,7 @@ class CriticSeam:
         self.seen: set[str] = set()  # "module:Class" of every module built, for error messages
         self._found: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
         self.log = PatchLog()
-        self._undo: list[Callable[[], Any]] = []  # attachments
+        self._undo = ExitStack()  # attachments
 
     def __str__(self) -> str:
         return f"critic {self.path}"
@@ -555,8 +557,7 @@ class CriticSeam:
 
     def undo(self) -> None:
         """Put every class back as it was, in reverse order; twice is fine."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         self.log.undo()
 
     def broken(self) -> NoEffectError | None:
@@ -600,11 +601,11 @@ class CriticSeam:
             self.gate(module, module)
         else:
             # the attribute does not exist yet: attach it when its owner is first called
-            self._undo.append(intercept(module, _Owner(self, module, attribute)))
+            self._undo.callback(intercept(module, _Owner(self, module, attribute)))
 
     def gate(self, module: nn.Module, critic: nn.Module) -> None:
         """Attach ``module``, which scores; ``critic`` owns the critic's parameters."""
-        self._undo.append(Attachment([module], critic, self.topk).remove)
+        self._undo.callback(Attachment([module], critic, self.topk).remove)
 
 
 class _Owner:

@@ -24,7 +24,6 @@ KEY = "topk_plugin"
 
 _recorded: weakref.WeakKeyDictionary[nn.Module, ResumeRecord] = weakref.WeakKeyDictionary()
 _records: weakref.WeakSet[ResumeRecord] = weakref.WeakSet()
-_originals: dict[str, Any] = {}
 
 
 class ResumeRecord:
@@ -40,7 +39,8 @@ class ResumeRecord:
             _methods.wrap(type(module))
         topk.observers.append(self._step_counted)
         _records.add(self)
-        _watch_optimizers()
+        if not _optimizers.holds(Optimizer):
+            _optimizers.wrap(Optimizer)
 
     def remove(self) -> None:
         """Checkpoints written from now on carry no record."""
@@ -52,10 +52,8 @@ class ResumeRecord:
         _records.discard(self)
         if self._step_counted in self.topk.observers:
             self.topk.observers.remove(self._step_counted)
-        if not _records:
-            for name, original in _originals.items():
-                setattr(Optimizer, name, original)
-            _originals.clear()
+        if not _records and _optimizers.holds(Optimizer):
+            _optimizers.unwrap(Optimizer)
 
     def restore(self, record: Any) -> None:
         """A checkpoint was loaded; ``record`` is None if it carries nothing of ours."""
@@ -116,12 +114,7 @@ def _loading(original: Callable[..., None]) -> Callable[..., None]:
 _methods = ClassPatches({"_save_to_state_dict": _saving, "_load_from_state_dict": _loading})
 
 
-def _watch_optimizers() -> None:
-    if _originals:
-        return
-    save, load = Optimizer.state_dict, Optimizer.load_state_dict
-    _originals.update(state_dict=save, load_state_dict=load)
-
+def _saving_optimizer(save: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     @functools.wraps(save)
     def state_dict(self: Optimizer) -> dict[str, Any]:
         state = save(self)
@@ -131,11 +124,17 @@ def _watch_optimizers() -> None:
                 state[KEY] = record.topk.state_dict()
         return state
 
+    return state_dict
+
+
+def _loading_optimizer(load: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load)
     def load_state_dict(self: Optimizer, state: dict[str, Any]) -> None:
         load(self, state)
         for record in list(_records) if KEY in state else ():
             record.restore(state[KEY])
 
-    Optimizer.state_dict = state_dict  # type: ignore[method-assign]
-    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]
+    return load_state_dict
+
+
+_optimizers = ClassPatches({"state_dict": _saving_optimizer, "load_state_dict": _loading_optimizer})

@@ -11,7 +11,9 @@ fetches batches ahead may end the epoch one batch early.
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
 from topk_plugin.errors import TopKError
 from topk_plugin.hooks import Selection
+from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
 
 
@@ -59,17 +62,18 @@ class EpochTracker:
 
     def start(self) -> None:
         """Begin to watch."""
+        if not _iterators.holds(_BaseDataLoaderIter):
+            _iterators.wrap(_BaseDataLoaderIter)
         _trackers.add(self)
         self.topk.observers.append(self._step_counted)
-        _watch()
 
     def stop(self) -> None:
         """Stop watching; DataLoader's methods are the original ones again after the last stop."""
         _trackers.discard(self)
         if self._step_counted in self.topk.observers:
             self.topk.observers.remove(self._step_counted)
-        if not _trackers:
-            _unwatch()
+        if not _trackers and _iterators.holds(_BaseDataLoaderIter):
+            _iterators.unwrap(_BaseDataLoaderIter)
 
     def delivered(self, feed: Feed, rows: int, size: int | None) -> None:
         """A batch of ``rows`` samples was delivered, of a data set of ``size``."""
@@ -139,21 +143,19 @@ class EpochTracker:
 
 _trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()
 _feeds: weakref.WeakKeyDictionary[Any, Feed] = weakref.WeakKeyDictionary()
-_originals: dict[str, Any] = {}
 
 
-def _watch() -> None:
-    """Wrap the three methods every DataLoader iterator goes through."""
-    if _originals:
-        return
-    for name in ("__init__", "__next__", "_reset"):
-        _originals[name] = getattr(_BaseDataLoaderIter, name)
-    create, advance, reset = (_originals[name] for name in ("__init__", "__next__", "_reset"))
-
+def _creating(create: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(create)
     def __init__(self: Any, loader: DataLoader[Any]) -> None:
         create(self, loader)
         _open(self, loader)
 
+    return __init__
+
+
+def _advancing(advance: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(advance)
     def __next__(self: Any) -> Any:
         feed = _feeds.get(self) or _open(self, None)
         try:
@@ -166,6 +168,11 @@ def _watch() -> None:
             tracker.delivered(feed, rows, size)
         return batch
 
+    return __next__
+
+
+def _resetting(reset: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(reset)
     def _reset(self: Any, loader: DataLoader[Any], first_iter: bool = False) -> None:
         reset(self, loader, first_iter)
         if not first_iter:  # a persistent iterator starts its next pass
@@ -173,14 +180,11 @@ def _watch() -> None:
                 _finish(_feeds[self])
             _open(self, loader)
 
-    for method in (__init__, __next__, _reset):
-        setattr(_BaseDataLoaderIter, method.__name__, method)
+    return _reset
 
 
-def _unwatch() -> None:
-    for name, original in _originals.items():
-        setattr(_BaseDataLoaderIter, name, original)
-    _originals.clear()
+# the three methods that every DataLoader iterator goes through
+_iterators = ClassPatches({"__init__": _creating, "__next__": _advancing, "_reset": _resetting})
 
 
 def _open(iterator: Any, loader: DataLoader[Any] | None) -> Feed:

@@ -7,16 +7,14 @@ deepcopy (EMA) or a pickled critic is the plain module it was.
 
 from __future__ import annotations
 
-import copy
-import functools
 import sys
 import threading
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +27,11 @@ from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
-from topk_plugin.epochs import EpochTracker
 from topk_plugin.errors import ConfigError, ScoreShapeError
-from topk_plugin.monkeypatch import ClassPatches
-from topk_plugin.resume import ResumeRecord
+from topk_plugin.loop.epochs import EpochTracker
+from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
+from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.topk import TopK
 
 
@@ -104,7 +103,7 @@ class Attachment:
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self._tracker = tracker
         self._warned = False
         self._before = (topk.steps, topk.ledger.optimizer_steps)
@@ -115,20 +114,19 @@ class Attachment:
                     "first attachment before attaching it again."
                 )
         for module in modules:
-            self._undo.append(intercept(module, self))
-        self._undo.append(ResumeRecord(critic, topk).remove)
-        self._undo.append(watch_zeroing())
+            self._undo.callback(intercept(module, self))
+        self._undo.callback(ResumeRecord(critic, topk).remove)
+        self._undo.callback(watch_zeroing())
         _keep_buffers()
         _attachments.add(self)
         listen(topk.ledger)
         if tracker is not None:
             tracker.start()
-            self._undo.append(tracker.stop)
+            self._undo.callback(tracker.stop)
 
     def remove(self) -> None:
         """Puts the critic, its class and every hook back as they were; calling it twice is fine."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         _attachments.discard(self)
         if not any(other.topk is self.topk for other in _attachments):
             unlisten(self.topk.ledger)
@@ -176,18 +174,39 @@ class Attachment:
             _inside.a_critic = False
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        plan = self._plan(leaves)
+        if plan is None:
+            return original(*args, **kwargs)
+        box = Box()
+        inputs = [leaves[place] for place in plan.places]
+        edges: list[GradientEdge] = []
+        if plan.mode == "shielded":
+            gated = gate_inputs(inputs, box)
+            edges = [get_gradient_edge(tensor) for tensor in gated]
+            for place, tensor in zip(plan.places, gated, strict=True):
+                leaves[place] = tensor
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+        sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
+        output = original(*args, **kwargs)
+        return self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+
+    def _plan(self, leaves: Sequence[Any]) -> _Plan | None:
+        """How a call with these arguments is gated; None where none of them is the generator's."""
         topk, settings = self.topk, self.topk.config
         critic = self._critic()
         assert critic is not None  # it is being called
         critic_ids = frozenset(map(id, critic.parameters()))
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         frozen = not any(p.requires_grad for p in critic.parameters())
-        known = topk.is_marked
         mode: Mode = "shielded"
-        if settings.gate == "score" or (settings.gate == "auto" and (known or frozen)):
+        if settings.gate == "score" or (settings.gate == "auto" and (topk.is_marked or frozen)):
             mode = "score"
         elif topk.fraction == 1:
             mode = "observe"
+        generator = self._generator() if self._generator is not None else None
+        accepts = generator_test(critic_ids, generator, topk.ledger)
+        # the walk ends early if the generator is known and nothing else matters
+        whole = generator is None or mode == "shielded"
         places: list[int] = []
         node, upstream = None, frozenset[int]()
         for place, leaf in enumerate(leaves):
@@ -195,33 +214,27 @@ class Attachment:
                 continue
             if places and leaf.shape[0] != leaves[places[0]].shape[0]:
                 continue
-            found, parameters = self._upstream(leaf, critic_ids, whole=mode == "shielded")
+            found, parameters = parameters_upstream(leaf, accepts, topk.ledger, whole)
             if found is not None:
                 places.append(place)
                 node = node or found
                 upstream |= parameters
         if node is None:
-            return original(*args, **kwargs)
+            return None
         learned = topk.ledger.of_critic if topk.ledger.undetached else set()
         unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
         if unshielded:
             # a masked gradient would reach the critic from behind: TopK objects if a generator
             # step turns out to depend on it
             mode = "observe"
+        return _Plan(mode, places, node, upstream, critic_ids, accepts, topk.is_marked, unshielded)
 
-        box = Box()
-        sources = [leaves[place].grad_fn for place in places]
-        edges: list[GradientEdge] = []
-        if mode == "shielded":
-            inputs = gate_inputs([leaves[place] for place in places], box)
-            edges = [get_gradient_edge(tensor) for tensor in inputs]
-            for place, tensor in zip(places, inputs, strict=True):
-                leaves[place] = tensor
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-        output = original(*args, **kwargs)
-
-        source: Tensor = leaves[places[0]]
-        batch = source.shape[0]
+    def _gate(
+        self, output: Any, plan: _Plan, source: Tensor, sources: list[Node],
+        edges: list[GradientEdge], box: Box,
+    ) -> Any:  # fmt: skip
+        """The critic's ``output`` for the samples ``source``, gated."""
+        topk, batch = self.topk, source.shape[0]
         heads, named = topk.heads_of(output, batch)
         if not named and heads[0].shape == source.shape and source.numel() > batch:
             raise ScoreShapeError(
@@ -234,28 +247,24 @@ class Attachment:
             return output
 
         def arrived(choice: Choice) -> None:
-            task = torch._C._current_graph_task_id()
             topk.ledger.arrive(
                 Arrival(
                     choice,
                     batch,
-                    parameter,
-                    upstream - critic_ids,
-                    critic_ids,
-                    known,
-                    task,
+                    plan.node.variable,  # type: ignore[attr-defined]
+                    plan.upstream - plan.critic_ids,
+                    plan.critic_ids,
+                    plan.known,
+                    torch._C._current_graph_task_id(),
                     box,
-                    unshielded,
-                )  # fmt: skip
+                    plan.unshielded,
+                )
             )
 
-        accepts = self._accepts(critic_ids)
-        parameter = node.variable  # type: ignore[attr-defined]
-        state = topk.gate_state(order.device)
-        mean = settings.reduction == "mean"
+        mean = topk.config.reduction == "mean"
         call = GatedCall(
-            mode, order, state, mean, node, sources, accepts, arrived, box, topk.audits,
-            topk.select, topk.follows,
+            plan.mode, order, topk.gate_state(order.device), mean, plan.node, sources,
+            plan.accepts, arrived, box, topk.audits, topk.select, topk.follows,
         )  # fmt: skip
         others = [
             leaf
@@ -264,6 +273,13 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
+        self._warn_of_other_scores(output, others, batch, named)
+        gated = gate_outputs(call, heads, others, edges)
+        return with_replaced(output, [*heads, *others][: len(gated)], gated)
+
+    def _warn_of_other_scores(
+        self, output: Any, others: Sequence[Tensor], batch: int, named: bool
+    ) -> None:
         alike = [leaf for leaf in others if ranking.resembles_score(leaf, batch)]
         if alike and not named and not self._warned:
             self._warned = True
@@ -273,142 +289,22 @@ class Attachment:
                 "too, name all of them: --heads 0,1 or TopK(heads=(0, 1)).",
                 stacklevel=2,
             )
-        gated = gate_outputs(call, heads, others, edges)
-        return with_replaced(output, [*heads, *others][: len(gated)], gated)
-
-    def _accepts(self, critic_ids: frozenset[int]) -> Callable[[Node], bool]:
-        """Whether a node is the gradient accumulator of a generator parameter."""
-        ledger = self.topk.ledger
-        generator = self._generator() if self._generator is not None else None
-        mine = {id(p) for p in generator.parameters()} if generator is not None else None
-
-        def accepts(node: Node) -> bool:
-            leaf = getattr(node, "variable", None)
-            if leaf is None or id(leaf) in critic_ids:
-                return False
-            if mine is not None:
-                return id(leaf) in mine
-            # plain tensors, such as images, are none unless an optimizer steps them
-            known = isinstance(leaf, nn.Parameter) or id(leaf) in ledger.optimized
-            return known and id(leaf) not in ledger.of_critic
-
-        return accepts
-
-    def _upstream(
-        self, tensor: Tensor, critic_ids: frozenset[int], whole: bool
-    ) -> tuple[Node | None, frozenset[int]]:
-        """What parameters ``tensor`` was computed from.
-
-        Breadth first: the generator's last layer is a few nodes away. The walk ends there if the
-        generator is known and nothing else matters.
-
-        Returns:
-            the gradient accumulator of the nearest generator parameter, or None; and the ids of
-            all parameters upstream, the critic's included.
-        """
-        accepts = self._accepts(critic_ids)
-        found = None
-        leaves: set[int] = set()
-        queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
-        while queue:
-            node = queue.popleft()
-            if node is None:
-                continue
-            leaf = getattr(node, "variable", None)
-            if leaf is not None:
-                if isinstance(leaf, nn.Parameter) or id(leaf) in self.topk.ledger.optimized:
-                    leaves.add(id(leaf))
-                if found is None and accepts(node):
-                    found = node
-                    if self._generator is not None and not whole:
-                        break
-            for parent, _ in node.next_functions:
-                if parent is not None and parent not in seen:
-                    seen.add(parent)
-                    queue.append(parent)
-        return found, frozenset(leaves)
 
 
-# --- the class's forward ------------------------------------------------------------------------
+class _Plan(NamedTuple):
+    """How one call of the critic is gated."""
+
+    mode: Mode
+    places: list[int]  # of its arguments that are the generator's
+    node: Node  # the accumulator of the nearest generator parameter
+    upstream: frozenset[int]  # ids of all parameters there, the critic's included
+    critic_ids: frozenset[int]
+    accepts: Callable[[Node], bool]  # whether a node is a generator parameter's accumulator
+    known: bool  # declared a generator step
+    unshielded: bool  # no gate can be exact, so it is left alone
 
 
-class Interceptor(Protocol):
-    """What stands between a module's callers and its ``forward``."""
-
-    def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """``original(*args, **kwargs)``, with whatever is to be done around it."""
-
-
-def is_intercepted(module: nn.Module) -> bool:
-    """Whether ``module`` is attached."""
-    return module in _interceptors
-
-
-def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]:
-    """Lead the calls of ``module`` through ``interceptor``; the returned function undoes it.
-
-    By its class's ``forward``, or by its own where it has one, as torch.compile's wrapper does.
-    """
-    _interceptors[module] = interceptor
-    cls, reference = type(module), weakref.ref(module)
-    own = module.__dict__.get("forward")
-    if own is None:
-        _forwards.wrap(cls)
-    else:
-        module.__dict__["forward"] = _OwnForward(own, interceptor)
-
-    def undo() -> None:
-        alive = reference()
-        if alive is not None:
-            del _interceptors[alive]
-        if own is None:
-            _forwards.unwrap(cls)
-        elif alive is not None:
-            alive.__dict__["forward"] = own
-
-    return undo
-
-
-class _OwnForward:
-    """Stands in for an instance's own ``forward``; a copy or a pickle holds the original."""
-
-    def __init__(self, own: Callable[..., Any], interceptor: Interceptor) -> None:
-        self.own, self.interceptor = own, interceptor
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.interceptor.call(self.own, args, kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.own, memo)
-
-    def __reduce__(self) -> Any:
-        return _itself, (self.own,)
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        interceptor = _interceptors.get(self)
-        if interceptor is None:
-            return forward(self, *args, **kwargs)
-        return _call_eagerly(interceptor, functools.partial(forward, self), args, kwargs)
-
-    return gated
-
-
-# in a compiled step the gates and the critic run eagerly, between two graphs
-@torch.compiler.disable(reason="top-k cannot be traced here: attach the compiled critic instead")
-def _call_eagerly(interceptor: Interceptor, original: Any, args: Any, kwargs: Any) -> Any:
-    return interceptor.call(original, args, kwargs)
-
-
-_interceptors: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
-_forwards = ClassPatches({"forward": _gated})
 _donated: list[bool] = []  # torch.compile's setting before the first attachment
 _inside = threading.local()  # a critic called by an attached critic is part of it
 
