@@ -420,7 +420,7 @@ from topk_plugin import TopK
 from topk_plugin.upstream.known import adapters
 from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.source.in_memory import Rewriter, code_of
-from topk_plugin.seams import CallSeam, active_seam
+from topk_plugin.seams.call import CallSeam, active_seam
 
 adapter = adapters()[sys.argv[1]]
 roots = [Path.cwd()] if adapter.patch else []

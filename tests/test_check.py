@@ -15,12 +15,12 @@ from test_scripts import SCRIPTS, difference, weights
 from torch import nn
 
 from topk_plugin import TopK, attach
-from topk_plugin.audit import Audit, Enough
-from topk_plugin.check import Report, _companions, report
+from topk_plugin.check.audit import Audit, Enough
+from topk_plugin.check.findings import Findings, _companions, findings
+from topk_plugin.check.formula import asked_direction, sorted_rows
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
-from topk_plugin.literal import asked_direction, sorted_rows
-from topk_plugin.seams import CallSeam
+from topk_plugin.seams.call import CallSeam
 from topk_plugin.upstream.known import adapters
 
 GAN = '''
@@ -644,7 +644,7 @@ def test_an_output_that_should_follow_and_has_no_gate_is_caught(gated):
         output["classes"] = classes
     audit._output(output)
     assert audit.companions == [True, gated]
-    found = Report("title")
+    found = Findings("title")
     _companions(audit, found)
     assert found.agrees == gated
     text = "follow the kept rows (companions)" if gated else "DISAGREES: 1 of 2 tensors do not"
@@ -657,7 +657,7 @@ def test_device_that_gives_no_gradient_twice():
     audit = Audit(topk, None, 3)
     with pytest.raises(Enough):
         loop(topk, audit, wobbly=True)
-    found = report(audit, SimpleNamespace(seam=None, tracker=SimpleNamespace(fed=True)), "title")
+    found = findings(audit, SimpleNamespace(seam=None, tracker=SimpleNamespace(fed=True)), "title")
     assert found.agrees
     assert dict(found.findings)["critic's own gradient"].startswith("untouched, to rounding")
 
@@ -709,12 +709,12 @@ def test_graph_that_cannot_be_audited_is_said(folder):
 
 
 def test_gradients_of_other_ranks_are_no_error(monkeypatch):
-    monkeypatch.setattr("topk_plugin.literal.ranks", lambda: 2)
+    monkeypatch.setattr("topk_plugin.check.literal.ranks", lambda: 2)
     topk = TopK()
     audit = Audit(topk, None, 3)
     with pytest.raises(Enough):
         loop(topk, audit)
-    found = report(audit, SimpleNamespace(seam=None, tracker=SimpleNamespace(fed=True)), "title")
+    found = findings(audit, SimpleNamespace(seam=None, tracker=SimpleNamespace(fed=True)), "title")
     assert dict(found.findings)["gradient"] == "not audited: gradients are averaged over ranks"
     assert dict(found.findings)["rows"] == "those of a plain sort (24 scores)"
     assert "critic's own gradient" not in dict(found.findings)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from launched import ENVIRONMENT, Done, plain_run, topk_run
 
-from topk_plugin import children, launch
+from topk_plugin.run import activation, children
 
 GAN = '''
 """Nets, data and a loop; top-k by hand where `hand` is passed."""
@@ -405,13 +405,13 @@ def test_a_child_without_torch_sees_what_it_would_without_us(customized, tmp_pat
 FAKES = {  # stand-ins for the real modules, which take seconds to import
     "torch.py": "print('torch')",
     "topk_plugin/__init__.py": "print('begin'); import torch; print('end')",
-    "topk_plugin/launch.py": "def inherit(): print('on')",
+    "topk_plugin/run/activation.py": "def inherit(): print('on')",
 }
 
 
 @pytest.fixture
 def fakes(tmp_path):
-    (tmp_path / "topk_plugin").mkdir()
+    (tmp_path / "topk_plugin" / "run").mkdir(parents=True)
     for name, text in FAKES.items():
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -447,13 +447,13 @@ def test_a_child_whose_launcher_has_ended_says_its_error_itself(tmp_path, monkey
     told = {"config": {"gamma": 0.5}, "critic": "gan:Critic", "adapter": None, "force": False}
     told |= {"log": None, "roots": [], "reports": str(reports), "launcher": os.getpid()}
     monkeypatch.setenv("TOPK_ACTIVATION", json.dumps(told))  # as os.exec leaves it
-    launch.inherit()
+    activation.inherit()
     try:
         weight = torch.nn.Parameter(torch.ones(1))
         weight.grad = torch.ones(1)
         torch.optim.SGD([weight], 0.1).step()
     finally:
-        launch._inherited[0].end()
+        activation._inherited[0].end()
     assert not reports.exists()
     err = capfd.readouterr().err
     assert "verdict: NOT ACTIVE, 1 optimizer steps" in err

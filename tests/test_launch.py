@@ -268,7 +268,7 @@ def test_ctrl_c_while_training_gives_the_verdict_and_ends_like_plain_python(fold
     assert child.returncode == -signal.SIGINT
     assert re.search(r"top-k verdict: \d+ generator steps gated", err)
     assert "KeyboardInterrupt" in err
-    assert "topk_plugin/launch.py" not in err
+    assert "topk_plugin/run/" not in err
     assert "topk_plugin/cli.py" not in err
 
 

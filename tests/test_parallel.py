@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import SeamNotFound
-from topk_plugin.seams import CriticPath, CriticSeam
+from topk_plugin.seams.critic import CriticPath, CriticSeam
 
 BATCH = 16
 

@@ -28,7 +28,7 @@ from topk_plugin.core.optimizers import unlisten
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
-from topk_plugin.seams import CallSeam
+from topk_plugin.seams.call import CallSeam
 from topk_plugin.upstream.stubs import Stubs
 
 LOSSES = '''

@@ -10,7 +10,7 @@ from topk_plugin.adapter import Adapter, Wrap
 from topk_plugin.config import TopKConfig, add_arguments
 from topk_plugin.hooks import hookimpl
 from topk_plugin.loop.attach import attach
-from topk_plugin.seams import CallSeam, scores_argument
+from topk_plugin.seams.call import CallSeam, scores_argument
 from topk_plugin.source.rules import Argument, Enclose, Insert, Patch, Place, Replace
 from topk_plugin.topk import TopK
 

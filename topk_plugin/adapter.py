@@ -1,4 +1,4 @@
-"""What an adapter states about a third-party repository; :mod:`topk_plugin.seams` act on it."""
+"""What an adapter states about a third-party repository; :mod:`topk_plugin.seams` acts on it."""
 
 from __future__ import annotations
 

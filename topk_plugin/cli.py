@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topk_plugin import __version__
-from topk_plugin.check import check
+from topk_plugin.check.command import check
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
-from topk_plugin.launch import Launch, checkout_roots, failed, run
+from topk_plugin.run.activation import Launch
+from topk_plugin.run.execute import checkout_roots, exit_status_of
+from topk_plugin.run.launch import run
 from topk_plugin.upstream import on_disk
 from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown_name(unknown[0], "option", unknown[0], known)
         return int(options.command(options))
     except TopKError as error:
-        return failed(error)
+        return exit_status_of(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,11 +17,12 @@ from typing import Any
 from torch import nn
 
 from topk_plugin import config
-from topk_plugin.children import ending_exception
 from topk_plugin.config import TopKConfig
 from topk_plugin.errors import ConfigError, TopKError
-from topk_plugin.launch import Activation, Launch, failed, running
-from topk_plugin.seams import active_seam
+from topk_plugin.run.activation import Activation, Launch, running
+from topk_plugin.run.children import ending_exception
+from topk_plugin.run.execute import exit_status_of
+from topk_plugin.seams.call import active_seam
 
 
 class ScriptTopK:
@@ -45,7 +46,7 @@ class ScriptTopK:
         try:
             self._start(arguments, adapter)
         except TopKError as error:
-            sys.exit(failed(error))
+            sys.exit(exit_status_of(error))
 
     def _start(self, arguments: argparse.Namespace | Mapping[str, Any], adapter: str) -> None:
         if isinstance(arguments, Mapping) and "LOSS" in arguments:
@@ -109,7 +110,7 @@ def _end(activation: Activation) -> None:
     """The process ends: its verdict."""
     error = activation.close(succeeded=ending_exception() is None)
     if error is not None:
-        failed(error)
+        exit_status_of(error)
 
 
 topk = ScriptTopK()

@@ -38,7 +38,7 @@ def first_result(manager: PluginManager, hook: str, needed: bool = False) -> Cal
     Raises:
         ConfigError: an answer is needed, and no plugin implements the hook.
     """
-    calls = _calls(manager, hook)
+    calls = implementations_of(manager, hook)
     if needed and not calls:
         raise ConfigError(f"{DISABLE}: no plugin is left that implements {hook}; leave top-k in")
 
@@ -59,7 +59,7 @@ def first_result(manager: PluginManager, hook: str, needed: bool = False) -> Cal
 
 def observe(manager: PluginManager, hook: str) -> Callable[..., None] | None:
     """One function of keywords that calls every plugin, or None where none implements the hook."""
-    calls = _calls(manager, hook)
+    calls = implementations_of(manager, hook)
 
     def tell(**arguments: Any) -> None:
         for call in calls:
@@ -140,7 +140,9 @@ RESULTS = {
 }
 
 
-def _calls(manager: PluginManager, hook: str) -> list[Callable[[Mapping[str, Any]], Any]]:
+def implementations_of(
+    manager: PluginManager, hook: str
+) -> list[Callable[[Mapping[str, Any]], Any]]:
     """The hook's implementations, the last registered first."""
     implementations = reversed(getattr(manager.hook, hook).get_hookimpls())
     # the built-in rule is the last resort, also after a plugin that asks to be tried last

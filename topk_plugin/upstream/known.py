@@ -9,7 +9,7 @@ from pathlib import Path
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.errors import ConfigError, HookError, UnsupportedUpstream, unknown_name
-from topk_plugin.plugins.calls import _calls
+from topk_plugin.plugins.calls import implementations_of
 from topk_plugin.plugins.manager import (
     DISABLE,
     PluginManager,
@@ -30,7 +30,7 @@ def adapters(manager: PluginManager | None = None) -> dict[str, Adapter]:
     """
     disabled = disabled_names()
     found = {name: _bundled(name) for name in bundled_adapters() if name not in disabled}
-    for call in reversed(_calls(manager or plugin_manager(), "topk_adapters")):
+    for call in reversed(implementations_of(manager or plugin_manager(), "topk_adapters")):
         for adapter in call({}) or ():
             if adapter.name in found:
                 raise HookError(

@@ -1,10 +1,11 @@
-"""Audits the first generator steps of a run, for `topk check`; see :mod:`topk_plugin.literal`."""
+"""Audits the first generator steps of a run; see :mod:`topk_plugin.check.literal`."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +15,21 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import _pytree as pytree
 
-from topk_plugin.core.score_gate import FollowGate, ScoreGate
-from topk_plugin.hooks import Selection
-from topk_plugin.literal import (
+from topk_plugin.check.backward import Backward
+from topk_plugin.check.formula import (
     BOUNDS,
     LARGEST_NOISE,
     REPEATS,
-    Backward,
-    Gated,
-    Pass,
     asked_direction,
-    audited,
     brief,
     norm2,
     relative,
     sorted_rows,
 )
-from topk_plugin.seams import CallSeam
+from topk_plugin.check.literal import Gated, Pass, audited
+from topk_plugin.core.score_gate import FollowGate, ScoreGate
+from topk_plugin.hooks import Selection
+from topk_plugin.seams.call import CallSeam
 from topk_plugin.topk import TopK
 
 PATIENCE = 20
@@ -101,7 +100,7 @@ class Audit:
         self._open: list[Pass] = []  # no optimizer told yet whose they are
         self._counted: Selection | None = None
         self._busy = False
-        self._undo: list[Callable[[], Any]] = []
+        self._undo = ExitStack()
 
     def __enter__(self) -> Audit:
         original = torch.autograd.backward
@@ -120,24 +119,21 @@ class Audit:
             torch.autograd.backward = original
 
         torch.autograd.backward = backward  # Tensor.backward, scalers and frameworks call it so
-        self._undo.append(restore)
+        self._undo.callback(restore)
         # compiled graphs are run more than once, which they do not allow by default
-        config = torch._functorch.config.patch(donated_buffer=False)
-        config.__enter__()
-        self._undo.append(lambda: config.__exit__(None, None, None))
+        self._undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
         # after the ledger's own, which counts the step
-        self._undo.append(register_optimizer_step_post_hook(self._stepped).remove)
+        self._undo.callback(register_optimizer_step_post_hook(self._stepped).remove)
         self.topk.observers.append(self._count)
-        self._undo.append(lambda: self.topk.observers.remove(self._count))
+        self._undo.callback(self.topk.observers.remove, self._count)
         if isinstance(self.seam, CallSeam):
             self.seam.audit, self.seam.audit_output = self._loss, self._output
-            self._undo.append(lambda: setattr(self.seam, "audit", None))
-            self._undo.append(lambda: setattr(self.seam, "audit_output", None))
+            self._undo.callback(setattr, self.seam, "audit", None)
+            self._undo.callback(setattr, self.seam, "audit_output", None)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         self._close()
 
     def _backward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> None:

@@ -12,132 +12,38 @@ Hooks that the script put on tensors run in all three.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from topk_plugin.check.backward import (
+    Answer,
+    Backward,
+    dense,
+    graph_of,
+    kind_of,
+    same_bits,
+    unchanged,
+)
+from topk_plugin.check.formula import (
+    BOUNDS,
+    asked_direction,
+    brief,
+    literal_gradient,
+    norm2,
+    relative,
+    sorted_rows,
+)
 from topk_plugin.core.choice import BALLOT, GateState
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
-from topk_plugin.core.shielded_gate import InputGate, Mode, OutputGate
+from topk_plugin.core.shielded_gate import Mode
 from topk_plugin.topk import TopK
-
-BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
-"""Largest relative error of a gradient that is rounding."""
-
-REPEATS = 4
-"""Times what a device gives for the same backward twice, up to which an error is the device's."""
-
-LARGEST_NOISE = 1e-3
-"""Where a device differs more from itself in float32, nothing can be said."""
-
-# --- the formula, in plain Python ---------------------------------------------------------------
-
-
-def sorted_rows(scores: Sequence[float], k: int, sign: float) -> list[bool]:
-    """Which k rows are kept: the highest of ``sign * score``, ties by position, NaN last."""
-
-    def key(row: int) -> tuple[bool, float]:
-        score = scores[row]
-        return (True, 0.0) if math.isnan(score) else (False, -sign * score)
-
-    kept = set(sorted(range(len(scores)), key=key)[:k])
-    return [row in kept for row in range(len(scores))]
-
-
-def asked_direction(row_gradient: Sequence[float]) -> int:
-    """Which scores a loss wants: 1 higher, as descent moves against a gradient, -1 lower, 0."""
-    falls = sum(g < 0 for g in row_gradient)
-    rises = sum(g > 0 for g in row_gradient)
-    return (falls > rises) - (falls < rises)
-
-
-def literal_gradient(gradient: Tensor, kept: Sequence[bool], weight: float) -> Tensor:
-    """``gradient`` (B, ...) of all scores, where the loss sees the kept ones alone."""
-    rows = torch.tensor(kept, device=gradient.device)
-    rows = rows.reshape([-1] + [1] * (gradient.dim() - 1) if gradient.dim() else [])
-    return torch.where(rows, (gradient.double() * weight).to(gradient.dtype), 0.0)
-
-
-def relative(part: float, whole: float) -> float:
-    """``part / whole``, where nothing of nothing is 0, and NaN is as wrong as can be."""
-    if part == 0:
-        return 0.0
-    return part / whole if whole and not math.isnan(part) else math.inf
-
-
-def brief(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
-# --- one backward pass --------------------------------------------------------------------------
-
-# arguments of each gate's apply() before its tensors
-_GATES: dict[Any, int] = {
-    ScoreGate: 9,
-    FollowGate: 1,
-    OutputGate: 2,
-    InputGate: 2,
-}
-
-Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
-
-
-def _kind(node: Node) -> Any:
-    return getattr(type(node), "_forward_cls", None)
-
-
-def _unchanged(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return gradients
-
-
-@contextmanager
-def _standing_in(answer: Answer) -> Iterator[None]:
-    """What a gate sends back is ``answer(node, gradients)`` for the time being."""
-    originals = {cls: vars(cls)["backward"] for cls in _GATES}
-
-    def stand_in(cls: Any, reply: Answer) -> Any:
-        return staticmethod(
-            lambda node, *gradients: (None,) * _GATES[cls] + tuple(reply(node, gradients))
-        )
-
-    try:
-        for cls in originals:
-            # a shield opens both ways: the formula stands at the scores
-            cls.backward = stand_in(cls, _unchanged if cls is InputGate else answer)
-        yield
-    finally:
-        for cls, backward in originals.items():
-            cls.backward = backward
-
-
-def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]]:
-    """The leaves that a backward from ``roots`` reaches, by id, and the gates it passes."""
-    leaves: dict[int, Tensor] = {}
-    gates = []
-    queue = [root for root in roots if root is not None]
-    seen = set(queue)
-    while queue:
-        node = queue.pop()
-        if isinstance(node, torch._C._functions.AccumulateGrad):
-            leaf: Tensor = node.variable
-            if leaf.requires_grad:
-                leaves[id(leaf)] = leaf
-        elif _kind(node) in (ScoreGate, OutputGate):
-            gates.append(node)
-        parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= parents
-        queue += parents
-    return leaves, gates
 
 
 @dataclass(eq=False)
@@ -172,7 +78,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     Args:
         votes: of gates of the same kind earlier in this backward.
     """
-    if _kind(node) is ScoreGate:
+    if kind_of(node) is ScoreGate:
         heads, state = gradients[: node.heads], GateState(*node.state)
         (ranking,), follow = node.saved_tensors, True
         mode: Mode = "observe" if node.weigh == "none" else "score"
@@ -256,63 +162,6 @@ class Pass:
         return relative(math.sqrt(total[what]), math.sqrt(whole))
 
 
-class Backward:
-    """The script's call of ``torch.autograd.backward``, as its arguments say."""
-
-    _signature = inspect.signature(torch.autograd.backward)
-
-    def __init__(self, args: Any, kwargs: Any) -> None:
-        self.bound = self._signature.bind(*args, **kwargs)
-        self.bound.apply_defaults()
-        given = self.bound.arguments
-        tensors, inputs = given["tensors"], given["inputs"]
-        several = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
-        self.tensors: Any = several
-        edges = (e if isinstance(e, GradientEdge) else _edge(e) for e in several)
-        reached, self.gates = graph_of(edge.node for edge in edges if edge is not None)
-        if given["create_graph"]:
-            self.gates = []  # a penalty: no gate acts
-        self.leaves = list(reached.values())
-        if inputs is not None:
-            chosen = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
-            self.leaves = [chosen] if isinstance(chosen, Tensor) else list(chosen)
-
-    def run(self, original: Callable[..., Any]) -> None:
-        """The loop's own, on a graph that is kept for what comes after."""
-        self.bound.arguments["retain_graph"] = True
-        original(*self.bound.args, **self.bound.kwargs)
-
-    def dry(self, answer: Answer) -> list[Tensor | None]:
-        """The gradients by the leaves, with ``answer`` in place of the gates."""
-        with _standing_in(answer):
-            found = torch.autograd.grad(
-                self.tensors,
-                self.leaves,
-                self._grad_tensors(),
-                retain_graph=True,
-                allow_unused=True,
-            )
-        return [None if g is None else _dense(g) for g in found]
-
-    def _grad_tensors(self) -> Any:
-        given = self.bound.arguments
-        if given["grad_tensors"] is not None:
-            return given["grad_tensors"]
-        return given["grad_variables"]
-
-
-def _edge(tensor: Tensor) -> GradientEdge | None:
-    return get_gradient_edge(tensor) if tensor.requires_grad else None
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.to_dense() if tensor.is_sparse else tensor
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
-
-
 def _off(after: Tensor, had: Tensor | None, want: Tensor) -> Tensor:
     """How far a leaf's gradient is from ``want``, added to what it ``had``."""
     if had is None:
@@ -322,20 +171,15 @@ def _off(after: Tensor, had: Tensor | None, want: Tensor) -> Tensor:
     return (off - torch.finfo(after.dtype).eps * after.double().abs()).clamp(min=0)
 
 
-def norm2(tensor: Tensor) -> float:
-    """Sum of the squares."""
-    return float(tensor.double().square().sum())
-
-
 def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pass:
     """Run the script's ``backward``, and audit it."""
     result = Pass([_ranking_of(node) for node in backward.gates])
     seen: dict[Any, Gated] = {}
 
     def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        if _kind(node) is FollowGate:
+        if kind_of(node) is FollowGate:
             return gradients
-        line = [g.ballot for other, g in seen.items() if _kind(other) is ScoreGate]
+        line = [g.ballot for other, g in seen.items() if kind_of(other) is ScoreGate]
         found = observed(node, gradients, sum(line))
         if found is not None:
             seen[node] = found
@@ -343,7 +187,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
 
     def literal(nodes: set[Any]) -> Answer:
         def answer(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            if _kind(node) is FollowGate:
+            if kind_of(node) is FollowGate:
                 found = (i for n, i in seen.items() if n in nodes and _ranks(i, node))
                 it, heads = next(found, None), 0
             else:
@@ -366,7 +210,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         result.reason = brief(error)
         original(*backward.bound.args, **backward.bound.kwargs)
         return result
-    before = [None if p.grad is None else _dense(p.grad).clone() for p in backward.leaves]
+    before = [None if p.grad is None else dense(p.grad).clone() for p in backward.leaves]
     backward.run(original)
     result.gates = list(seen.values())
     _compare_rows(result.gates, topk)
@@ -392,7 +236,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
             result.reason = "a gradient was gone after the backward"
             return result
         dtypes.add(leaf.dtype)
-        after, had = _dense(leaf.grad).detach(), before[place]
+        after, had = dense(leaf.grad).detach(), before[place]
         want = torch.zeros_like(after) if want is None else want
         base = plain[place]
         base = torch.zeros_like(after) if base is None else base
@@ -406,7 +250,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
             norm2(base),
         )
         if shielded and not scored and id(leaf) not in behind:
-            spared.append((place, _same_bits(after, base if had is None else had + base)))
+            spared.append((place, same_bits(after, base if had is None else had + base)))
     _ask_device(result, backward, expected, literal, scored, shielded)
     coarsest = max(dtypes, key=lambda dtype: BOUNDS.get(dtype, BOUNDS[torch.bfloat16]))
     result.bound = BOUNDS.get(coarsest, BOUNDS[torch.bfloat16])
@@ -450,9 +294,9 @@ def _allow_for_device(
     result: Pass, backward: Backward, plain: list[Tensor | None], spared: list[tuple[int, bool]]
 ) -> None:
     """Some devices do not add up in the same order twice: then rounding is no touch."""
-    again = backward.dry(_unchanged)
+    again = backward.dry(unchanged)
     pairs = [(plain[place], again[place]) for place, _ in spared]
-    if any(a is not None and b is not None and not _same_bits(a, b) for a, b in pairs):
+    if any(a is not None and b is not None and not same_bits(a, b) for a, b in pairs):
         result.exactly = False
         found = [result.leaves[id(backward.leaves[place])] for place, _ in spared]
         error = math.sqrt(sum(d.error for d in found))
@@ -467,7 +311,7 @@ def _ranks(it: Gated, node: Any) -> bool:
 
 def _ranking_of(node: Any) -> Tensor:
     ranking: Tensor
-    (ranking,) = node.saved_tensors if _kind(node) is ScoreGate else (node.call.ranking,)
+    (ranking,) = node.saved_tensors if kind_of(node) is ScoreGate else (node.call.ranking,)
     return ranking
 
 

@@ -1,7 +1,7 @@
 """Python runs this as it starts in a process that a launched script started.
 
-`topk run` puts this folder at the head of PYTHONPATH; see topk_plugin/children.py. Light: torch and
-topk_plugin are left alone until the process itself imports torch.
+`topk run` puts this folder at the head of PYTHONPATH; see topk_plugin/run/children.py. Light:
+torch and topk_plugin are left alone until the process itself imports torch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class AfterTorch:
 def switch_on() -> None:
     """Switch top-k on, or say why that cannot be done."""
     try:
-        from topk_plugin.launch import inherit
+        from topk_plugin.run.activation import inherit
 
         inherit()
     except Exception as error:  # the script goes on without top-k

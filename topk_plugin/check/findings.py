@@ -1,36 +1,15 @@
-"""`topk check`: does top-k, in the first steps of a script, do what the paper's line would do?
-
-topk check --adapter mimicry --gamma 0.99 -- train.py
-topk check --critic __main__:Discriminator --steps 10 -- train.py --dataset C10
-
-The script runs unedited with top-k on, and every backward pass that goes through a gate is compared
-with the literal formula. A loss behind a call seam is also called on the kept scores alone.
-"""
+"""What `topk check` prints of an audit."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
 
-from topk_plugin.audit import Audit
+from topk_plugin.check.audit import Audit
+from topk_plugin.check.literal import Pass
 from topk_plugin.core.schedule import k_of
-from topk_plugin.errors import ConfigError, NoEffectError, TopKError
-from topk_plugin.launch import (
-    Activation,
-    Launch,
-    checkout_roots,
-    execute,
-    failed,
-    prepare,
-    stubs_handed_down,
-)
-from topk_plugin.literal import Pass
-from topk_plugin.seams import CallSeam
+from topk_plugin.run.activation import Activation
+from topk_plugin.seams.call import CallSeam
 from topk_plugin.topk import TopK
-
-DISAGREES_STATUS = 3
-"""Exit status where top-k is not what the formula gives."""
 
 EPOCHS_AHEAD = 100_000
 """Epochs in which k has to fall for the first time."""
@@ -38,10 +17,8 @@ EPOCHS_AHEAD = 100_000
 COARSE = 4
 """Fewer rows that can ever be dropped are pointed out."""
 
-# --- the report ---------------------------------------------------------------------------------
 
-
-class Report:
+class Findings:
     """What is printed."""
 
     def __init__(self, title: str) -> None:
@@ -72,9 +49,9 @@ class Report:
         return text + [f"{what.ljust(width)}  {finding}" for what, finding in rows]
 
 
-def report(audit: Audit, activation: Activation, title: str) -> Report:
+def findings(audit: Audit, activation: Activation, title: str) -> Findings:
     """What the audit found; at least one step was audited."""
-    found = Report(title)
+    found = Findings(title)
     steps = audit.telling or audit.steps
     found.table.append(("step", "critic calls", "k of B", "rows off", "error", "changed"))
     for step in steps[: audit.wanted]:
@@ -102,7 +79,7 @@ def report(audit: Audit, activation: Activation, title: str) -> Report:
     return found
 
 
-def _gradients(audit: Audit, found: Report) -> None:
+def _gradients(audit: Audit, found: Findings) -> None:
     """Whether the gradients are those of the formula, and whether that says anything."""
     compared = audit.compared
     if compared:
@@ -132,7 +109,7 @@ def _gradients(audit: Audit, found: Report) -> None:
         found.find("vacuous", "the rows that top-k dropped had no gradient", False)
 
 
-def _rows(audit: Audit, found: Report) -> None:
+def _rows(audit: Audit, found: Findings) -> None:
     """Whether the rows are those of a plain sort."""
     gates = [it for step in audit.steps for it in step.gates]
     off, rows = sum(it.off or 0 for it in gates), sum(it.batch for it in gates)
@@ -146,7 +123,7 @@ def _rows(audit: Audit, found: Report) -> None:
         found.find("rows", f"those of a plain sort ({rows} scores)")
 
 
-def _critic(audit: Audit, found: Report) -> None:
+def _critic(audit: Audit, found: Findings) -> None:
     """What became of the critic's own gradient, in generator steps and in critic steps."""
     passes = [one for step in audit.steps for one in step.passes]
     shields = [one for one in passes if one.untouched is not None]
@@ -181,7 +158,7 @@ def _touch(passes: list[Pass]) -> tuple[str, bool]:
     return "untouched, to rounding (this device adds up in another order each time)", True
 
 
-def _losses(audit: Audit, found: Report) -> None:
+def _losses(audit: Audit, found: Findings) -> None:
     """What the loss says to the kept scores alone."""
     what = "loss on kept scores"
     if not isinstance(audit.seam, CallSeam) or audit.seam.adapter.seam == "source":
@@ -205,7 +182,7 @@ def _losses(audit: Audit, found: Report) -> None:
         found.find(what, f"not audited: {reason}")
 
 
-def _companions(audit: Audit, found: Report) -> None:
+def _companions(audit: Audit, found: Findings) -> None:
     """Whether what the critic returns beside its scores follows the kept rows, as it should."""
     if not isinstance(audit.seam, CallSeam) or len(audit.companions) <= len(audit.steps):
         return  # nothing but scores, or not seen
@@ -218,7 +195,7 @@ def _companions(audit: Audit, found: Report) -> None:
     found.find("other outputs", "follow the kept rows (companions)" if not off else text, not off)
 
 
-def _batches(audit: Audit, found: Report) -> None:
+def _batches(audit: Audit, found: Findings) -> None:
     """Small batches, and several of them in a step."""
     config = audit.topk.config
     passes = [one for step in audit.steps for one in step.passes]
@@ -238,7 +215,7 @@ def _batches(audit: Audit, found: Report) -> None:
         found.note(f"a batch of {batch}: k can only be {ks}")
 
 
-def _directions(audit: Audit, found: Report) -> None:
+def _directions(audit: Audit, found: Findings) -> None:
     """Which scores the loss asks for, and whether anybody says otherwise."""
     config = audit.topk.config
     ballots = [{it.ballot for it in step.gates} - {0} for step in audit.steps]
@@ -265,7 +242,7 @@ def _directions(audit: Audit, found: Report) -> None:
             )
 
 
-def _schedule(audit: Audit, activation: Activation, found: Report) -> None:
+def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     """When k falls, outside an audit, and whether this run comes to it."""
     config = audit.topk.config
     batch = max(it.batch for step in audit.steps for it in step.gates)
@@ -295,72 +272,3 @@ def _first_fall(topk: TopK, batch: int) -> tuple[int, int] | None:
         if k < batch:
             return epoch, k
     return None
-
-
-# --- the command --------------------------------------------------------------------------------
-
-
-def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
-    """Run ``command`` with top-k for ``wanted`` generator steps, and print what the audit found.
-
-    k is held at nu of the batch from the first step on (at half of it for nu = 1): at k = B there
-    is nothing to audit.
-
-    Returns the exit status: the script's own if it failed, 3 where top-k is not the formula.
-
-    Raises:
-        ConfigError: see :func:`topk_plugin.launch.run`; top-k is switched off; no step is wanted.
-        NoEffectError, SeamNotFound: no generator step was audited.
-    """
-    if wanted < 1:
-        raise ConfigError(f"--steps: found {wanted}, expected a number of generator steps >= 1")
-    if not launch.config.enabled:
-        raise ConfigError("topk check: top-k is switched off, so there is nothing to audit")
-    start = prepare(command)
-    activation = Activation(launch, checkout_roots(command))
-    topk, process = activation.topk, os.getpid()
-    held = launch.config.nu if launch.config.nu < 1 else 0.5
-    topk.hold(held)
-    audit = Audit(topk, activation.seam, wanted)
-    activation.start()
-    try:
-        with audit, stubs_handed_down(launch, checkout_roots(command)):
-            status, _ = execute(start)
-    finally:
-        if os.getpid() == process:  # a forked child that came back here has no say
-            activation.close(succeeded=False, verdict=False)
-    if os.getpid() != process or (status and not audit.steps):
-        return status
-    if not audit.steps:
-        raise _nothing(audit)
-    ended = "" if len(audit.telling) >= wanted else f" (of {wanted} that were wanted)"
-    title = f"{len(audit.steps)} generator steps{ended}, k held at {held:g} of the batch"
-    found = report(audit, activation, f"top-k check of {activation.seam}: {title}")
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks
-        print(*found.lines(), sep="\n", flush=True)
-    if status:
-        return status
-    try:
-        topk.check_audits()
-        topk.check_direction()
-    except TopKError as error:
-        return failed(error)
-    return 0 if found.agrees else DISAGREES_STATUS
-
-
-def _nothing(audit: Audit) -> TopKError:
-    """Why no generator step was audited."""
-    if audit.unaudited:
-        why = "; ".join(dict.fromkeys(audit.unaudited))
-        return NoEffectError(
-            f"topk check: {len(audit.unaudited)} generator steps ran, and none could be audited: "
-            f"{why}. `topk run` says what it gates"
-        )
-    if not audit.topk.ledger.optimizer_steps:
-        return NoEffectError(
-            "topk check: in this process no optimizer stepped before the script ended, so there "
-            "was nothing to audit; expected a script that trains by itself, not in processes that "
-            "it starts"
-        )
-    error: TopKError = audit.seam.no_effect()
-    return error

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from topk_plugin.children import Report
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.epochs import EpochTracker
-from topk_plugin.seams import CallSeam, CriticSeam
+from topk_plugin.run.children import ChildReport
+from topk_plugin.seams.call import CallSeam
+from topk_plugin.seams.critic import CriticSeam
 
 SILENT_STEPS = 200
 """Optimizer steps without a generator step after which a warning is printed, once."""
@@ -166,7 +167,7 @@ class Monitor:
             log.write("".join(lines).encode())
 
     def close(
-        self, succeeded: bool, verdict: bool = True, children: Sequence[Report] = ()
+        self, succeeded: bool, verdict: bool = True, children: Sequence[ChildReport] = ()
     ) -> TopKError | None:
         """Print the ``verdict``; the error to end in, if the run ``succeeded`` without effect.
 
@@ -181,7 +182,7 @@ class Monitor:
         of_children = (child.error for child in children if succeeded or child.fatal)
         return error or next(filter(None, of_children), None)
 
-    def _verdict(self, succeeded: bool, children: Sequence[Report]) -> TopKError | None:
+    def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
         if not self.steps:
             if not ledger.optimizer_steps and (self.child or not ledger.pending):
@@ -219,7 +220,7 @@ class Monitor:
         return broken if succeeded else None
 
 
-def _of_children(children: Sequence[Report]) -> str:
+def _of_children(children: Sequence[ChildReport]) -> str:
     """What is known of the processes that a script started which trained nothing itself."""
     if not children:
         return "no optimizer stepped in this process, and no process that it started reported one"

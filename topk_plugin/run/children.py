@@ -54,11 +54,8 @@ def _set(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
 
 
-# --- reports ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Report:
+class ChildReport:
     """What a process in which an optimizer stepped tells the launcher."""
 
     process: str  # such as "process 1234" or "rank 1"
@@ -94,7 +91,7 @@ class Reports:
             if os.getpid() == maker:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def write(self, name: str, report: Report) -> None:
+    def write(self, name: str, report: ChildReport) -> None:
         """Leave a report, in place of one of that name.
 
         Raises:
@@ -104,18 +101,15 @@ class Reports:
         draft.write_text(json.dumps(asdict(report)), encoding="utf-8")
         draft.replace(self.folder / f"{name}.json")
 
-    def read(self) -> list[Report]:
+    def read(self) -> list[ChildReport]:
         """All reports, in the order of their names."""
         files = sorted(self.folder.glob("*.json"))
-        return [Report(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return [ChildReport(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
 def report_name() -> str:
     """A name that no other process has, not even a later one of the same number."""
     return f"{os.getpid()}-{time.time_ns()}"
-
-
-# --- forks and ends -----------------------------------------------------------------------------
 
 
 class Member(Protocol):

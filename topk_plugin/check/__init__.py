@@ -1,0 +1,1 @@
+"""`topk check`: the audit of a run's first generator steps."""

@@ -1,0 +1,1 @@
+"""One process of `topk run`: launched, activated, watched, and ended."""

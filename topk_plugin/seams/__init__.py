@@ -1,0 +1,1 @@
+"""The ways into a loop that is not ours: where top-k goes in."""
