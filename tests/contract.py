@@ -420,11 +420,13 @@ from topk_plugin import TopK
 from topk_plugin.upstream.known import adapters
 from topk_plugin.plugins.manager import plugin_manager
 from topk_plugin.source.in_memory import Rewriter, code_of
-from topk_plugin.seams.call import CallSeam, active_seam
+from topk_plugin.seams.source import SourceSeam, active_seam
+from topk_plugin.seams.call import CallSeam
 
 adapter = adapters()[sys.argv[1]]
 roots = [Path.cwd()] if adapter.patch else []
-seam = CallSeam(adapter, TopK(), roots=roots, force="--force" in sys.argv)
+kind = SourceSeam if adapter.seam == "source" else CallSeam
+seam = kind(adapter, TopK(), roots=roots, force="--force" in sys.argv)
 
 def present():
     found = {}

@@ -49,7 +49,7 @@ def told(done: launched.Done) -> list[tuple[str, int, int, int]]:
 
 
 TELL = """
-from topk_plugin.seams.call import active_seam
+from topk_plugin.seams.source import active_seam
 
 plain_loss = generator_loss
 

@@ -20,7 +20,7 @@ from topk_plugin.check.findings import Findings, _companions, findings
 from topk_plugin.check.formula import asked_direction, sorted_rows
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
-from topk_plugin.seams.call import CallSeam
+from topk_plugin.seams.source import SourceSeam
 from topk_plugin.upstream.known import adapters
 
 GAN = '''
@@ -623,7 +623,7 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
 
     D, G = Critic(), nn.Linear(3, 2)
     optG = torch.optim.SGD(G.parameters(), 0.1)
-    topk.hold(0.5)
+    topk.progress.hold(0.5)
     with attach(D, topk, generator=G), audit:
         for _ in range(steps):
             optG.zero_grad()
@@ -636,7 +636,7 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
 def test_an_output_that_should_follow_and_has_no_gate_is_caught(gated):
     topk = TopK(companions="follow")
     adapter = dataclasses.replace(adapters()["sngan"], companions="keep")
-    audit = Audit(topk, CallSeam(adapter, topk), 3)
+    audit = Audit(topk, SourceSeam(adapter, topk), 3)
     G, D = nn.Linear(3, 2), nn.Linear(2, 5)
     scores, classes = D(G(torch.randn(8, 3))).split([1, 4], dim=1)
     output = topk({"score": scores, "classes": classes, "labels": torch.arange(8)})

@@ -1,8 +1,9 @@
-"""Who may import whom: each module only those above it, and nobody an adapter or a patch."""
+"""The rooms of the house: who may import whom, and nobody an adapter or a patch by name."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,54 +12,78 @@ import topk_plugin
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "topk_plugin"
-ORDER = [
-    "errors",
-    "kinds",
-    "monkeypatch",
-    "strict_yaml",
-    "core",
-    "source",
-    "config",
-    "adapter",
-    "hooks",
-    "plugins",
-    "topk",
-    "upstream",
-    "loop",
-    "seams",
-    "run",
-    "check",
-    "script",
-    "demo",
-    "reference",
-    "cli",
-]
+
+# each room, a module or a folder, and the rooms that it may import: only some that stand above it
+ROOMS = {
+    "errors": "",
+    "kinds": "errors",
+    "monkeypatch": "errors",
+    "strict_yaml": "errors",
+    "core": "errors monkeypatch",
+    "source": "errors",
+    "config": "errors kinds strict_yaml",
+    "adapter": "source",
+    "hooks": "adapter config core",
+    "plugins": "hooks adapter core config errors",
+    "topk": "plugins hooks core config errors",
+    "upstream": "adapter source strict_yaml plugins errors",
+    "loop": "topk hooks core monkeypatch errors",
+    "seams": "loop upstream topk hooks core source adapter monkeypatch errors",
+    "run": "seams upstream loop source topk hooks core adapter config errors",
+    "check": "run seams core topk hooks errors",
+    "script": "run seams config errors",
+    "demo": "errors",
+    "reference": "errors",
+    "cli": " ".join(
+        ["run", "check", "script", "demo", "reference", "upstream", "config", "errors"]
+    ),
+}
+PUBLIC = {"topk_plugin", "topk_plugin.errors"}  # all that reference/ may import
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
 
 
 def imported(path: Path) -> set[str]:
-    """Names of this package's modules that a file imports, wherever in it."""
+    """Full names of what a file imports of this package, wherever in it; ``package.name``, too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    inside = {name.split(".")[1] for name in names if name.startswith("topk_plugin.")}
-    return inside & {*ORDER, "adapters", "patches", "reference"}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            module = node.module or ""
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == "topk_plugin"}
 
 
-def test_every_module_has_its_place():
+def rooms_of(names: set[str]) -> set[str]:
+    inside = {name.split(".")[1] for name in names if "." in name}
+    return inside & {*ROOMS, "adapters", "patches"}
+
+
+def test_every_module_has_its_room():
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    assert found - {"__init__", "__main__"} == set(ORDER)
+    assert found - {"__init__", "__main__"} == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_go_up_only(name):
-    path = PACKAGE / f"{name}.py"
-    for file in [path] if path.exists() else (PACKAGE / name).rglob("*.py"):
-        assert imported(file) <= set(ORDER[: ORDER.index(name) + 1])
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_stands_above_it(room):
+    above = list(ROOMS)[: list(ROOMS).index(room)]
+    allowed = set(ROOMS[room].split())
+    assert allowed <= set(above)
+    for path in files_of(room):
+        assert rooms_of(imported(path)) <= allowed | {room}, path
+
+
+def test_every_folder_with_modules_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    inside = {".".join(folder.parts) for folder in folders}
+    assert set(settings["packages"]) == inside | set(settings["package-dir"])
 
 
 FILES = sorted([*ROOT.glob("adapters/*.py"), *ROOT.glob("patches/*.py")])

@@ -22,7 +22,7 @@ from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.run.activation import Activation, Launch, running
 from topk_plugin.run.children import ending_exception
 from topk_plugin.run.execute import exit_status_of
-from topk_plugin.seams.call import active_seam
+from topk_plugin.seams.source import active_seam
 
 
 class ScriptTopK:
@@ -63,7 +63,7 @@ class ScriptTopK:
             )
         main = getattr(sys.modules["__main__"], "__file__", None)
         roots = [Path.cwd(), *([Path(main).parent] if main else [])]
-        activation = Activation(Launch(settings, adapter=adapter), roots, patched=True)
+        activation = Activation(Launch(settings, adapter=adapter), roots, in_source=True)
         activation.start()
         # multiprocessing's processes leave by os._exit, without what atexit has
         util.Finalize(None, _end, (activation,), exitpriority=0)

@@ -29,7 +29,7 @@ from topk_plugin.check.formula import (
 from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
-from topk_plugin.seams.call import CallSeam
+from topk_plugin.seams import Seam
 from topk_plugin.topk import TopK
 
 PATIENCE = 20
@@ -90,7 +90,7 @@ class Audit:
         wanted: generator steps after which the script is ended.
     """
 
-    def __init__(self, topk: TopK, seam: Any, wanted: int) -> None:
+    def __init__(self, topk: TopK, seam: Seam, wanted: int) -> None:
         self.topk, self.seam, self.wanted = topk, seam, wanted
         self.steps: list[Step] = []
         self.unaudited: list[str] = []  # of other generator steps, why
@@ -126,10 +126,7 @@ class Audit:
         self._undo.callback(register_optimizer_step_post_hook(self._stepped).remove)
         self.topk.observers.append(self._count)
         self._undo.callback(self.topk.observers.remove, self._count)
-        if isinstance(self.seam, CallSeam):
-            self.seam.audit, self.seam.audit_output = self._loss, self._output
-            self._undo.callback(setattr, self.seam, "audit", None)
-            self._undo.callback(setattr, self.seam, "audit_output", None)
+        self._undo.enter_context(self.seam.audited(self._loss, self._output))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -199,7 +196,7 @@ class Audit:
         leaves = [x for x in pytree.tree_leaves(gated) if isinstance(x, Tensor) and x.requires_grad]
         rows = {len(leaf) for leaf in leaves if leaf.dim()}
         if len(rows) > 1 or not rows:  # what has other rows is no companion
-            batch = self.topk.heads_of(gated, None)[0][0].shape[:1]
+            batch = self.topk.line.heads_of(gated, None)[0][0].shape[:1]
             leaves = [leaf for leaf in leaves if leaf.shape[:1] == batch]
         kinds = [getattr(type(leaf.grad_fn), "_forward_cls", None) for leaf in leaves]
         self.companions += [kind in (ScoreGate, FollowGate) for kind in kinds]
@@ -224,14 +221,14 @@ class Audit:
             return LossFinding(reason="it returns no single number")
         if not value.requires_grad:
             return None
-        heads = self.topk.heads_of(gated, None)[0]
+        heads = self.topk.line.heads_of(gated, None)[0]
         gradients = torch.autograd.grad(value, heads, retain_graph=True, materialize_grads=True)
         batch = len(heads[0])
         rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in gradients]).sum(0)
         if not rows.any():
             return None
         order = torch.stack([h.detach().double().reshape(batch, -1).mean(1) for h in heads]).mean(0)
-        state = self.topk.gate_state(heads[0].device)
+        state = self.topk.line.state(heads[0].device)
         ballot = asked_direction(rows.tolist())
         sign = float(state.decided) or float(state.vote) or ballot or 1.0
         k = self.topk.k(batch)
@@ -248,7 +245,7 @@ class Audit:
         with torch.random.fork_rng(devices=devices):
             value = loss(fewer)
         found = torch.autograd.grad(
-            value, self.topk.heads_of(fewer, None)[0], materialize_grads=True
+            value, self.topk.line.heads_of(fewer, None)[0], materialize_grads=True
         )
         weights = {"mean": batch / k, "sum": 1.0}
         errors = {

@@ -43,7 +43,7 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     activation = Activation(launch, checkout_roots(command))
     topk, process = activation.topk, os.getpid()
     held = launch.config.nu if launch.config.nu < 1 else 0.5
-    topk.hold(held)
+    topk.progress.hold(held)
     audit = Audit(topk, activation.seam, wanted)
     activation.start()
     try:
@@ -64,8 +64,7 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     if status:
         return status
     try:
-        topk.check_audits()
-        topk.check_direction()
+        topk.check()
     except TopKError as error:
         return exit_status_of(error)
     return 0 if found.agrees else DISAGREES_STATUS

@@ -8,7 +8,6 @@ from topk_plugin.check.audit import Audit
 from topk_plugin.check.literal import Pass
 from topk_plugin.core.schedule import k_of
 from topk_plugin.run.activation import Activation
-from topk_plugin.seams.call import CallSeam
 from topk_plugin.topk import TopK
 
 EPOCHS_AHEAD = 100_000
@@ -161,7 +160,7 @@ def _touch(passes: list[Pass]) -> tuple[str, bool]:
 def _losses(audit: Audit, found: Findings) -> None:
     """What the loss says to the kept scores alone."""
     what = "loss on kept scores"
-    if not isinstance(audit.seam, CallSeam) or audit.seam.adapter.seam == "source":
+    if audit.seam.adapter is None or audit.seam.adapter.seam == "source":
         found.find(what, "not audited: only an adapter's call seam sees the loss")
         return
     compared = [one for one in audit.losses if one.error is not None]
@@ -184,7 +183,7 @@ def _losses(audit: Audit, found: Findings) -> None:
 
 def _companions(audit: Audit, found: Findings) -> None:
     """Whether what the critic returns beside its scores follows the kept rows, as it should."""
-    if not isinstance(audit.seam, CallSeam) or len(audit.companions) <= len(audit.steps):
+    if audit.seam.adapter is None or len(audit.companions) <= len(audit.steps):
         return  # nothing but scores, or not seen
     setting = audit.topk.config.companions
     if (audit.seam.adapter.companions if setting == "auto" else setting) == "keep":
@@ -234,7 +233,7 @@ def _directions(audit: Audit, found: Findings) -> None:
             found.note(
                 f"direction is set to {config.direction}, and the loss asks for {want} scores"
             )
-        declared = audit.seam.adapter.direction if isinstance(audit.seam, CallSeam) else None
+        declared = audit.seam.adapter.direction if audit.seam.adapter is not None else None
         if declared not in (None, want):
             found.note(
                 f"the adapter says that {declared} scores are realistic, and the loss asks for "
@@ -258,10 +257,12 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     found.find("schedule", f"k first falls after {when} ({k} of {batch})")
     if config.every != "epoch":
         return
-    planned = getattr(activation.seam, "planned_epochs", None)
-    if planned is not None and epoch > audit.topk.first_epoch + max(0, math.ceil(planned) - 1):
+    planned = activation.seam.planned_epochs
+    if planned is not None and epoch > audit.topk.progress.first_epoch + max(
+        0, math.ceil(planned) - 1
+    ):
         found.note(f"k stays {batch} of {batch} in this run, which has {planned:.3g} epochs")
-    if not (activation.tracker.fed or audit.topk.counted):
+    if not (activation.tracker.fed or audit.topk.progress.counted):
         found.note("no DataLoader fed a generator step, so k would never fall: pass --every N")
 
 

@@ -18,7 +18,8 @@ import gc
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ class StepLedger:
         # its latest choices: only a loop whose optimizers nobody sees makes more
         self.line: deque[Choice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
+        self._marked = 0  # depth of ``with topk.generator_step()``
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
         self.optimized: set[int] = set()  # ids of all parameters that an optimizer stepped
@@ -125,16 +127,31 @@ class StepLedger:
             self.settle()
         self.settled = False
 
-    def settle_known(self) -> None:
-        """The end of ``with topk.generator_step()``: its calls count, others do not."""
+    @property
+    def is_marked(self) -> bool:
+        """Inside ``with topk.generator_step()``."""
+        return bool(self._marked)
+
+    @contextmanager
+    def marked(self) -> Iterator[None]:
+        """``with topk.generator_step()``: its calls count when it ends, others do not."""
+        self.explicit = True
+        self._marked += 1
+        try:
+            yield
+        except BaseException:
+            self.pending = [call for call in self.pending if not call.known]
+            raise
+        finally:
+            self._marked -= 1
+        if not self._marked:
+            self._settle_known()
+
+    def _settle_known(self) -> None:
         known = [call for call in self.pending if call.known]
         if known or self.line_called:
             self.pending = known
             self.settle()
-
-    def forget_known(self) -> None:
-        """``with topk.generator_step()`` ended by an exception."""
-        self.pending = [call for call in self.pending if not call.known]
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An outermost optimizer step ended."""
@@ -243,6 +260,19 @@ class StepLedger:
                 break
         if not self._stack:
             self.optimizer_stepped(optimizer)
+
+
+def require_shield(calls: Iterable[Arrival]) -> None:
+    """Raises GeneratorStepUnknown where a call of a generator step was left alone."""
+    if any(call.unshielded for call in calls):
+        raise GeneratorStepUnknown(
+            "the critic's parameters lie upstream of its own input (unrolled latent "
+            "optimisation, a generator that reads the critic's features, or a critic of which "
+            "only the last layers are attached), so no gate can spare the critic where nothing "
+            "tells a generator step from a critic step; this generator step was left ungated. "
+            "Attach the module that holds all layers of the critic, or mark the step: "
+            "`with topk.generator_step():` around its forward and backward."
+        )
 
 
 HOW_TO_MARK = (

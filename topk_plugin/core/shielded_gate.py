@@ -51,6 +51,46 @@ class Box:
         return gradient if masked is None else masked
 
 
+AUDITED_STEPS = 2
+"""Shielded generator steps that are checked for a path around the critic's outputs."""
+
+
+class PathAudit:
+    """Whether the first shielded generator steps had a path around the critic's outputs."""
+
+    def __init__(self) -> None:
+        self._unaudited = AUDITED_STEPS
+        self._bypassed: list[Tensor] = []  # 0-d bool, not yet read
+
+    @property
+    def goes_on(self) -> bool:
+        """Shielded calls are still checked."""
+        return self._unaudited > 0
+
+    def settle(self, boxes: Sequence[Box]) -> None:
+        """A generator step was counted; ``boxes`` are those of its calls."""
+        if any(box.plain for box in boxes):
+            self._unaudited -= 1
+            self._bypassed += [flag for box in boxes for flag in box.bypassed]
+
+    def check(self) -> None:
+        """Reads what was found (the device is waited for, once).
+
+        Raises:
+            GeneratorStepUnknown: the loss reads the critic past its outputs.
+        """
+        bypassed = any(bool(flag) for flag in self._bypassed)
+        self._bypassed.clear()
+        if bypassed:
+            raise GeneratorStepUnknown(
+                "the generator's loss reads the critic not only through what it returns "
+                "(features kept in an attribute or taken by a hook, for example), and that part "
+                "is lost where nothing tells a generator step from a critic step. Mark the "
+                "generator step, `with topk.generator_step():` around its forward and backward, "
+                "or let the critic return what the loss reads."
+            )
+
+
 class GatedCall:
     """One call of an attached critic: what its gates need at backward time.
 

@@ -146,7 +146,7 @@ class Attachment:
         if error is None:
             if self._tracker is not None:
                 self._tracker.raise_failure()
-            self.topk.check_audits()
+            self.topk.audit.check()
             steps, optimizer_steps = self._before
             ran = self.topk.ledger.optimizer_steps - optimizer_steps
             if ran and self.topk.steps == steps:
@@ -199,7 +199,9 @@ class Attachment:
         critic_ids = frozenset(map(id, critic.parameters()))
         frozen = not any(p.requires_grad for p in critic.parameters())
         mode: Mode = "shielded"
-        if settings.gate == "score" or (settings.gate == "auto" and (topk.is_marked or frozen)):
+        if settings.gate == "score" or (
+            settings.gate == "auto" and (topk.ledger.is_marked or frozen)
+        ):
             mode = "score"
         elif topk.fraction == 1:
             mode = "observe"
@@ -227,7 +229,9 @@ class Attachment:
             # a masked gradient would reach the critic from behind: TopK objects if a generator
             # step turns out to depend on it
             mode = "observe"
-        return _Plan(mode, places, node, upstream, critic_ids, accepts, topk.is_marked, unshielded)
+        return _Plan(
+            mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded
+        )
 
     def _gate(
         self, output: Any, plan: _Plan, source: Tensor, sources: list[Node],
@@ -235,7 +239,7 @@ class Attachment:
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
         topk, batch = self.topk, source.shape[0]
-        heads, named = topk.heads_of(output, batch)
+        heads, named = topk.line.heads_of(output, batch)
         if not named and heads[0].shape == source.shape and source.numel() > batch:
             raise ScoreShapeError(
                 f"the critic returns {ranking.describe(output)}, as large as its input "
@@ -263,8 +267,8 @@ class Attachment:
 
         mean = topk.config.reduction == "mean"
         call = GatedCall(
-            plan.mode, order, topk.gate_state(order.device), mean, plan.node, sources,
-            plan.accepts, arrived, box, topk.audits, topk.select, topk.follows,
+            plan.mode, order, topk.line.state(order.device), mean, plan.node, sources,
+            plan.accepts, arrived, box, topk.audit.goes_on, topk.select, topk.follows,
         )  # fmt: skip
         others = [
             leaf

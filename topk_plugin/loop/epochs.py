@@ -130,7 +130,7 @@ class EpochTracker:
 
     def _decides(self) -> bool:
         """Whether it is DataLoaders that end the epochs, not steps or an upstream counter."""
-        return self.topk.config.every == "epoch" and not self.topk.counted
+        return self.topk.config.every == "epoch" and not self.topk.progress.counted
 
     def _step_counted(self, step: Selection) -> None:
         if self._open:
@@ -138,7 +138,7 @@ class EpochTracker:
             self._feeder.steps += 1
             self.fed = True
             if self._decides():
-                self.topk.pass_complete = self._feeder.is_complete()
+                self.topk.progress.batch_delivered(last=self._feeder.is_complete())
 
 
 _trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()

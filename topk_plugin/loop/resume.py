@@ -57,7 +57,7 @@ class ResumeRecord:
 
     def restore(self, record: Any) -> None:
         """A checkpoint was loaded; ``record`` is None if it carries nothing of ours."""
-        if self.topk.steps != self.topk.first_step:
+        if self.topk.progress.begun:
             return  # weights put back in mid-run: the passes over the data are not undone
         self.loaded = True
         if record is not None:

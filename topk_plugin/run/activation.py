@@ -19,8 +19,10 @@ from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
 from topk_plugin.run.execute import exit_status_of
 from topk_plugin.run.monitor import Monitor
+from topk_plugin.seams import Seam
 from topk_plugin.seams.call import CallSeam
 from topk_plugin.seams.critic import CriticPath, CriticSeam
+from topk_plugin.seams.source import SourceSeam
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
 from topk_plugin.upstream.known import find_adapter
@@ -45,7 +47,7 @@ class Activation:
         roots: folders of the checkout that was launched.
         reports: of the processes that the script starts, where those have top-k too.
         child: this is one of them.
-        patched: the script has top-k's calls in its source, and switches it on itself.
+        in_source: the script has top-k's calls in its source, and switches it on itself.
 
     Raises:
         ConfigError: a malformed critic path, an unknown adapter, or a log that cannot be written.
@@ -57,10 +59,10 @@ class Activation:
         roots: Sequence[Path],
         reports: Reports | None = None,
         child: bool = False,
-        patched: bool = False,
+        in_source: bool = False,
     ) -> None:
         self.topk = TopK(launch.config)
-        self.seam = _seam(launch, self.topk, roots, patched)
+        self.seam = _seam(launch, self.topk, roots, in_source)
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
         self.reports = reports
@@ -209,9 +211,7 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
             yield
 
 
-def _seam(
-    launch: Launch, topk: TopK, roots: Sequence[Path], patched: bool
-) -> CriticSeam | CallSeam:
+def _seam(launch: Launch, topk: TopK, roots: Sequence[Path], in_source: bool) -> Seam:
     if (launch.critic is None) == (launch.adapter is None):
         found = "both" if launch.critic else "neither"
         raise ConfigError(
@@ -220,4 +220,6 @@ def _seam(
         )
     if launch.critic is not None:
         return CriticSeam(CriticPath.parse(launch.critic), topk)
-    return CallSeam(find_adapter(str(launch.adapter)), topk, roots, launch.force, patched)
+    adapter = find_adapter(str(launch.adapter))
+    kind = SourceSeam if adapter.seam == "source" or in_source else CallSeam
+    return kind(adapter, topk, roots, launch.force, in_source)

@@ -19,8 +19,7 @@ from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run.children import ChildReport
-from topk_plugin.seams.call import CallSeam
-from topk_plugin.seams.critic import CriticSeam
+from topk_plugin.seams import Seam
 
 SILENT_STEPS = 200
 """Optimizer steps without a generator step after which a warning is printed, once."""
@@ -46,7 +45,7 @@ class Monitor:
 
     def __init__(
         self,
-        seam: CriticSeam | CallSeam,
+        seam: Seam,
         tracker: EpochTracker,
         log: Path | None,
         begun: Callable[[], None] = lambda: None,
@@ -73,7 +72,7 @@ class Monitor:
     @property
     def steps(self) -> int:
         """Generator steps gated in this process."""
-        return self.topk.steps - self.topk.first_step
+        return self.topk.steps - self.topk.progress.first_step
 
     def _speaks(self) -> bool:
         if distributed.is_available() and distributed.is_initialized():
@@ -100,7 +99,7 @@ class Monitor:
     def forked(self) -> None:
         """This process is a fork: what was counted so far is the other one's."""
         topk = self.topk
-        topk.first_step, topk.first_epoch = topk.steps, topk.epoch + topk.pass_complete
+        topk.progress.forked()
         topk.ledger.optimizer_steps = 0
         self.tracker.fed = False
         self.child, self._before = True, self._at_fork
@@ -192,16 +191,16 @@ class Monitor:
             self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
             return self.seam.no_effect() if succeeded else None
         report = topk.report()
-        ended = report.epochs + topk.pass_complete - topk.first_epoch
+        ended = topk.progress.ended - topk.progress.first_epoch
         rows, dropped, nonfinite = self._before
         self.say(
             f"verdict: {self.steps} generator steps gated, {report.dropped - dropped} of "
             f"{report.rows - rows} rows dropped, {ended} epochs ended, last k {report.last_k} of "
             f"{report.last_batch}, {report.nonfinite - nonfinite} non-finite scores"
         )
-        resumed = topk.counted and topk.epoch  # by a counter, inside an epoch that goes on
+        resumed = topk.progress.counted and topk.epoch  # by a counter, inside an epoch that goes on
         if topk.config.gamma < 1 and not ended and not resumed:
-            fed = self.tracker.fed or topk.counted
+            fed = self.tracker.fed or topk.progress.counted
             unfed = "" if fed else " (no DataLoader fed a generator step)"
             self.say(f"verdict: k never decayed{unfed}: pass --every N")
         if report.direction == "undecided":
@@ -210,8 +209,7 @@ class Monitor:
             )
         try:
             self.tracker.raise_failure()
-            topk.check_audits()
-            topk.check_direction()
+            topk.check()
         except TopKError as error:
             return error if succeeded else None
         broken = self.seam.broken()

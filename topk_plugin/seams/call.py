@@ -1,39 +1,37 @@
-"""The call and source seams: the functions of an adapter wrapped, its patch applied.
-
-The *call* seam wraps functions that an adapter names, as they are imported; the *source* seam is
-the same with calls that the adapter's patch puts into the source."""
+"""The call seam: the functions that an adapter names are wrapped, as they are imported."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import inspect
-import sys
 import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from topk_plugin.adapter import Adapter, Wrapper
+from topk_plugin.core.direction import SIGNS
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound, UnsupportedUpstream
-from topk_plugin.hooks import Selection
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
+from topk_plugin.seams.epoch_counter import EpochCounter
 from topk_plugin.source.rules import Rule
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
-from topk_plugin.upstream.fingerprint import difference, find, is_of
+from topk_plugin.upstream.fingerprint import Fingerprint, find
 from topk_plugin.upstream.imports import wait_no_longer, when_imported
-from topk_plugin.upstream.stubs import lies_in
+
+AuditLoss = Callable[[Callable[[Any], Any], Any], Any]
 
 
 class CallSeam:
-    """Wraps the functions of one adapter, and applies its patch, from ``apply()`` to ``undo()``.
+    """Wraps the functions of one adapter from ``apply()`` to ``undo()``.
 
     Args:
         adapter: what to wrap.
@@ -41,7 +39,7 @@ class CallSeam:
         roots: folders of the launched checkout; a module from anywhere else is not the upstream
             that is meant, unless it belongs to the adapter's distribution.
         force: go on although the fingerprint does not match.
-        patched: `topk patch` has put the calls into the files already, so nothing is applied.
+        in_source: `topk patch` has put the calls into the files already, so nothing is applied.
     """
 
     def __init__(
@@ -50,37 +48,31 @@ class CallSeam:
         topk: TopK,
         roots: Iterable[Path] = (),
         force: bool = False,
-        patched: bool = False,
+        in_source: bool = False,
     ) -> None:
-        self.adapter, self.topk, self.force, self.patched = adapter, topk, force, patched
-        self.roots = [root.resolve() for root in roots]
+        self.adapter, self.topk, self.force, self.in_source = adapter, topk, force, in_source
         if topk.config.companions == "auto":
             topk.follows = adapter.companions == "follow"
-        topk.assumed = {"high": 1.0, "low": -1.0, None: 0.0}[adapter.direction]
-        self._from_source = adapter.seam == "source" or patched
+        topk.vote.assumed = SIGNS[adapter.direction or "auto"]
         self.log = PatchLog()
         self.called = 0  # gated calls
         self.planned_epochs: float | None = None  # of this run, where the upstream says so
-        self._origin = topk.config.start_epoch  # epochs before upstream's first step
+        self._epochs = EpochCounter(topk, adapter.upstream)
         self._applied = False
-        self._patched: set[str] = set()  # modules
-        self._differ: list[str] = []  # from the fingerprint, where that is forced
+        self._wrapped_modules: set[str] = set()
         self._refused: UnsupportedUpstream | None = None  # raised, perhaps caught by the script
-        self._strangers: dict[str, str] = {}  # modules of those names that lie elsewhere
         self._records: list[ResumeRecord] = []
         self._recorded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._inside = threading.local()
-        self._counting = False  # upstream's counter has been read
-        gated = adapter.seam == "source"
-        self._upstream = Upstream(adapter, self.roots, gated, force, self._rewritten)
-        self._distribution: importlib.metadata.Distribution | None = None
-        # called by topk check instead of the loss: (loss, scores) -> loss
-        self.audit: Callable[[Callable[[Any], Any], Any], Any] | None = None
-        # called by topk check with what lines in the source return
-        self.audit_output: Callable[[Any], None] | None = None
+        folders = [root.resolve() for root in roots]
+        rules = adapter.seam == "source"
+        self._upstream = Upstream(adapter, folders, rules, force, self._rewritten)
+        self._fingerprint = Fingerprint(adapter, self._upstream, in_source)
+        self._audit_loss: AuditLoss | None = None
+        self._audit_output: Callable[[Any], None] | None = None
 
     def __str__(self) -> str:
-        return f"{self.adapter.name} ({self._found()})"
+        return f"{self.adapter.name} ({self._fingerprint.found()})"
 
     def apply(self) -> None:
         """Wrap what is imported already; wrap the rest as it is imported. Twice is as once.
@@ -98,18 +90,13 @@ class CallSeam:
             )
         if self._applied:
             return
-        self._locate()
+        self._fingerprint.begin()
         self.log = PatchLog()
-        for seen in (self._patched, self._differ, self._strangers):
-            seen.clear()
+        self._wrapped_modules.clear()
         self._refused, self._applied = None, True
-        if not self.patched:
-            self._differ += self._upstream.check()
-        if self._from_source:
-            _active.append(self)
-            self.topk.observers.append(self._step_counted)
-        if self.patched:
+        if self.in_source:
             return
+        self._fingerprint.differ += self._upstream.check()
         self._upstream.install()
         for module in dict.fromkeys(wrap.module for wrap in self.adapter.wraps):
             when_imported(module, self)
@@ -120,10 +107,6 @@ class CallSeam:
         """Put every function back as it was, in reverse order; twice is fine."""
         wait_no_longer(self)
         self._applied = False
-        if self in _active:
-            _active.remove(self)
-        if self._step_counted in self.topk.observers:
-            self.topk.observers.remove(self._step_counted)
         left = self.log.undo()
         if left:
             warnings.warn(
@@ -136,22 +119,6 @@ class CallSeam:
         self._recorded.clear()
         self._upstream.remove()
 
-    def _locate(self) -> None:
-        name = self.adapter.distribution
-        if name is None:
-            return
-        try:
-            self._distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            package = self.adapter.wraps[0].module.partition(".")[0]
-            if any((root / package).is_dir() for root in self.roots):
-                return  # a checkout
-            raise SeamNotFound(
-                f"adapter {self.adapter.name}: {name} is not installed here, and there is no "
-                f"{package} in {' or '.join(map(str, self.roots)) or 'the checkout'}. Install it: "
-                f"{self.adapter.install or f'pip install {name}'}"
-            ) from None
-
     def imported(self, module: types.ModuleType) -> None:
         """A module of the adapter's was imported: verify it, then wrap.
 
@@ -161,16 +128,16 @@ class CallSeam:
         if module.__name__ in self._upstream.stubs.packages:
             self._upstream.stubs.hide()  # with its package all of an upstream's imports are done
         wraps = [wrap for wrap in self.adapter.wraps if wrap.module == module.__name__]
-        if not wraps or module.__name__ in self._patched:
+        if not wraps or module.__name__ in self._wrapped_modules:
             return
-        if not self._belongs(module):
-            self._strangers[module.__name__] = str(getattr(module, "__file__", "no file"))
+        if not self._fingerprint.belongs(module):
             return
         try:
-            differ = [text for wrap in wraps if (text := difference(module, wrap))]
-            if differ and not self.force:
-                self._refused = UnsupportedUpstream(self._unsupported(module, differ))
-                raise self._refused
+            try:
+                self._fingerprint.verify(module, wraps, self.force)
+            except UnsupportedUpstream as error:
+                self._refused = error
+                raise
             for wrap in wraps:
                 found = find(module, wrap.name)
                 if wrap.wrapper is not None and found is not None:
@@ -178,58 +145,31 @@ class CallSeam:
         except BaseException:
             self.undo()
             raise
-        self._patched.add(module.__name__)
-        self._differ += differ
+        self._wrapped_modules.add(module.__name__)
 
-    def _belongs(self, module: types.ModuleType) -> bool:
-        """Whether a module is the distribution's, or else of the launched checkout."""
-        file = getattr(module, "__file__", None)
-        if file is None:
-            return False
-        path = Path(file).resolve()
-        if self._distribution is not None and is_of(self._distribution, path):
-            return True
-        launched = lies_in(file, self.roots)
-        if launched:
-            self._distribution = None  # the checkout goes before what is installed
-        return launched
-
-    def _release(self) -> str | None:
-        if self._distribution is not None:
-            return self._distribution.version
-        if self.adapter.patch is not None:
-            return self._upstream.release()
-        package = sys.modules.get(self.adapter.wraps[0].module.partition(".")[0])
-        return getattr(package, "__version__", None)
-
-    def _found(self) -> str:
-        what = self.adapter.upstream if self._distribution is None else self.adapter.distribution
-        if self.patched and self.adapter.patch is not None:
-            return f"{what} {self.adapter.patch.commit}, patched"
-        return f"{what} {self._release() or 'of unknown version'}"
+    def _rewritten(self, path: Path, rules: tuple[Rule, ...]) -> None:
+        """A file was imported or run with the edits of ``rules``."""
+        if any(rule in self.adapter.patch.topk for rule in rules):  # type: ignore[union-attr]
+            self._wrapped_modules.add(str(path))
 
     @property
     def notes(self) -> list[str]:
         """Said with the header: how what was found differs from what was tested."""
-        if self.patched or (self._release() in self.adapter.versions and not self._differ):
-            return []
-        ignored = f"ignored (--force): {'; '.join(self._differ)}"
-        return [
-            f"note: {self._found()} is not what the adapter {self.adapter.name} was tested with "
-            f"({', '.join(self.adapter.versions)}); "
-            + (ignored if self._differ else "what it relies on matches")
-        ]
+        return self._fingerprint.notes()
 
-    def _unsupported(self, module: types.ModuleType, differ: list[str]) -> str:
-        tested = ", ".join(self.adapter.versions)
-        install = (
-            f" Install a tested version: {self.adapter.install}." if self.adapter.install else ""
-        )
-        return (
-            f"adapter {self.adapter.name}: {self._found()} is not what it was written for "
-            f"({tested}): in {module.__file__} {'; '.join(differ)}.{install} Or name the critic, "
-            "which needs no adapter: --critic module:Class. --force goes on all the same."
-        )
+    @contextmanager
+    def audited(self, loss: AuditLoss, output: Callable[[Any], None]) -> Iterator[None]:
+        """For `topk check`.
+
+        Args:
+            loss: called instead of the upstream's loss, as ``loss(original, scores)``.
+            output: told what lines in the source return.
+        """
+        self._audit_loss, self._audit_output = loss, output
+        try:
+            yield
+        finally:
+            self._audit_loss = self._audit_output = None
 
     # --- for wrappers ---------------------------------------------------------------------------
 
@@ -253,46 +193,11 @@ class CallSeam:
         self.called += 1
         self._inside.a_loss = True
         try:
-            if self.audit is not None:
-                return self.audit(loss, scores)
+            if self._audit_loss is not None:
+                return self._audit_loss(loss, scores)
             return loss(self.topk(scores))
         finally:
             self._inside.a_loss = False
-
-    def _rewritten(self, path: Path, rules: tuple[Rule, ...]) -> None:
-        """A file was imported or run with the edits of ``rules``."""
-        if any(rule in self.adapter.patch.topk for rule in rules):  # type: ignore[union-attr]
-            self._patched.add(str(path))
-
-    def gated(self, output: Any) -> Any:
-        """What the critic returned in a generator step, with top-k on its way back."""
-        self.called += 1
-        gated = self.topk(output)
-        if self.audit_output is not None:
-            self.audit_output(gated)
-        return gated
-
-    def followed(self, output: Any) -> Any:
-        """Another output of the critic for the samples of the latest gated one."""
-        gated = self.topk.follow(output)
-        if self.audit_output is not None:
-            self.audit_output(gated)
-        return gated
-
-    def _step_counted(self, step: Selection) -> None:
-        # two must not end the same epoch: lines in the source go before the DataLoader
-        self.topk.counted |= self._tells_epochs()
-        self.topk.observers.remove(self._step_counted)
-
-    def _tells_epochs(self) -> bool:
-        """Whether a file that was imported or run says when an epoch ends."""
-        patch, base = self.adapter.patch, self._upstream.base
-        if patch is None or base is None:
-            return False
-        files = {(base / name).resolve() for name in patch.epoch_files}
-        names = tuple(file.name for file in files)
-        loaded = [getattr(module, "__file__", None) or "" for module in [*sys.modules.values()]]
-        return any(Path(file).resolve() in files for file in loaded if file.endswith(names))
 
     def keep_record(self, critic: nn.Module) -> None:
         """Let the critic's checkpoints carry top-k's settings and votes; twice is fine."""
@@ -310,28 +215,7 @@ class CallSeam:
         Raises:
             ConfigError: ``start_epoch`` says something else.
         """
-        config, topk = self.topk.config, self.topk
-        if config.every != "epoch":
-            epoch = steps // config.every
-        if topk.pass_complete:
-            topk.end_epoch()  # the last one of an earlier training in this process
-        restored = topk.steps == topk.first_step and any(r.found for r in self._records)
-        for record in self._records:  # what they loaded is accounted for, with a record or without
-            record.loaded = record.found = False
-        if not steps:
-            self._origin = config.start_epoch
-        elif restored:
-            # the checkpoint's record knows of steps that were skipped, and of start_epoch
-            self._origin = topk.epoch - epoch
-            return
-        elif config.start_epoch in (0, epoch):
-            self._origin = 0
-        else:
-            raise ConfigError(
-                f"start_epoch: found {config.start_epoch}, but {self.adapter.upstream} goes on "
-                f"from its generator step {steps}, after {epoch} epochs; leave it out"
-            )
-        topk.begin_at(self._origin + epoch, steps)
+        self._epochs.begin_at(epoch, steps, self._records)
 
     def reach_epoch(self, epoch: int, complete: bool = False) -> None:
         """Upstream's own counter says that ``epoch`` epochs have ended since its first step.
@@ -339,30 +223,7 @@ class CallSeam:
         Args:
             complete: the last batch of the present one was delivered.
         """
-        topk = self.topk
-        topk.counted = True
-        if topk.config.every != "epoch":
-            return
-        while topk.epoch < self._origin + epoch:
-            topk.end_epoch()
-        topk.pass_complete = complete
-
-    def end_epoch(self) -> None:
-        """A line in upstream's source says that an epoch ended."""
-        if self.topk.config.every == "epoch":
-            self.topk.end_epoch()
-
-    def count(self, epoch: int, step: int) -> None:
-        """A line in upstream's source says how many epochs had ended, and generator steps done.
-
-        Args:
-            epoch: since upstream's first step.
-            step: since then, resumed ones included.
-        """
-        if not self._counting:
-            self._counting = True
-            self.begin_at(epoch, step)
-        self.reach_epoch(epoch)
+        self._epochs.reach(epoch, complete)
 
     # --- where nothing, or not all, was gated ----------------------------------------------------
 
@@ -382,23 +243,11 @@ class CallSeam:
             return self._refused
         name = self.adapter.name
         steps = f"{self.topk.ledger.optimizer_steps} optimizer steps ran"
-        patch = self.adapter.patch
-        if self._from_source and patch is not None and not (self._patched or self.patched):
-            return SeamNotFound(
-                f"adapter {name}: none of {', '.join(patch.files)} in {self._upstream.base} was "
-                f"imported or run, while {steps}. A process that a script starts runs the script "
-                "from disk: put top-k there with `topk patch CHECKOUT --write` and run it with "
-                "--topk. For a script of your own name its critic: --critic module:Class"
-            )
-        if self._strangers or not (self._patched or self.patched):
-            what = "; ".join(
-                f"{module} came from {file}, which is not of the launched checkout"
-                + (f" or the installed {self.adapter.distribution}" if self._distribution else "")
-                for module, file in self._strangers.items()
-            )
+        strangers = self._fingerprint.describe_strangers()
+        if strangers or not (self._wrapped_modules or self.in_source):
             modules = dict.fromkeys(wrap.module for wrap in self.adapter.wraps)
             return SeamNotFound(
-                f"adapter {name}: {what or 'found no import of ' + ', '.join(modules)}, while "
+                f"adapter {name}: {strangers or 'found no import of ' + ', '.join(modules)}, while "
                 f"{steps}. Expected a script that trains with {self.adapter.upstream}; for another "
                 "one name its critic: --critic module:Class"
             )
@@ -410,14 +259,6 @@ class CallSeam:
             f"adapter {name}: {steps} and its loss was {how}. Expected upstream's own generator "
             "step; for a step of your own name the critic: --critic module:Class"
         )
-
-
-_active: list[CallSeam] = []  # whose calls are in the source
-
-
-def active_seam() -> CallSeam | None:
-    """The seam that calls in a script's source are of, if there is one."""
-    return _active[-1] if _active else None
 
 
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

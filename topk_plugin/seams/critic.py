@@ -10,7 +10,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class CriticSeam:
 
     def __init__(self, path: CriticPath, topk: TopK) -> None:
         self.path, self.topk = path, topk
+        self.adapter, self.planned_epochs = None, None
         self.notes: list[str] = []  # said with the header
         self.built = 0
         self.seen: set[str] = set()  # "module:Class" of every module built, for error messages
@@ -115,6 +116,10 @@ class CriticSeam:
         """Put every class back as it was, in reverse order; twice is fine."""
         self._undo.close()
         self.log.undo()
+
+    def audited(self, loss: Any, output: Any) -> AbstractContextManager[None]:
+        """For `topk check`: neither the loss nor the source is seen here."""
+        return nullcontext()
 
     def broken(self) -> NoEffectError | None:
         """Whether top-k was pushed out: never, torch.compile's own wrapper around ours aside."""

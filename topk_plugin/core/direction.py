@@ -1,0 +1,117 @@
+"""Which end of the scores is more realistic, by vote of the generator steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topk_plugin.errors import DirectionUnknown
+
+VOTING_STEPS = 100
+"""Generator steps that vote on the direction, usually while k = B. Later votes would let a
+target-seeking loss such as LSGAN turn the direction round."""
+
+SIGNS = {"auto": 0.0, "high": 1.0, "low": -1.0}
+
+
+class Direction:
+    """The votes of one TopK, summed on the device, and what they decided.
+
+    Args:
+        setting: "auto", "high" or "low".
+    """
+
+    def __init__(self, setting: str) -> None:
+        self.is_auto = setting == "auto"
+        self.assumed = 0.0  # 1 high or -1 low, that an adapter states
+        self._voting = VOTING_STEPS if self.is_auto else 0  # steps that still vote
+        self.decided = torch.tensor(SIGNS[setting], dtype=torch.float64)
+        self.votes = torch.zeros((), dtype=torch.float64)
+        self._disagreed = torch.zeros((), dtype=torch.float64)
+
+    @property
+    def unseen(self) -> bool:
+        """The direction is read from the loss, and no generator step has shown it yet."""
+        return self._voting == VOTING_STEPS
+
+    def require_descent(self, maximizes: bool) -> None:
+        """Raises DirectionUnknown where votes are read and the optimizer ``maximizes``."""
+        if maximizes and self.is_auto:
+            raise DirectionUnknown(
+                "the generator's optimizer maximises, so the sign of the scores' gradient does not "
+                "say which end is realistic. Set the direction: --direction high (or "
+                'TopK(direction="high")) if the critic gives real samples high scores, else low.'
+            )
+
+    def vote(self, ballot: Tensor, ballots: Sequence[Tensor]) -> None:
+        """One generator step votes, if the vote is not over.
+
+        Args:
+            ballot: 0-d, of the whole step.
+            ballots: 0-d, of each call of the critic in it.
+
+        Raises:
+            DirectionUnknown: see :meth:`check`; when the vote ends.
+        """
+        if not self._voting:
+            return
+        self.votes += ballot.sign()
+        if len(ballots) > 1:
+            cast = torch.stack([one.to(ballot.device) for one in ballots])
+            self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
+        self._voting -= 1
+        if self._voting:
+            return
+        self.check()
+        if float(self.votes):
+            self.decided.copy_(self.votes.sign())
+        else:  # a saturated loss sent no gradient so far
+            self._voting = VOTING_STEPS
+
+    def check(self) -> None:
+        """Reads the vote (the device is waited for).
+
+        Raises:
+            DirectionUnknown: the calls of most generator steps asked for opposite directions.
+        """
+        if not self.is_auto or float(self.decided):
+            return
+        voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
+        if 2 * disagreed > voted:
+            raise DirectionUnknown(
+                f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
+                "critic call and lowered those of another, so it does not say which scores are "
+                'realistic. Set the direction: --direction high (or TopK(direction="high")) if '
+                "the critic gives real samples high scores, low if it gives them low ones."
+            )
+
+    def name(self, ballot: Tensor) -> str:
+        """ "high", "low", or "undecided" (the device is waited for).
+
+        Args:
+            ballot: 0-d, of backward passes that no generator step counted yet.
+        """
+        sign = float(self.decided) or float(self.votes) or float(ballot)
+        return "undecided" if not sign else "high" if sign > 0 else "low"
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; on the device, as some loops ask at every step."""
+        return {
+            "votes": torch.stack([self.votes, self.decided, self._disagreed]),
+            "voting": self._voting,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self._voting = int(state["voting"])
+        tensors = (self.votes, self.decided, self._disagreed)
+        for tensor, value in zip(tensors, state["votes"], strict=True):
+            tensor.copy_(value)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what gates read."""
+        for name in ("decided", "votes", "_disagreed"):
+            setattr(self, name, getattr(self, name).to(device))

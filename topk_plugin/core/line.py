@@ -1,0 +1,164 @@
+"""What the lines in a loop of one's own do: ``topk(scores)``, ``follow`` and ``gather``.
+
+Every backward through these gates is a generator step's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topk_plugin.core.choice import GateState, Select
+from topk_plugin.core.counts import Counts
+from topk_plugin.core.direction import Direction
+from topk_plugin.core.ledger import StepLedger
+from topk_plugin.core.optimizers import listen
+from topk_plugin.core.outputs import companions, with_replaced
+from topk_plugin.core.progress import EpochCount
+from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads
+from topk_plugin.core.schedule import k_of
+from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate
+from topk_plugin.errors import DirectionUnknown, ScoreShapeError
+
+
+class LineGate:
+    """Gates scores that are given by hand; the plain part of TopK's calls.
+
+    Args:
+        heads: names of the critic's outputs that are scores; empty: by their shapes.
+        ask_scores: a plugin's answer to the same question, or None.
+        select: see :func:`~topk_plugin.core.choice.choose`.
+        ledger: told what arrived.
+        progress, direction, counts: what gates read, and where they count.
+    """
+
+    def __init__(
+        self, heads: Sequence[str | int], ask_scores: Callable[..., Any], select: Select,
+        ledger: StepLedger, progress: EpochCount, direction: Direction, counts: Counts,
+    ) -> None:  # fmt: skip
+        self._heads, self._ask_scores, self.select = heads, ask_scores, select
+        self.ledger, self.progress, self.direction = ledger, progress, direction
+        self.counts = counts
+        self._latest: Followed | None = None  # the latest gated call, where outputs may follow it
+
+    def state(self, device: torch.device) -> GateState:
+        """The tensors that gates on ``device`` read; they move there, where they are not."""
+        if self.progress.fraction_tensor.device != device:
+            self.to(device)
+        direction = self.direction
+        return GateState(self.progress.fraction_tensor, direction.decided, direction.votes)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what the gates read and write."""
+        for part in (self.progress, self.direction, self.counts):
+            part.to(device)
+
+    def settled(self) -> None:
+        """The generator step ended: no output follows its calls any more."""
+        self._latest = None
+
+    def heads_of(self, output: Any, batch: int | None) -> tuple[list[Tensor], bool]:
+        """See TopK.heads_of()."""
+        answer = self._ask_scores(output=output)
+        if answer is None:
+            return score_heads(output, batch, self._heads), bool(self._heads)
+        heads = [answer] if isinstance(answer, Tensor) else list(answer)
+        return heads, True
+
+    def gate(self, output: Any, weigh: str, select: Select, follows: bool) -> Any:
+        """``output`` with its scores gated.
+
+        Args:
+            weigh: see :class:`~topk_plugin.core.score_gate.ScoreGate`.
+            follows: its other tensors lose the dropped rows' gradient too.
+        """
+        heads, named = self.heads_of(output, None)
+        if not any(head.requires_grad for head in heads):
+            return output
+        _, order = _rank(heads, named)
+        arrived = None
+        if torch.compiler.is_compiling():
+            self.ledger.line_compiled()
+        else:
+            arrived = self.ledger.line_arrive
+            listen(self.ledger)
+        state, inbox = self.state(order.device), self.counts.inbox
+        tensors = heads
+        if follows:
+            tensors = heads + companions(output, heads, len(order))
+            if not torch.compiler.is_compiling():
+                self._latest = Followed(
+                    order, state, weigh == "mean", select, inbox, self.direction.assumed
+                )
+                select = self._latest.select if select is not kept_rows else select
+        gated = ScoreGate.apply(weigh, select, arrived, inbox, len(heads), order, *state, *tensors)
+        return with_replaced(output, tensors, gated)
+
+    def follow(self, output: Any) -> Any:
+        """``output``, whose tensors follow the rows of the latest gated call."""
+        followed = self._latest
+        if followed is None:
+            return output
+        batch = len(followed.ranking)
+        first = not self.progress.begun and not self.direction.assumed
+        if first:
+            self._require_direction("follow", batch)
+        tensors = companions(output, [], batch)
+        if not tensors:
+            return output
+        return with_replaced(output, tensors, FollowGate.apply(followed, *tensors))
+
+    def gather(self, scores: Tensor, others: tuple[Tensor, ...], paused: bool) -> Any:
+        """The kept rows of ``scores`` (B, ...) and of ``others`` (B, ...), in batch order."""
+        batch, order = _rank([scores], bool(self._heads))
+        for companion in others:
+            if companion.shape[:1] != scores.shape[:1]:
+                raise ScoreShapeError(
+                    f"gather: a companion has shape {tuple(companion.shape)}, expected {batch} "
+                    "rows, as many as the scores have"
+                )
+        if paused:
+            return (scores, *others) if others else scores
+        k, kept, select = k_of(self.progress.fraction, batch), None, self.select
+        if k < batch:
+            self._require_direction("gather", batch)
+            state = self.state(order.device)
+            vote = torch.where(state.decided != 0, state.decided, state.vote)
+            order = order * torch.where(vote < 0, -1.0, 1.0).to(order.dtype)
+            mask = self.select(order, torch.full_like(state.fraction, k))
+            if self.select is kept_rows:
+                # the k kept positions in batch order, without asking the device how many they are
+                kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
+            else:  # a plugin may keep more or fewer
+                kept = mask.nonzero().flatten()
+
+                def select(scores: Tensor, k: Tensor) -> Tensor:
+                    return mask  # asked once: it may draw at random
+
+        # in front of the selection, so that the loss votes and the dropped rows are counted
+        gated = self.gate(scores, "none", select, False) if torch.is_grad_enabled() else scores
+        rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *others)]
+        return tuple(rows) if others else rows[0]
+
+    def _require_direction(self, what: str, batch: int) -> None:
+        k = k_of(self.progress.fraction, batch)
+        if k < batch and self.direction.unseen:
+            raise DirectionUnknown(
+                f"{what}: {k} of {batch} rows are to be kept, but no loss has been seen, so which "
+                'end is realistic is unknown. Give TopK(direction="high"), or "low" for energies.'
+            )
+
+
+def _rank(heads: list[Tensor], named: bool) -> tuple[int, Tensor]:
+    """The batch size and the (B,) ranking of a critic output whose input is not known."""
+    if not heads[0].dim():
+        raise ScoreShapeError(
+            "the critic's score has shape (): it is averaged inside the critic, or squeezed "
+            "from a batch of one; expected one score per sample. Give top-k the scores before "
+            "the mean, and squeeze one dimension by name (squeeze(1))."
+        )
+    batch = heads[0].shape[0]
+    return batch, ranking_scores(heads, batch, named)

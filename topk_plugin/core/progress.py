@@ -1,0 +1,80 @@
+"""How far training is, and what fraction of a batch is kept there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+class EpochCount:
+    """Epochs and generator steps of one TopK; the only writer of these numbers.
+
+    Args:
+        fraction_at: of a batch, what is kept after so many (epochs, generator steps), in (0, 1].
+        epoch: epochs that had ended before.
+    """
+
+    def __init__(self, fraction_at: Callable[[int, int], float], epoch: int) -> None:
+        self._fraction_at = fraction_at
+        self.epoch = self.first_epoch = epoch
+        self.steps = self.first_step = 0  # first_: where this process began
+        self.pass_complete = False  # the epoch's last batch was delivered
+        self.counted = False  # an upstream counter tells the epochs
+        self._held: float | None = None  # fraction that is kept whatever the epoch
+        self.fraction = fraction_at(epoch, 0)
+        self.fraction_tensor = torch.tensor(self.fraction, dtype=torch.float64)
+
+    @property
+    def ended(self) -> int:
+        """Epochs ended; one whose last batch was delivered has."""
+        return self.epoch + self.pass_complete
+
+    @property
+    def begun(self) -> bool:
+        """A generator step was counted in this process."""
+        return self.steps != self.first_step
+
+    def end_epoch(self) -> None:
+        """One pass over the real data ended (paper, section 3.2)."""
+        self.epoch += 1
+        self.pass_complete = False
+        self._refresh()
+
+    def step_counted(self) -> None:
+        """A generator step was counted."""
+        self.steps += 1
+
+    def batch_delivered(self, last: bool) -> None:
+        """The batch of a generator step was the ``last`` one of its epoch, or not."""
+        self.pass_complete = last
+
+    def told_by_upstream(self) -> None:
+        """From now on a counter or a line of the upstream's says when an epoch ends."""
+        self.counted = True
+
+    def begin_at(self, epoch: int, steps: int) -> None:
+        """Go on after so many epochs and generator steps; see TopK.begin_at()."""
+        self.first_epoch += epoch - self.epoch
+        self.first_step += steps - self.steps
+        self.epoch, self.steps = epoch, steps
+        self.pass_complete = False
+        self._refresh()
+
+    def hold(self, fraction: float) -> None:
+        """Keep ``fraction`` from now on, whatever the epoch."""
+        self._held = fraction
+        self._refresh()
+
+    def forked(self) -> None:
+        """This process is a fork: what was counted so far is the other one's."""
+        self.first_step, self.first_epoch = self.steps, self.ended
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what gates read."""
+        self.fraction_tensor = self.fraction_tensor.to(device)
+
+    def _refresh(self) -> None:
+        held = self._held
+        self.fraction = self._fraction_at(self.epoch, self.steps) if held is None else held
+        self.fraction_tensor.fill_(self.fraction)
