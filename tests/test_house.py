@@ -34,9 +34,7 @@ ROOMS = {
     "script": "run seams config errors",
     "demo": "errors",
     "reference": "errors",
-    "cli": " ".join(
-        ["run", "check", "script", "demo", "reference", "upstream", "config", "errors"]
-    ),
+    "cli": "adapter run check script demo reference upstream config errors",
 }
 PUBLIC = {"topk_plugin", "topk_plugin.errors"}  # all that reference/ may import
 

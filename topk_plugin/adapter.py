@@ -42,7 +42,6 @@ class Adapter:
     distribution: str | None = None  # on the package index; None: a checkout only
     install: str | None = None  # the command that installs a verified version
     direction: Literal["high", "low"] | None = None  # of its own losses, if known
-    config_keys: tuple[str, ...] = ()  # that it adds to upstream's configuration
     # modules that upstream imports and that need not exist: {"torch._six": {"PY3": True}}
     stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     patch: Patch | None = None  # source rules, for `topk patch` too

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topk_plugin import __version__
+from topk_plugin.adapter import Adapter
 from topk_plugin.check.command import check
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     patching.set_defaults(command=_patch, parser=patching)
 
     listing = commands.add_parser("adapters", help="list the repositories with an adapter")
+    listing.add_argument("name", nargs="?", metavar="NAME", help="all that one of them states")
     listing.set_defaults(command=_adapters, parser=listing)
 
     reproduction = commands.add_parser(
@@ -290,16 +292,39 @@ def _adapters(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
-    for heading in ("adapter", "repository", "verified", "seam", "tested on"):
-        table.add_column(heading, overflow="fold")  # a cut name is of no use
-    for adapter in adapters().values():
-        verified = ", ".join(adapter.versions)
-        if adapter.distribution:
-            verified = f"{adapter.distribution} {verified}"
-        table.add_row(adapter.name, adapter.upstream, verified, adapter.seam, adapter.tested)
-    Console(markup=False).print(table)
+    if options.name is not None:
+        table = Table.grid(padding=(0, 2))
+        for what, text in _stated(find_adapter(options.name, "topk adapters ")).items():
+            table.add_row(what, text)
+    else:
+        table = Table(box=box.SIMPLE)
+        for heading in ("adapter", "repository", "verified", "seam", "tested on"):
+            table.add_column(heading, overflow="fold")  # a cut name is of no use
+        for adapter in adapters().values():
+            stated = _stated(adapter)
+            table.add_row(*(stated[heading] for heading in list(stated)[:5]))
+    Console(markup=False, highlight=False).print(table)
     return 0
+
+
+def _stated(adapter: Adapter) -> dict[str, str]:
+    """What an adapter says of itself; the first five are the columns of the list."""
+    verified = ", ".join(adapter.versions)
+    stated = {
+        "adapter": adapter.name,
+        "repository": adapter.upstream,
+        "verified": f"{adapter.distribution} {verified}" if adapter.distribution else verified,
+        "seam": adapter.seam,
+        "tested on": adapter.tested,
+        "realistic is": adapter.direction or "read from the loss",
+        "an epoch is": adapter.epoch,
+        "its counter": adapter.counter,
+        "install": adapter.install or "a checkout",
+        "topk patch": ", ".join(adapter.patch.files) if adapter.patch is not None else "no",
+    }
+    if adapter.companions == "follow":
+        stated["companions"] = "follow"
+    return stated
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Calling plugins, as plain functions that are made when a TopK is built.
 
-pluggy registers and orders the implementations; its own call cannot be compiled into a graph."""
+pluggy registers and orders the implementations; its own call cannot be compiled into a graph.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
+from topk_plugin.core.schedule import k_of
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.epochs import EpochTracker
@@ -124,9 +125,7 @@ class Monitor:
         decay = "never decays"
         if config.gamma < 1 and config.nu < 1:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
-            decay = (
-                f"decays x{config.gamma:g} each {each} to {max(1, int(config.nu * batch + 1e-9))}"
-            )
+            decay = f"decays x{config.gamma:g} each {each} to {k_of(config.nu, batch)}"
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"

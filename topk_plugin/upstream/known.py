@@ -55,11 +55,11 @@ def _bundled(name: str) -> Adapter:
     return adapter
 
 
-def find_adapter(name: str) -> Adapter:
-    """The adapter of that name; raises ConfigError where there is none."""
+def find_adapter(name: str, origin: str = "--adapter ") -> Adapter:
+    """The adapter of that name; raises ConfigError where there is none, and says ``origin``."""
     known = adapters()
     if name not in known:
-        raise unknown_name(f"--adapter {name}", "adapter", name, known)
+        raise unknown_name(f"{origin}{name}", "adapter", name, known)
     return known[name]
 
 
