@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from training_styles import SCRIPTS, difference, weights
 
-SCRIPTS = Path(__file__).parent / "scripts"
 HAND = re.compile(r"^(\s*)# hand: (.*)$", re.MULTILINE)
 
 
@@ -112,17 +112,6 @@ def run_plugin(case: Case, out: Path) -> tuple[dict, str]:
     done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return weights(out), done.stderr
-
-
-def weights(file: Path) -> dict[str, torch.Tensor]:
-    nets = torch.load(file, weights_only=True)
-    return {f"{net}.{name}": value for net in nets for name, value in nets[net].items()}
-
-
-def difference(a: dict, b: dict) -> float:
-    """Largest difference of any weight or buffer, relative to values above one, else absolute."""
-    assert a.keys() == b.keys()
-    return max(((a[n] - b[n]).abs() / b[n].abs().clamp(min=1.0)).max().item() for n in a)
 
 
 def count(pattern: str, text: str) -> int:
