@@ -99,7 +99,7 @@ def run_here(case: Case, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatc
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
             for name in set(sys.modules) - modules:  # the two variants bear the same names
-                if name.split(".")[0] == case.name:
+                if name.split(".")[0] in (case.name, "networks"):
                     del sys.modules[name]
     return weights(out)
 
@@ -135,4 +135,4 @@ def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
 
 def test_every_script_is_in_the_table():
     found = {p.name for p in SCRIPTS.iterdir() if p.suffix == ".py" or (p / "__main__.py").exists()}
-    assert found == {case.name for case in CASES}
+    assert found - {"networks.py"} == {case.name for case in CASES}
