@@ -1,12 +1,16 @@
-"""One thread a process: the tests run side by side, and their networks are small."""
+"""Fixtures of several rooms. One thread a process: the tests run side by side, on small nets."""
 
+import importlib
 import os
+import sys
 
 import pytest
 import torch
 from stepping import Setup
+from toy_upstream import forget, write
 
 from topk_plugin import attach
+from topk_plugin.stubs import Stubs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
@@ -24,3 +28,17 @@ def gan():
     setup = Setup()
     with attach(setup.D, setup.topk):
         yield setup
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The folder of a checkout of the toy upstream, on sys.path."""
+    write(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    finders = list(sys.meta_path)
+    yield tmp_path
+    left = [finder for finder in sys.meta_path if isinstance(finder, Stubs)]
+    sys.meta_path[:] = [f for f in sys.meta_path if f in finders or "wrapt" in type(f).__module__]
+    forget()
+    assert left == []
