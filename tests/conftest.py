@@ -42,3 +42,8 @@ def toy(tmp_path, monkeypatch):
     sys.meta_path[:] = [f for f in sys.meta_path if f in finders or "wrapt" in type(f).__module__]
     forget()
     assert left == []
+
+
+@pytest.fixture
+def in_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # so that errors name the file as cfg.yaml
