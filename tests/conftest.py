@@ -1,4 +1,4 @@
-"""Fixtures of several rooms. One thread a process: the tests run side by side, on small nets."""
+"""Fixtures that several rooms share. One thread a process: the tests run side by side."""
 
 import importlib
 import os
