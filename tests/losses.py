@@ -15,6 +15,8 @@ from topk_plugin import TopK
 torch.set_num_threads(1)  # the nets are tiny, and one thread makes every run the same to the bit
 
 BATCH, LATENT, WIDTH = 8, 4, 6
+KS = [BATCH, 6, 4, 1]
+TOLERANCE = 1e-12
 
 
 class Loss(NamedTuple):
@@ -69,6 +71,28 @@ class Critic(nn.Module):
         return self.score(self.body(x))
 
 
+class TwoOutputs(Critic):
+    """Score, and features and a Q head (InfoGAN) that the generator's loss reads too."""
+
+    def __init__(self, norm: str, form: type) -> None:
+        super().__init__(norm)
+        self.q = nn.Linear(16, 3).double()
+        self.form = form
+
+    def forward(self, x):
+        h = self.body(x)
+        outputs = {"score": self.score(h), "h": h, "q": self.q(h)}
+        return outputs if self.form is dict else self.form(outputs.values())
+
+
+def noise(batch: int = BATCH) -> Tensor:
+    return torch.randn(batch, LATENT, dtype=torch.float64)
+
+
+def reals(batch: int = BATCH) -> Tensor:
+    return torch.randn(batch, WIDTH, dtype=torch.float64)
+
+
 def make_topk(k: int, batch: int = BATCH, **settings: object) -> TopK:
     """A TopK that keeps ``k`` of ``batch`` rows from now on."""
     topk = TopK(gamma=k / batch, nu=k / batch, **settings)
@@ -105,6 +129,13 @@ def gradients(*nets: nn.Module) -> list[Tensor]:
 def clear(*nets: nn.Module) -> None:
     for net in nets:
         net.zero_grad(set_to_none=True)
+
+
+def backward(loss: Tensor, *nets: nn.Module) -> list[list[Tensor]]:
+    """The gradients of each net by ``loss`` alone."""
+    clear(*nets)
+    loss.backward()
+    return [gradients(net) for net in nets]
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:

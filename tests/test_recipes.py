@@ -12,11 +12,9 @@ import tomllib
 from pathlib import Path
 
 import launched
-import pytest
 from pages import ROOT, blocks, files, prose, shell
 
 ADAPTERS, PATCHES = "adapters/README.md", "patches/README.md"
-FOUND_BY_FILE = "topk_adapters" not in (ROOT / "adapters/mimicry.py").read_text()
 
 
 def written(folder: Path, *pages: str) -> Path:
@@ -104,7 +102,6 @@ def test_an_adapter_offered_by_a_plugin(tmp_path):
     assert "top-k adapter auto: tiny_gan (somebody/tiny-gan), " in done.err
 
 
-@pytest.mark.skipif(not FOUND_BY_FILE, reason="adapters are not found by their files yet")
 def test_an_adapter_in_a_checkout(tmp_path):
     """A checkout with one more file in adapters/, and not a line elsewhere."""
     folder = written(tmp_path, ADAPTERS)

@@ -3,26 +3,20 @@
 import sys
 
 import torch
-from torch import nn
+from networks import Scores, make_generator, make_loader
 from torch.nn.functional import softplus
-from torch.utils.data import DataLoader
 
 torch.manual_seed(28)
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-class Critic(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
-
-    def forward(self, x):
-        return self.net(x)
+class Critic(Scores):
+    pass
 
 
-loader = DataLoader(torch.randn(64, 2) + 1, batch_size=16, shuffle=True)
-G = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+loader = make_loader()
+G = make_generator()
 D = Critic()
 opt_g = torch.optim.Adam(G.parameters(), 2e-3)
 opt_d = torch.optim.Adam(D.parameters(), 2e-3)

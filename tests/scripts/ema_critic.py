@@ -5,22 +5,16 @@ import pickle
 import sys
 
 import torch
-from torch import nn
+from networks import Scores, make_generator, make_loader
 from torch.nn.functional import softplus
-from torch.utils.data import DataLoader
 
 torch.manual_seed(13)
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-class Critic(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
-
-    def forward(self, x):
-        return self.net(x)
+class Critic(Scores):
+    pass
 
 
 @torch.no_grad()
@@ -29,8 +23,8 @@ def update(ema, model, decay=0.9):
         old.lerp_(new, 1 - decay)
 
 
-loader = DataLoader(torch.randn(64, 2) + 1, batch_size=16, shuffle=True)
-G = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+loader = make_loader()
+G = make_generator()
 D = Critic()
 opt_g = torch.optim.Adam(G.parameters(), 2e-3)
 opt_d = torch.optim.Adam(D.parameters(), 2e-3)

@@ -3,31 +3,20 @@
 import sys
 
 import torch
-from torch import nn
+from networks import Scores, make_generator, make_loader
 from torch.nn.functional import softplus
-from torch.utils.data import DataLoader
 
 torch.manual_seed(36)
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-class Critic(nn.Module):
-    def __init__(self, width=2):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
-
-    def forward(self, x):
-        return self.net(x)
+class Critic(Scores):
+    pass
 
 
-def generator():
-    return nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
-
-
-loader = DataLoader(torch.randn(64, 2) + 1, batch_size=16, shuffle=True)
-
-G, D, second = generator(), Critic(), Critic()
+loader = make_loader()
+G, D, second = make_generator(), Critic(), Critic()
 opt_g = torch.optim.Adam(G.parameters(), 2e-3)
 opt_d = torch.optim.Adam(D.parameters(), 2e-3)
 opt_second = torch.optim.Adam(second.parameters(), 2e-3)

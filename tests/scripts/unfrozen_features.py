@@ -3,31 +3,21 @@
 import sys
 
 import torch
+from networks import Scores, make_generator, make_loader
 from torch import nn
 from torch.nn.functional import softplus
-from torch.utils.data import DataLoader
 
 torch.manual_seed(34)
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-class Critic(nn.Module):
-    def __init__(self, width=2):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
-
-    def forward(self, x):
-        return self.net(x)
+class Critic(Scores):
+    pass
 
 
-def generator():
-    return nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
-
-
-loader = DataLoader(torch.randn(64, 2) + 1, batch_size=16, shuffle=True)
-
-G, D, features = generator(), Critic(width=6), nn.Sequential(nn.Linear(2, 6), nn.Tanh())
+loader = make_loader()
+G, D, features = make_generator(), Critic(width=6), nn.Sequential(nn.Linear(2, 6), nn.Tanh())
 opt_g = torch.optim.Adam(G.parameters(), 2e-3)
 opt_d = torch.optim.Adam(D.parameters(), 2e-3)
 # hand: f = 1.0

@@ -118,15 +118,18 @@ class Audit:
         def restore() -> None:
             torch.autograd.backward = original
 
-        torch.autograd.backward = backward  # Tensor.backward, scalers and frameworks call it so
-        self._undo.callback(restore)
-        # compiled graphs are run more than once, which they do not allow by default
-        self._undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
-        # after the ledger's own, which counts the step
-        self._undo.callback(register_optimizer_step_post_hook(self._stepped).remove)
-        self.topk.observers.append(self._count)
-        self._undo.callback(self.topk.observers.remove, self._count)
-        self._undo.enter_context(self.seam.audited(self._loss, self._output))
+        with ExitStack() as undo:  # what fails to begin leaves nothing behind
+            # Tensor.backward, scalers and frameworks call it so
+            torch.autograd.backward = backward
+            undo.callback(restore)
+            # compiled graphs are run more than once, which they do not allow by default
+            undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
+            # after the ledger's own, which counts the step
+            undo.callback(register_optimizer_step_post_hook(self._stepped).remove)
+            self.topk.observers.append(self._count)
+            undo.callback(self.topk.observers.remove, self._count)
+            undo.enter_context(self.seam.audited(self._loss, self._output))
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:

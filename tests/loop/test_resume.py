@@ -1,96 +1,13 @@
 """A run that was checkpointed and goes on in another process is the run that was never cut."""
 
 import json
-import textwrap
-from pathlib import Path
 
 import pytest
-import torch
-from launched import Done, plain_run, topk_run
-
-GAN = '''
-"""A loop of three epochs that starts at --start and knows nothing of top-k."""
-import os, sys
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
-
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(0)
-
-
-class Critic(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
-
-    def forward(self, x):
-        return self.net(x)
-
-
-G = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
-data = torch.randn(32, 2) + 1
-
-
-def optimizers(G, D):
-    return (torch.optim.Adam(n.parameters(), 1e-2) for n in (G, D))
-
-
-def epoch(G, D, optG, optD, n, loader=None):
-    torch.manual_seed(100 + n)
-    for x in loader or DataLoader(data, batch_size=8, shuffle=True):
-        step(G, D, optG, optD, x)
-
-
-def step(G, D, optG, optD, x):
-    optD.zero_grad()
-    (D(G(torch.randn(8, 3)).detach()).mean() - D(x).mean()).backward()
-    optD.step()
-    optG.zero_grad()
-    (-D(G(torch.randn(8, 3))).mean()).backward()
-    optG.step()
-
-
-first, last = int(sys.argv[1]), int(sys.argv[2])  # epochs
-'''
-FLAGS = ("--gamma", "0.8", "--nu", "0.25")  # 8 6 5 4 3 2 of 8 rows
-KS = [8] * 4 + [6] * 4 + [5] * 4 + [4] * 4 + [3] * 4 + [2] * 4
-
-LOOP = """
-for n in range(first, last):
-    epoch(G, D, optG, optD, n)
-"""
-START = """
-from gan import *
-D = Critic()
-optG, optD = optimizers(G, D)
-"""
-
-IDLE = """
-for n in range(first, last):
-    if not first:
-        epoch(G, D, optG, optD, n)
-    else:
-        optG.zero_grad(); G(torch.randn(8, 3)).sum().backward(); optG.step()
-"""
-NO_LOADER = """
-for n in range(first, last):
-    epoch(G, D, optG, optD, n, list(DataLoader(data, batch_size=8)) if first else None)
-"""
+from launched import plain_run
+from resumed import CLEAN, KS, LOOP, START, check_resume, equal, go, weights, write
 
 WAYS = {  # how a script saves and loads; `old` is the checkpoint
-    "the critic's state_dict": START
-    + """
-if first:
-    old = torch.load("c.pt", weights_only=True)
-    for name, it in dict(G=G, D=D, optG=optG, optD=optD).items(): it.load_state_dict(old[name])
-"""
-    + LOOP
-    + """
-torch.save({"G": G.state_dict(), "D": D.state_dict(), "optG": optG.state_dict(),
-            "optD": optD.state_dict(), "epoch": last}, "c.pt")
-""",
+    "the critic's state_dict": CLEAN,
     "the critic's state_dict alone in a file": START
     + """
 if first:
@@ -219,171 +136,11 @@ torch.save([m.state_dict() for m in (G, D, optG, optD)], "c.pt")
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "gan.py").write_text(GAN)
-    return tmp_path
-
-
-def write(folder: Path, text: str) -> None:
-    """The script, which ends by writing the weights it ends with."""
-    text = textwrap.dedent(text) + "\nsd = {**G.state_dict(), **D.state_dict()}\n"
-    (folder / "train.py").write_text(
-        text + 'torch.save(list(sd.values()), f"w{first}-{last}.pt")\n'
-    )
-
-
-def go(
-    folder: Path, first: int, last: int, *flags: str, critic: str = "gan:Critic"
-) -> tuple[Done, list[int]]:
-    """Epochs ``first`` to ``last`` under `topk run`; also the k of each generator step."""
-    given = (*FLAGS, *flags, "--log", "log.jsonl")
-    done = topk_run(folder, "train.py", str(first), str(last), flags=given, critic=critic)
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return done, [json.loads(line)["k"] for line in lines]
-
-
-def weights(folder: Path, first: int, last: int) -> list[torch.Tensor]:
-    return torch.load(folder / f"w{first}-{last}.pt", weights_only=True)
-
-
-def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def check_resume(folder: Path, critic: str = "gan:Critic", *resumed: str) -> Done:
-    """Six epochs are three, a checkpoint, another process, and three more."""
-    whole, ks = go(folder, 0, 6, critic=critic)
-    assert whole.status == 0, whole.err
-    assert ks == KS
-    half, ks = go(folder, 0, 3, critic=critic)
-    assert half.status == 0, half.err
-    assert ks == KS[:12]
-    done, ks = go(folder, 3, 6, *resumed, critic=critic)
-    assert done.status == 0, done.err
-    assert ks == KS[12:]
-    assert equal(weights(folder, 3, 6), weights(folder, 0, 6))
-    assert not equal(weights(folder, 0, 3), weights(folder, 0, 6))
-    assert "Warning" not in done.err
-    return done
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resumed_run_is_the_uninterrupted_one(way, folder):
     write(folder, WAYS[way])
     done = check_resume(folder)
     assert "k 4 of 8" in done.err
-
-
-def test_the_verdict_of_a_resumed_run_counts_what_it_did_itself(folder):
-    write(folder, CLEAN)
-    done = check_resume(folder)
-    assert "verdict: 12 generator steps gated, 60 of 96 rows dropped, 3 epochs ended" in done.err
-
-
-def test_a_resumed_run_in_which_nothing_is_gated_is_an_error(folder):
-    """The resumed part trains without the critic: the steps of the first part do not excuse it."""
-    write(folder, CLEAN.replace(LOOP, IDLE))
-    assert go(folder, 0, 3)[0].status == 0
-    done, ks = go(folder, 3, 6)
-    assert (done.status, ks) == (3, [])
-    assert "NoEffectError" in done.err
-
-
-def test_a_resumed_run_whose_k_never_decays_says_so(folder):
-    write(folder, CLEAN.replace(LOOP, NO_LOADER))
-    assert go(folder, 0, 3)[0].status == 0
-    done, ks = go(folder, 3, 6)
-    assert (done.status, ks) == (0, [4] * 12)
-    assert "k never decayed (no DataLoader fed a generator step): pass --every N" in done.err
-
-
-BARE = (
-    START
-    + """
-from collections import OrderedDict
-if first:
-    old = torch.load("c.pt", weights_only=True)
-    for it, state in zip((G, D, optG, optD), old): it.load_state_dict(state)
-"""
-    + LOOP
-    + """
-states = [OrderedDict(m.state_dict()) for m in (G, D)]
-states += [{k: s[k] for k in ("state", "param_groups")} for s in
-           (optG.state_dict(), optD.state_dict())]
-torch.save(states, "c.pt")
-"""
-)
-
-
-def test_start_epoch_resumes_where_nothing_is_recorded(folder):
-    write(folder, BARE)
-    check_resume(folder, "gan:Critic", "--start-epoch", "3")
-
-
-def test_weights_without_a_record_are_warned_about(folder):
-    write(folder, BARE)
-    assert go(folder, 0, 3)[0].status == 0
-    done, ks = go(folder, 3, 6)
-    assert (done.status, ks) == (0, KS[:12])
-    assert done.err.count("--start-epoch T") == 1
-    assert "without a top-k record" in done.err
-    assert "Warning" not in go(folder, 3, 6, "--start-epoch", "3")[0].err
-    assert "Warning" not in go(folder, 3, 6, "--gamma", "1")[0].err
-    assert "Warning" not in go(folder, 0, 3)[0].err  # nothing is loaded
-
-
-CLEAN = WAYS["the critic's state_dict"]
-
-
-def test_a_checkpoint_from_before_top_k_is_warned_about(folder):
-    write(folder, CLEAN)
-    assert plain_run(folder, "train.py", "0", "3").status == 0
-    done, ks = go(folder, 3, 6)
-    assert (done.status, ks) == (0, KS[:12])
-    assert done.err.count("--start-epoch T") == 1
-
-
-def test_a_checkpoint_is_an_ordinary_one_without_the_plugin(folder):
-    write(folder, CLEAN)
-    assert go(folder, 0, 3)[0].status == 0
-    done = plain_run(folder, "train.py", "3", "6")  # strict, weights_only
-    assert done.status == 0, done.err
-    under = torch.load(folder / "c.pt", weights_only=True)
-    assert go(folder, 0, 3, "--gamma", "1")[0].status == 0
-    full = torch.load(folder / "c.pt", weights_only=True)
-    assert plain_run(folder, "train.py", "0", "3").status == 0
-    plain = torch.load(folder / "c.pt", weights_only=True)
-    assert list(under["D"]) == list(full["D"]) == list(plain["D"])
-    assert set(full["optG"]) - set(plain["optG"]) == {"topk_plugin"}
-    assert full["optD"].keys() == plain["optD"].keys()  # only the generator's
-
-
-MISMATCHES = {
-    ("--gamma", "0.9"): "gamma: 0.8 in the checkpoint, 0.9 now",
-    ("--nu", "0.5"): "nu: 0.25 in the checkpoint, 0.5 now",
-    ("--every", "7"): "every: 'epoch' in the checkpoint, 7 now",
-    ("--direction", "high"): "direction: 'auto' in the checkpoint, 'high' now",
-    ("--start-epoch", "2"): "epoch: 3 in the checkpoint, start_epoch 2 now",
-}
-
-
-def test_other_settings_than_the_checkpoints_end_in_status_3(folder):
-    write(folder, CLEAN)
-    assert go(folder, 0, 3)[0].status == 0
-    before = weights(folder, 0, 3)
-    for flags, difference in MISMATCHES.items():
-        done, ks = go(folder, 3, 6, *flags)
-        assert done.status == 3
-        assert "ResumeMismatch: the checkpoint was written under other top-k" in done.err
-        assert f"settings:\n  {difference}\n" in done.err
-        assert done.err.count("in the checkpoint") == 1
-        assert "Resume with the settings of the checkpoint" in done.err
-        assert "Traceback" not in done.err
-        assert not ks
-    done, ks = go(folder, 3, 6, "--gate", "shielded", "--start-epoch", "3")  # these may
-    assert (done.status, ks) == (0, KS[12:])
-    assert not equal(before, weights(folder, 3, 6))
 
 
 def test_steps_are_kept_where_k_decays_by_steps(folder):
@@ -566,14 +323,6 @@ for n in range(first, last):
     done, ks = go(folder, 0, 3)
     assert (done.status, ks) == (0, KS[:12]), done.err
     assert "verdict: 12 generator steps gated" in done.err
-
-
-def test_an_evaluation_of_a_checkpoint_says_that_nothing_stepped(folder):
-    write(folder, CLEAN)
-    assert go(folder, 0, 3)[0].status == 0
-    done, ks = go(folder, 3, 3)
-    assert (done.status, ks) == (0, [])
-    assert "verdict: no optimizer stepped" in done.err
 
 
 OWN = """

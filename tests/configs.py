@@ -1,0 +1,47 @@
+"""For each setting another value than its default; files of settings, and what is said of them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from topk_plugin.config import TopKConfig
+from topk_plugin.errors import ConfigError
+
+FIELDS = [field.name for field in dataclasses.fields(TopKConfig)]
+OTHER = {  # for each setting a value that is not the default, and how a user types it
+    "enabled": (False, "no"),
+    "gamma": (0.9, "0.9"),
+    "nu": (0.25, "0.25"),
+    "direction": ("low", "low"),
+    "gate": ("shielded", "shielded"),
+    "reduction": ("sum", "sum"),
+    "companions": ("follow", "follow"),
+    "every": (2000, "2000"),
+    "heads": (("adv", 2, -1), "adv, 2,-1"),
+    "start_epoch": (7, "7"),
+    "plugins": (("bottom-k", "mine"), "bottom-k, mine"),
+}
+
+
+def config_file(text: str | bytes) -> Path:
+    path = Path("cfg.yaml")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def from_file(text: str | bytes) -> TopKConfig:
+    return TopKConfig.from_sources({}, {}, config_file(text))
+
+
+def refusal(text: str | bytes) -> str:
+    """What the error says of a file with this text."""
+    path = config_file(text)
+    with pytest.raises(ConfigError) as error:
+        TopKConfig.from_sources({}, {}, path)
+    return str(error.value)
+
+
+def as_yaml(name: str, value: object) -> str:
+    return yaml.safe_dump({name: list(value) if isinstance(value, tuple) else value})
