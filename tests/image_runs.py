@@ -13,8 +13,8 @@ from torch import nn
 
 from topk_plugin.reference import fid, images, ranks, runs, sources
 from topk_plugin.reference.data import load_images
-from topk_plugin.reference.experiments import MODELS
 from topk_plugin.reference.images import Settings, Training
+from topk_plugin.reference.models import MODELS
 from topk_plugin.reference.runs import Job, Member, train
 
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from topk_plugin.reference.mixture import (
     mode_coverage,
     nearest_mode,
     stacks,
-    stream,
 )
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import Member
 
 SMALL = Settings(

@@ -13,7 +13,8 @@ import pytest
 
 from topk_plugin.errors import ConfigError, RunError, TopKError
 from topk_plugin.reference import figures, report, statistics
-from topk_plugin.reference.experiments import ABLATED, EXPERIMENTS, MODELS, RESULTS
+from topk_plugin.reference.experiments import EXPERIMENTS, RESULTS
+from topk_plugin.reference.models import ABLATED, MODELS
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.study import VARIANTS
 

@@ -15,7 +15,7 @@ from torchvision import datasets, transforms
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.reference import sources
 from topk_plugin.reference.data import load_images, resized
-from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.sources import Cached, Streamed, open_folder, permutation, source
 
 CPU = torch.device("cpu")

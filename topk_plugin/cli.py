@@ -321,7 +321,7 @@ def _names(text: str) -> list[str]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from topk_plugin.reference.statistics import needed
+    from topk_plugin.reference.extras import needed
 
     for module in ("filelock", "sklearn", "scipy", "torchvision", "matplotlib", "pytorch_fid"):
         needed(module)  # before training, not after it

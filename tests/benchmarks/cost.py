@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from topk_plugin.reference import fid, images
-from topk_plugin.reference.experiments import ARMS, EXPERIMENTS, MODELS
+from topk_plugin.reference.experiments import EXPERIMENTS
 from topk_plugin.reference.image_settings import Settings
 from topk_plugin.reference.images import Training
+from topk_plugin.reference.models import ARMS, MODELS
 from topk_plugin.reference.runs import Member, keep_memory, settings_of
 
 RESULTS = {"table3": 10, "table4": 1_000, "table5": 10, "neurips": 10}

@@ -33,9 +33,11 @@ from torch.optim import Adam
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.reference.data import CLASSES, GREY, SIZE, Images, centred, load_images, resized
-from topk_plugin.reference.mixture import is_number, stream, update
+from topk_plugin.reference.mixture import update
 from topk_plugin.reference.networks import mnist
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import Member, Row, Tell
+from topk_plugin.reference.settings import Rule, check, is_number, is_whole
 
 SPLITS = ("disjoint", "original")
 SPLIT_SEED = 42  # of both repositories
@@ -80,17 +82,10 @@ class Settings:
     bigan_weight: float = 0.1  # of the critic's part in the anomaly score
 
     def __post_init__(self) -> None:
-        for names, fits, expected in RULES:
-            for name in names:
-                if not fits(value := getattr(self, name)):
-                    raise ConfigError(f"{name}: found {value!r}, expected {expected}")
+        check(self, RULES)
 
 
-def _whole(value: object, least: int, multiple: int = 1) -> bool:
-    return type(value) is int and value >= least and value % multiple == 0
-
-
-RULES = [
+RULES: list[Rule] = [
     (["dataset"], lambda v: v in GREY, f"one of {', '.join(GREY)}"),
     (["data"], lambda v: v is None or isinstance(v, str), "a path"),
     (["download"], lambda v: isinstance(v, bool), "true or false"),
@@ -100,11 +95,11 @@ RULES = [
     (
         ["measure_every", "meg_epochs", "meg_latent", "meg_energy_steps", "bigan_epochs",
          "bigan_latent"],
-        lambda v: _whole(v, 1), "a whole number, at least 1",
+        lambda v: is_whole(v, 1), "a whole number, at least 1",
     ),
-    (["meg_batch", "bigan_batch"], lambda v: _whole(v, 2), "a whole number, at least 2"),
-    (["meg_dim"], lambda v: _whole(v, 8, 8), "a multiple of 8"),
-    (["bigan_dim"], lambda v: _whole(v, 2, 2), "a multiple of 2"),
+    (["meg_batch", "bigan_batch"], lambda v: is_whole(v, 2), "a whole number, at least 2"),
+    (["meg_dim"], lambda v: is_whole(v, 8, 8), "a multiple of 8"),
+    (["bigan_dim"], lambda v: is_whole(v, 2, 2), "a multiple of 2"),
     (
         ["meg_penalty", "meg_learning_rate", "bigan_learning_rate"],
         lambda v: is_number(v) and v > 0, "a number above 0",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from topk_plugin.errors import ConfigError, RunError
-from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import write_atomically
 
 BATCH = 64  # images at once

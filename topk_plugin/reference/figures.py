@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.reference import experiments
+from topk_plugin.reference import models
+from topk_plugin.reference.extras import needed
 from topk_plugin.reference.mixture import grid_modes
 from topk_plugin.reference.runs import Member
-from topk_plugin.reference.statistics import BINS, Summary, needed, summary, without_topk
+from topk_plugin.reference.statistics import BINS, Summary, summary, without_topk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +30,11 @@ ARMS = {
     "top-k+meg": "top-k MEG",
     **{
         before + name: words + model.title
-        for name, model in experiments.MODELS.items()
+        for name, model in models.MODELS.items()
         for before, words in (("", ""), ("top-k+", "top-k "))
     },
-    **{n: f"gamma {arm.gamma:g}" for n, arm in experiments.ARMS.items() if arm.gamma is not None},
-    **{n: f"nu {arm.nu:g}" for n, arm in experiments.ARMS.items() if arm.nu is not None},
+    **{n: f"gamma {arm.gamma:g}" for n, arm in models.ARMS.items() if arm.gamma is not None},
+    **{n: f"nu {arm.nu:g}" for n, arm in models.ARMS.items() if arm.nu is not None},
     "critic": "top-k on the critic (D)",
     "both": "top-k on both (G & D)",
 }

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from topk_plugin.errors import unknown_name
-from topk_plugin.reference.experiments import ARMS, MODELS, Arm, Model
 from topk_plugin.reference.image_settings import Settings
+from topk_plugin.reference.models import ARMS, MODELS, Arm, Model
 from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
 from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from topk_plugin.errors import ConfigError
 from topk_plugin.reference import fid, ranks
 from topk_plugin.reference.data import DATASETS
-from topk_plugin.reference.mixture import is_number
+from topk_plugin.reference.settings import Rule, check, is_number, is_whole
 from topk_plugin.reference.sources import FOLDER
 
 KNOWN = (*DATASETS, FOLDER)
@@ -47,10 +47,7 @@ class Settings:
     score_every: int = 10_000
 
     def __post_init__(self) -> None:
-        for names, fits, expected in RULES:
-            for name in names:
-                if not fits(value := getattr(self, name)):
-                    raise ConfigError(f"{name}: found {value!r}, expected {expected}")
+        check(self, RULES)
         parts = self.accumulation * ranks.launched()
         if self.batch % parts:
             raise ConfigError(
@@ -64,11 +61,7 @@ class Settings:
             )
 
 
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-RULES = [
+RULES: list[Rule] = [
     (["dataset"], lambda v: v in KNOWN, f"one of {', '.join(KNOWN)}"),
     (["inception_sha256"], lambda v: isinstance(v, str), "hexadecimal digits"),
     (["data", "inception"], lambda v: v is None or isinstance(v, str), "a path"),
@@ -79,12 +72,12 @@ RULES = [
     (["channels"], lambda v: v in (None, 1, 3), "1, 3 or null"),
     (
         ["accumulation", "measure_every", "score_every"],
-        lambda v: _whole(v, 1), "a whole number, at least 1",
+        lambda v: is_whole(v, 1), "a whole number, at least 1",
     ),
-    (["batch", "samples"], lambda v: _whole(v, 2), "a whole number, at least 2"),
+    (["batch", "samples"], lambda v: is_whole(v, 2), "a whole number, at least 2"),
     (
         ["iterations", "decoders", "decay_every"],
-        lambda v: v is None or _whole(v, 1), "a whole number, at least 1, or null",
+        lambda v: v is None or is_whole(v, 1), "a whole number, at least 1, or null",
     ),
     (["gamma", "nu", "width"], lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
     (

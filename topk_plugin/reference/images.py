@@ -35,7 +35,7 @@ from topk_plugin.reference.image_models import (
 )
 from topk_plugin.reference.image_settings import Settings
 from topk_plugin.reference.losses import LOSSES
-from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.regularizers import (
     clip_weights_,
     consistency,

@@ -12,7 +12,6 @@ captured once; k lies on the device, so that the graph replays as k changes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from torch.nn import functional
 
 from topk_plugin import TopK, hookimpl
 from topk_plugin.errors import ConfigError
+from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.settings import is_number, require
 
 CHUNK = 100
 """Iterations whose data are drawn at once."""
@@ -97,20 +98,6 @@ class Settings:
         require(self.prior in PRIORS, "prior", self.prior, [*PRIORS])
 
 
-def require(fits: bool, name: str, found: Any, expected: Any) -> None:
-    """Raises ConfigError unless the setting ``name`` fits."""
-    if not fits:
-        raise ConfigError(f"{name}: found {found!r}, expected {expected}")
-
-
-def is_number(value: object) -> bool:
-    """Whether it is one, and finite."""
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
-# --- data and metrics ---------------------------------------------------------------------------
-
-
 def grid_modes(modes: int, spacing: float) -> Tensor:
     """The modes' centres, (modes, 2): a square grid around the origin.
 
@@ -146,12 +133,6 @@ def nearest_mode(samples: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     # not cdist: its matrix form loses digits where a sample lies on a mode
     distance, nearest = (samples[:, None] - centers).norm(dim=2).min(dim=1)
     return nearest, distance
-
-
-def stream(*key: str | int, device: torch.device) -> torch.Generator:
-    """A random stream of its own for each key, the same whatever was drawn before."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest) >> 1)
 
 
 def latents(settings: Settings, rows: Sequence[int], generator: torch.Generator) -> Tensor:

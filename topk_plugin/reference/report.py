@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from topk_plugin.errors import ConfigError, RunError
-from topk_plugin.reference.experiments import ABLATED, EXPERIMENTS
-from topk_plugin.reference.experiments import ARMS as TRAINED
+from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.extras import needed
 from topk_plugin.reference.figures import (
     ARMS,
     Point,
@@ -36,6 +36,8 @@ from topk_plugin.reference.figures import (
     sheets_figure,
     span,
 )
+from topk_plugin.reference.models import ABLATED
+from topk_plugin.reference.models import ARMS as TRAINED
 from topk_plugin.reference.runs import Member, Row
 from topk_plugin.reference.statistics import (
     BINS,
@@ -49,7 +51,6 @@ from topk_plugin.reference.statistics import (
     contrast,
     decimals,
     movement,
-    needed,
     ordered,
     paired_difference,
     summary,

@@ -31,7 +31,7 @@ from topk_plugin.reference.data import (
     resized,
     torchvision_datasets,
 )
-from topk_plugin.reference.mixture import stream
+from topk_plugin.reference.randomness import stream
 
 FOLDER = "folder"
 """The data set's name where ``path`` is any folder that holds a folder for each class."""

@@ -13,14 +13,13 @@ the same weights and see the same data.
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from topk_plugin.errors import TopKError
-from topk_plugin.reference.experiments import ARMS
+from topk_plugin.reference.extras import needed
+from topk_plugin.reference.models import ARMS
 from topk_plugin.reference.runs import Member, Row
 
 Paper = Mapping[tuple[str, int, str], float]
@@ -277,18 +276,3 @@ def with_interval(found: Summary, digits: int) -> str:
     numbers = [found.mean, *(found.interval or ())]
     mean, *ends = [f"{number:+z.{digits}f}" for number in numbers]  # z: no -0.0
     return f"{mean} [{', '.join(ends)}]" if ends else mean
-
-
-def needed(module: str) -> Any:
-    """A module of the extra "reference".
-
-    Raises:
-        TopKError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise TopKError(
-            f"the reference experiments need {error.name}, which is not installed: "
-            "pip install 'topk_plugin[reference]'"
-        ) from error
