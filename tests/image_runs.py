@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from topk_plugin.reference import fid, images, ranks, runs, sources
+from topk_plugin.reference import fid, images, sources
 from topk_plugin.reference.data import load_images
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.models import MODELS
-from topk_plugin.reference.runs import Job, Member, train
+from topk_plugin.reference.runs import Job, Member, ranks, train
+from topk_plugin.reference.runs import job as jobs
 
 CPU = torch.device("cpu")
 TINY = Settings(
@@ -111,7 +112,7 @@ def of_two(rank: int, folder, port: int) -> None:
             train(job("undisturbed"), lambda done, total: told.append(done))
             (folder / f"told-{rank}").write_text(json.dumps(told))
             step = Training._generator_step
-            patch.setattr(runs, "SAVE_SECONDS", 0)
+            patch.setattr(jobs, "SAVE_SECONDS", 0)
 
             def killed(self, *drawn) -> None:
                 if self.iteration == 3:  # between two measurements

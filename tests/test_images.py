@@ -27,12 +27,12 @@ from torch.nn.utils import parametrize
 
 from topk_plugin.cli import main
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import images, ranks, sources
+from topk_plugin.reference import images, sources
 from topk_plugin.reference.experiments import EXPERIMENTS
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.models import ARMS, MODELS, Arm
 from topk_plugin.reference.report import read_run
-from topk_plugin.reference.runs import Member, Request, load_checkpoint, reproduce
+from topk_plugin.reference.runs import Member, Request, load_checkpoint, ranks, reproduce
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -23,7 +24,17 @@ from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import mixture, runs
 from topk_plugin.reference import report as reports
 from topk_plugin.reference.experiments import EXPERIMENTS
-from topk_plugin.reference.runs import Job, Member, Request, load_checkpoint, reproduce, settings_of
+from topk_plugin.reference.runs import (
+    Job,
+    Member,
+    Request,
+    load_checkpoint,
+    reproduce,
+    reproduction,
+    settings_of,
+    workers,
+)
+from topk_plugin.reference.runs import job as jobs
 
 CPU = torch.device("cpu")
 TINY = {
@@ -124,7 +135,7 @@ def test_a_run_trains_measures_and_keeps_what_its_trainer_says(undisturbed):
 
 def test_a_run_that_ended_is_left_as_it_is(undisturbed, monkeypatch):
     before = contents(undisturbed)
-    monkeypatch.setattr(runs, "train_all", None)
+    monkeypatch.setattr(reproduction, "train_all", None)
     assert reproduce(request(undisturbed)) == undisturbed
     assert contents(undisturbed) == before
 
@@ -150,7 +161,7 @@ class Counting:
         self.iterations, self.iteration = 1000, 0
 
     def advance(self, until: int) -> None:
-        assert self.iteration < until <= self.iteration + 1000 // runs.SLICES
+        assert self.iteration < until <= self.iteration + 1000 // jobs.SLICES
         self.iteration = until
 
     def measure(self) -> list[dict]:
@@ -232,7 +243,7 @@ def test_rows_after_the_last_checkpoint_are_cut_off(tmp_path, undisturbed, monke
         return save(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_checkpoint", killed)
+        patch.setattr(jobs, "save_checkpoint", killed)
         with pytest.raises(Killed):
             reproduce(request(out))
     job = out / "jobs" / "000"
@@ -254,7 +265,7 @@ def test_a_checkpoint_is_written_by_the_clock_too(tmp_path, undisturbed, monkeyp
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "SAVE_SECONDS", 0)
+        patch.setattr(jobs, "SAVE_SECONDS", 0)
         with pytest.raises(Killed):
             reproduce(request(out), lambda jobs: ShownTo(killed))
     assert seen == list(range(1, 8))
@@ -361,7 +372,7 @@ def test_table2_killed_and_resumed_ends_bit_identical(tmp_path):
 
 
 def test_workers_that_vanish_are_missed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_work", print)  # ends without a message
+    monkeypatch.setattr(workers, "_work", print)  # ends without a message
     with pytest.raises(RunError, match="ended without a word .* same command"):
         reproduce(request(tmp_path / "run", workers=2))
     assert not multiprocessing.active_children()
@@ -463,13 +474,13 @@ def test_a_folder_without_permission_is_named(tmp_path):
 
 def flipped(content: bytes) -> bytes:
     """One bit of one weight."""
-    saved = torch.load(runs.io.BytesIO(content), weights_only=True)
+    saved = torch.load(io.BytesIO(content), weights_only=True)
     at = content.index(saved["training"]["generator"][2].numpy().tobytes())
     return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
 
 
 def other_file(content: bytes) -> bytes:
-    file = runs.io.BytesIO()
+    file = io.BytesIO()
     torch.save({"weight": torch.ones(3)}, file)
     return file.getvalue()
 
@@ -673,7 +684,7 @@ def test_a_journal_that_may_not_grow(unfinished, undisturbed):
 
 
 def test_a_job_that_another_process_trains(unfinished, undisturbed, monkeypatch):
-    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "LOCK_SECONDS", 0.1)
     program = """
 import filelock, sys
 lock = filelock.FileLock(sys.argv[1])
@@ -809,7 +820,7 @@ def test_the_command_says_what_to_train_and_shows_it(terminal, tmp_path, capsys,
     out = tmp_path / "run"
     arguments = ["reproduce", "figure3", "--preset", "short", "--seeds", "3", "--device", "cpu",
                  "--workers", "2", "--out", str(out)]  # fmt: skip
-    monkeypatch.setattr(runs, "train_all", told_of_progress)
+    monkeypatch.setattr(reproduction, "train_all", told_of_progress)
     settings = TINY | {"step": "adam", "probes": "20"}
     for item in settings.items():
         arguments += ["--set", "=".join(item)]

@@ -36,7 +36,7 @@ from topk_plugin.reference.data import CLASSES, GREY, SIZE, Images, centred, loa
 from topk_plugin.reference.mixture import update
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.randomness import stream
-from topk_plugin.reference.runs import Member, Row, Tell
+from topk_plugin.reference.runs.records import Member, Row, Tell
 from topk_plugin.reference.settings import Rule, check, is_number, is_whole
 
 SPLITS = ("disjoint", "original")

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.reference.randomness import stream
-from topk_plugin.reference.runs import write_atomically
+from topk_plugin.reference.runs.files import write_atomically
 
 BATCH = 64  # images at once
 

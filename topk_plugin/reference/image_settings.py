@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.reference import fid, ranks
+from topk_plugin.reference import fid
 from topk_plugin.reference.data import DATASETS
+from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.settings import Rule, check, is_number, is_whole
 from topk_plugin.reference.sources import FOLDER
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import fid, ranks
+from topk_plugin.reference import fid
 from topk_plugin.reference.data import load_images
 from topk_plugin.reference.image_models import (
     arm_of,
@@ -44,7 +44,8 @@ from topk_plugin.reference.regularizers import (
     mode_seeking,
     shifted_and_flipped,
 )
-from topk_plugin.reference.runs import Member, Row, Tell
+from topk_plugin.reference.runs import ranks
+from topk_plugin.reference.runs.records import Member, Row, Tell
 from topk_plugin.reference.sources import CACHED_BYTES, FOLDER, Cached, Source, source
 
 DISTRIBUTED = True

@@ -24,7 +24,7 @@ from torch.nn import functional
 from topk_plugin import TopK, hookimpl
 from topk_plugin.errors import ConfigError
 from topk_plugin.reference.randomness import stream
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.settings import is_number, require
 
 CHUNK = 100

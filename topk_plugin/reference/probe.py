@@ -24,7 +24,7 @@ from topk_plugin import TopK
 from topk_plugin.reference import mixture
 from topk_plugin.reference.mixture import grid_modes, latents, mlp, nearest_mode, stacks
 from topk_plugin.reference.randomness import stream
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.settings import is_number, require
 
 __all__ = ["Movement", "Settings", "Training", "movement_by_bin", "stacks"]

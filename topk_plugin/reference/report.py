@@ -38,7 +38,7 @@ from topk_plugin.reference.figures import (
 )
 from topk_plugin.reference.models import ABLATED
 from topk_plugin.reference.models import ARMS as TRAINED
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.statistics import (
     BINS,
     CLAIMS,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from topk_plugin.reference.extras import needed
 from topk_plugin.reference.models import ARMS
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs.records import Member, Row
 
 Paper = Mapping[tuple[str, int, str], float]
 """The paper's numbers, by metric, cell and arm."""

@@ -14,7 +14,7 @@ import torch
 
 from topk_plugin.reference import mixture
 from topk_plugin.reference.mixture import Settings
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.runs.records import Member, Row
 
 __all__ = ["VARIANTS", "Settings", "Training", "stacks"]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from topk_plugin.reference.runs import Job
+from topk_plugin.reference.runs.records import Job
 
 
 def label(job: Job) -> str:
