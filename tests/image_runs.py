@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from topk_plugin.reference import fid, images, sources
-from topk_plugin.reference.data import load_images
+from topk_plugin.reference import fid, images
+from topk_plugin.reference.data import batches
+from topk_plugin.reference.data.named import load_images
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.models import MODELS
 from topk_plugin.reference.runs import Job, Member, ranks, train
@@ -125,10 +126,10 @@ def of_two(rank: int, folder, port: int) -> None:
             patch.setattr(Training, "_generator_step", step)
             train(job("resumed"))
             with patch.context() as streaming:
-                streaming.setattr(sources, "CACHED_BYTES", 0)
+                streaming.setattr(batches, "CACHED_BYTES", 0)
 
                 def streamed(*args, **options):  # epochs of 250 steps
-                    return sources.source(*args, **options | {"workers": 0})
+                    return batches.source(*args, **options | {"workers": 0})
 
                 streaming.setattr(images, "source", streamed)
                 known = fid.classifier(load_images("digits"), CPU)  # none for what is not in memory

@@ -15,7 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.reference.data import COUNTS, load_images, resized
+from topk_plugin.reference.data.named import load_images, resized
+from topk_plugin.reference.data.readers import COUNTS
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (8, 28, 28), np.uint8), np.arange(8, dtype=np.uint8)

@@ -27,7 +27,8 @@ from torch.nn.utils import parametrize
 
 from topk_plugin.cli import main
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import images, sources
+from topk_plugin.reference import images
+from topk_plugin.reference.data import batches
 from topk_plugin.reference.experiments import EXPERIMENTS
 from topk_plugin.reference.images import Settings, Training
 from topk_plugin.reference.models import ARMS, MODELS, Arm
@@ -619,7 +620,7 @@ def test_a_folder_has_a_classifier_of_its_own(tmp_path, monkeypatch):
     found.advance(6)
     score = found.measure()[1]
     assert (score["real"], score["data"], score["nonfinite"]) == (24, known["name"], 0)
-    monkeypatch.setattr(sources, "CACHED_BYTES", 100)
+    monkeypatch.setattr(batches, "CACHED_BYTES", 100)
     with pytest.raises(ConfigError, match="expected at most .* MiB, on which one is trained"):
         images.prepare(settings, [SIZE], ["sngan"], CPU, lambda *told: None)
 

@@ -13,10 +13,13 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from topk_plugin.errors import ConfigError, RunError
-from topk_plugin.reference import sources
-from topk_plugin.reference.data import load_images, resized
+from topk_plugin.reference.data import batches
+from topk_plugin.reference.data import folder as folders
+from topk_plugin.reference.data.batches import Cached, Streamed, source
+from topk_plugin.reference.data.folder import open_folder
+from topk_plugin.reference.data.named import load_images, resized
+from topk_plugin.reference.data.order import permutation
 from topk_plugin.reference.randomness import stream
-from topk_plugin.reference.sources import Cached, Streamed, open_folder, permutation, source
 
 CPU = torch.device("cpu")
 SIZE, BATCH = 16, 4
@@ -57,7 +60,7 @@ def root(tmp_path_factory):
 def kind(request, monkeypatch):
     """A folder's images are kept, or they are not."""
     if request.param == "streamed":
-        monkeypatch.setattr(sources, "CACHED_BYTES", 0)
+        monkeypatch.setattr(batches, "CACHED_BYTES", 0)
     return request.param
 
 
@@ -118,7 +121,7 @@ def test_a_batch_is_told_by_its_number_and_the_seed(root, kind):
 def test_streams_begin_anywhere(root, monkeypatch, workers):
     """And go on with the same processes."""
     cached = folder(root)
-    monkeypatch.setattr(sources, "CACHED_BYTES", 0)
+    monkeypatch.setattr(batches, "CACHED_BYTES", 0)
     streamed, beside = folder(root, workers=workers), []
     for step in (0, 1, 2, 9, 11, 12, 3, 3, 10**6):
         for mine, his in zip(streamed.at(step), cached.at(step), strict=True):
@@ -195,7 +198,7 @@ def test_few_images_of_many_are_probed(tmp_path, monkeypatch):
     """Evenly spaced, the first and the last of them included."""
     write(tmp_path, {"a/0.png": (9, 9, "L"), "a/1.png": (9, 9, "RGB"), "a/2.png": (9, 9, "L")})
     assert open_folder(str(tmp_path), SIZE).facts.channels == 3
-    monkeypatch.setattr(sources, "PROBED", 2)
+    monkeypatch.setattr(folders, "PROBED", 2)
     assert open_folder(str(tmp_path), SIZE).facts.channels == 1
 
 
@@ -208,8 +211,8 @@ def test_channels_of_data_sets_in_memory():
 @pytest.mark.parametrize("whole", [True, False])
 def test_digests_are_of_paths_and_contents(root, tmp_path, monkeypatch, whole):
     if not whole:
-        monkeypatch.setattr(sources, "HASHED_BYTES", 100)
-        monkeypatch.setattr(sources, "ENDS", 10)
+        monkeypatch.setattr(folders, "HASHED_BYTES", 100)
+        monkeypatch.setattr(folders, "ENDS", 10)
     files = hashlib.sha256()
     for name in sorted(os.fsencode(name) for name in ORDER):
         content = (root / os.fsdecode(name)).read_bytes()
@@ -275,7 +278,7 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_images_are_named(root, tmp_path, kind, damage, workers, monkeypatch):
     """Also from another process, and then without its traceback."""
-    monkeypatch.setattr(sources, "PROBED", 1)  # which is another image
+    monkeypatch.setattr(folders, "PROBED", 1)  # which is another image
     copied = shutil.copytree(root, tmp_path / "zoo")
     change, says = DAMAGED[damage]
     path = copied / "dog/a.png"
@@ -304,8 +307,8 @@ def test_what_is_probed_is_named_at_once(root, tmp_path):
 
 
 def test_a_mended_image_goes_on(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CACHED_BYTES", 0)
-    monkeypatch.setattr(sources, "PROBED", 1)
+    monkeypatch.setattr(batches, "CACHED_BYTES", 0)
+    monkeypatch.setattr(folders, "PROBED", 1)
     copied = shutil.copytree(root, tmp_path / "zoo")
     found, path = folder(copied, batch=1, workers=1), copied / "dog/a.png"
     good = path.read_bytes()
@@ -330,9 +333,9 @@ def test_a_killed_process_is_no_riddle():
     for message in ("DataLoader worker (pid 7) is killed by signal: Killed. \nMore",
                     "DataLoader worker (pid(s) 7) exited unexpectedly"):  # fmt: skip
         with pytest.raises(RunError, match="images ended .DataLoader worker .* take fewer of them"):
-            sources._next(ended(message))
+            batches._next(ended(message))
     with pytest.raises(RuntimeError, match="^something else$"):
-        sources._next(ended("something else"))
+        batches._next(ended("something else"))
 
 
 def work(path, box):

@@ -32,7 +32,8 @@ from torch.optim import Adam
 
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.reference.data import CLASSES, GREY, SIZE, Images, centred, load_images, resized
+from topk_plugin.reference.data.named import Images, centred, load_images, resized
+from topk_plugin.reference.data.readers import CLASSES, GREY, SIZE
 from topk_plugin.reference.mixture import update
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.randomness import stream

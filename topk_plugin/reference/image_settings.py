@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from topk_plugin.errors import ConfigError
 from topk_plugin.reference import fid
-from topk_plugin.reference.data import DATASETS
+from topk_plugin.reference.data.batches import FOLDER
+from topk_plugin.reference.data.readers import DATASETS
 from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.settings import Rule, check, is_number, is_whole
-from topk_plugin.reference.sources import FOLDER
 
 KNOWN = (*DATASETS, FOLDER)
 FEATURES = ("inception", "classifier")

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import fid
-from topk_plugin.reference.data import load_images
+from topk_plugin.reference.data.batches import CACHED_BYTES, FOLDER, Cached, Source, source
+from topk_plugin.reference.data.named import load_images
 from topk_plugin.reference.image_models import (
     arm_of,
     averaged_copy,
@@ -46,7 +47,6 @@ from topk_plugin.reference.regularizers import (
 )
 from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.runs.records import Member, Row, Tell
-from topk_plugin.reference.sources import CACHED_BYTES, FOLDER, Cached, Source, source
 
 DISTRIBUTED = True
 """Ranks that torchrun started train one model together."""

@@ -1,5 +1,6 @@
 """The GANs of images that the experiments train, each as the paper that proposed it has it, and the
-arms that they make: where top-k comes in, with which gamma and nu."""
+arms that they make: where top-k comes in, with which gamma and nu.
+"""
 
 from __future__ import annotations
 
