@@ -18,7 +18,14 @@ from torch import nn
 
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.reference import fid
-from topk_plugin.reference.fid import Features, Statistics, frechet_distance
+from topk_plugin.reference.fid import (
+    Features,
+    Statistics,
+    classifier_features,
+    frechet_distance,
+    inception_features,
+)
+from topk_plugin.reference.fid.cache import cached
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)
@@ -256,7 +263,7 @@ def test_the_distance_of_two_folders_is_pytorch_fids(theirs, weights, folders, m
     paths = [str(folder) for folder, _ in folders]
     expected = theirs.calculate_fid_given_paths(paths, 5, "cpu", 64, num_workers=0)
 
-    network = fid.inception_network(state, 64)
+    network = inception_features.inception_network(state, 64)
     found = [Statistics(64), Statistics(64)]
     for (_, pixels), one in zip(folders, found, strict=True):
         for part in pixels.split(4):
@@ -302,7 +309,7 @@ def test_only_the_published_weights_give_what_is_called_fid(weights, inception, 
     assert inception.digest == digest
     assert inception.version == "pytorch-fid 0.3.0"
 
-    monkeypatch.setattr(fid, "PUBLISHED", digest[:8])
+    monkeypatch.setattr(inception_features, "PUBLISHED", digest[:8])
     state = torch.get_rng_state()
     published = fid.inception(weights, CPU, digest[:8])
     assert torch.equal(torch.get_rng_state(), state)
@@ -432,7 +439,7 @@ def test_a_classifier_sees_any_size_and_no_autocast(classifier):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(fid, "STEPS", 3)
+    monkeypatch.setattr(classifier_features, "STEPS", 3)
 
 
 @pytest.mark.usefixtures("short")
@@ -457,7 +464,7 @@ def test_a_classifier_is_the_same_whatever_was_drawn_before(tmp_path):
 @pytest.mark.usefixtures("short")
 def test_a_classifier_is_trained_once(tmp_path, monkeypatch):
     first = fid.classifier(digits(), CPU, tmp_path)
-    monkeypatch.setattr(fid, "_trained", None)
+    monkeypatch.setattr(classifier_features, "_trained", None)
     again = fid.classifier(digits(), CPU, tmp_path)
     assert (again.name, again.digest) == (first.name, first.digest)
     pixels = digits().pixels[:5]
@@ -585,7 +592,7 @@ def test_processes_that_ask_at_once_get_what_one_of_them_makes(tmp_path):
 
     def ask():
         started.wait()
-        found.append(fid._cached(tmp_path, {"what": "x"}, make))
+        found.append(cached(tmp_path, {"what": "x"}, make))
 
     found: list = []
     threads = [threading.Thread(target=ask) for _ in range(2)]

@@ -28,8 +28,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from topk_plugin.reference import fid, images
+from topk_plugin.reference import images
 from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.fid.inception_features import POOL3, inception_network
 from topk_plugin.reference.image_settings import Settings
 from topk_plugin.reference.images import Training
 from topk_plugin.reference.models import ARMS, MODELS
@@ -107,7 +108,7 @@ def of_inception(options: argparse.Namespace) -> Cost:
     device = torch.device(options.device)
     with pytest.MonkeyPatch.context() as patch:  # the weights stay as they are drawn
         patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        network = fid.inception_network({}, fid.POOL3).to(device)
+        network = inception_network({}, POOL3).to(device)
     network = network.to(memory_format=torch.channels_last)
     rows = min(options.images or 64, 64)
     seen = torch.rand(rows, 3, 32, 32, device=device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.reference import fid
 from topk_plugin.reference.data.batches import FOLDER
 from topk_plugin.reference.data.readers import DATASETS
+from topk_plugin.reference.fid.inception_features import PUBLISHED
 from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.settings import Rule, check, is_number, is_whole
 
@@ -38,7 +38,7 @@ class Settings:
     samples: int = 50_000  # whose statistics are compared with those of all training images
     features: str = "inception"  # or "classifier", which is trained on the data set
     inception: str | None = None  # path of its weights; None: torch hub's cache
-    inception_sha256: str = fid.PUBLISHED  # how that file's digest begins
+    inception_sha256: str = PUBLISHED  # how that file's digest begins
     average: float | None = None  # decay of averaged weights, 0 for none; None: the model's
     bf16: bool = False  # mixed precision
     compile: bool = False

@@ -24,9 +24,13 @@ from torch import Tensor, nn
 
 from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
-from topk_plugin.reference import fid
 from topk_plugin.reference.data.batches import CACHED_BYTES, FOLDER, Cached, Source, source
 from topk_plugin.reference.data.named import load_images
+from topk_plugin.reference.fid.classifier_features import classifier
+from topk_plugin.reference.fid.features import Features, to_pixels
+from topk_plugin.reference.fid.frechet import Statistics
+from topk_plugin.reference.fid.inception_features import inception
+from topk_plugin.reference.fid.scores import generated_statistics, reference_statistics, score
 from topk_plugin.reference.image_models import (
     arm_of,
     averaged_copy,
@@ -102,7 +106,7 @@ def prepare(
         tell(f"{images.name}: {images.nbytes / 2**20:,.0f} MiB decoded", 0, images.count)
         features = features_of(settings, images, device)
         what = f"features of {images.name}"
-        known = fid.reference_statistics(
+        known = reference_statistics(
             images, features, tell=lambda done, total: tell(what, done, total)
         )
         return {
@@ -130,7 +134,7 @@ def _source(
     )  # fmt: skip
 
 
-def features_of(settings: Settings, images: Source, device: torch.device) -> fid.Features:
+def features_of(settings: Settings, images: Source, device: torch.device) -> Features:
     """The network whose features are compared.
 
     Args:
@@ -140,11 +144,11 @@ def features_of(settings: Settings, images: Source, device: torch.device) -> fid
         ConfigError: its weights are missing or others, or a folder is too large for a classifier.
     """
     if settings.features == "inception":
-        return fid.inception(settings.inception, device, settings.inception_sha256)
+        return inception(settings.inception, device, settings.inception_sha256)
     if settings.dataset != FOLDER:  # at their own size: the metric is the same at any other
-        return fid.classifier(load_images(settings.dataset, settings.data, part="train"), device)
+        return classifier(load_images(settings.dataset, settings.data, part="train"), device)
     if isinstance(images, Cached):
-        return fid.classifier(images.images(), device)
+        return classifier(images.images(), device)
     raise ConfigError(
         f"features: found 'classifier' for {images.name}, {images.nbytes >> 20:,} MiB decoded, "
         f"expected at most {CACHED_BYTES >> 20:,} MiB, on which one is trained; choose the "
@@ -571,19 +575,19 @@ class Training:
         return own.k(rows) if own.config.enabled else rows
 
     @cached_property
-    def features(self) -> fid.Features:
+    def features(self) -> Features:
         """The network whose features are compared; its weights were checked by :func:`prepare`."""
         return features_of(self.settings, self.images, self.device)
 
     def _score(self) -> Row:
         features = self.features
-        known = ranks.at_first(lambda: fid.reference_statistics(self.images, features).state_dict())
-        real = fid.Statistics.from_state(known, self.device)
-        of_ranks = ranks.gathered(fid.generated_statistics(self._samples(), features).state_dict())
-        generated = fid.Statistics(features.dimension, self.device)
+        known = ranks.at_first(lambda: reference_statistics(self.images, features).state_dict())
+        real = Statistics.from_state(known, self.device)
+        of_ranks = ranks.gathered(generated_statistics(self._samples(), features).state_dict())
+        generated = Statistics(features.dimension, self.device)
         for state in of_ranks:
-            generated.merge(fid.Statistics.from_state(state, self.device))
-        row = fid.score(self.images, real, generated, features)._asdict()
+            generated.merge(Statistics.from_state(state, self.device))
+        row = score(self.images, real, generated, features)._asdict()
         named = {"score": row.pop("metric"), "fid": row.pop("value")}
         return named | row | {"average": self.averages}
 
@@ -594,7 +598,7 @@ class Training:
         columns = torch.arange(count, device=self.device) % SHOWN
         z = self._latents((count,), self._stream("sheet"))
         images = self.sample(z, columns % self.images.classes)
-        return {self._sheet(): png(fid.to_pixels(images), SHOWN)}
+        return {self._sheet(): png(to_pixels(images), SHOWN)}
 
     def _sheet(self) -> str:
         return f"samples-{self.iteration:07d}.png"
