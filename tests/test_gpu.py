@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
 from topk_plugin.reference import images, mixture
+from topk_plugin.reference.mixture import training as mixture_training
 from topk_plugin.reference.runs import Member
 
 pytestmark = [
@@ -120,7 +121,7 @@ def same_members(a: mixture.Training, b: mixture.Training) -> list[bool]:
 def test_mixtures_in_a_graph_go_where_they_go_without(monkeypatch):
     graphed = mixtures(SETTINGS.iterations)
     assert graphed.graph is not None
-    monkeypatch.setattr(mixture, "EAGER", math.inf)
+    monkeypatch.setattr(mixture_training, "EAGER", math.inf)
     eager = mixtures(SETTINGS.iterations)
     assert eager.graph is None
     for found, expected in zip(graphed.generator, eager.generator, strict=True):

@@ -9,24 +9,15 @@ import pytest
 import torch
 from plain_mixture import ACTIVATIONS, CPU, Plain, network
 from torch import nn
+from torch.nn import functional
 
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import (
-    CHUNK,
-    GroupedLinear,
-    Settings,
-    Training,
-    WithinMembers,
-    draw,
-    grid_modes,
-    initial_weights,
-    latents,
-    mlp,
-    mode_coverage,
-    nearest_mode,
-    stacks,
-)
+from topk_plugin.reference.mixture.draws import CHUNK, draw, initial_weights, latents
+from topk_plugin.reference.mixture.modes import grid_modes, mode_coverage, nearest_mode
+from topk_plugin.reference.mixture.settings import Settings
+from topk_plugin.reference.mixture.training import Training, WithinMembers, stacks
+from topk_plugin.reference.networks import stacked
+from topk_plugin.reference.networks.stacked import GroupedLinear, mlp
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import Member
 
@@ -224,14 +215,14 @@ def loss_and_gradients(outputs, inputs) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("activation", mixture.ACTIVATIONS)
+@pytest.mark.parametrize("activation", stacked.ACTIVATIONS)
 @pytest.mark.parametrize(
     ("dtype", "batch", "close"),
     [
         (torch.float64, 64, 1e-13),
         (torch.float32, 33, 2e-6),
         (torch.float32, 64, 2e-6),  # this and the next go by convolutions
-        (torch.float32, mixture.BLOCK + 64, 2e-6),
+        (torch.float32, stacked.BLOCK + 64, 2e-6),
     ],
 )
 def test_stacked_networks_and_their_gradients_are_those_of_linear_layers(
@@ -271,7 +262,7 @@ def test_convolutions_are_taken_where_they_are_faster(monkeypatch):
     parameters = [p[None] for p in initial_weights(SMALL, 25, 0)[0]]
     for batch, dtype, expected in (
         (33, torch.float32, 0), (64, torch.float64, 0), (64, torch.float32, 1),
-        (2 * mixture.BLOCK, torch.float32, 2),
+        (2 * stacked.BLOCK, torch.float32, 2),
     ):  # fmt: skip
         calls.clear()
         mlp([p.to(dtype) for p in parameters], torch.ones(1, batch, 2, dtype=dtype), "relu")
@@ -417,7 +408,7 @@ def test_the_direction_is_found_and_not_assumed(monkeypatch):
     def saturated(x):  # of the critic's loss the sum is asked for as before, but low is realistic
         return -torch.nn.functional.logsigmoid(x)
 
-    monkeypatch.setattr(mixture.functional, "softplus", saturated)
+    monkeypatch.setattr(functional, "softplus", saturated)
     assert {row["direction"] for row in rows_of(trained(), "topk").values()} == {"low"}
 
 
@@ -506,4 +497,4 @@ def test_stacks_fill_the_cores_of_a_cpu_and_one_gpu():
 
 
 def test_activations_of_the_plain_loop_are_all():
-    assert set(ACTIVATIONS) == set(mixture.ACTIVATIONS)
+    assert set(ACTIVATIONS) == set(stacked.ACTIVATIONS)

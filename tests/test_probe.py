@@ -12,7 +12,8 @@ from torch import nn
 
 from topk_plugin.errors import ConfigError
 from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import grid_modes, latents, nearest_mode
+from topk_plugin.reference.mixture import grid_modes, nearest_mode
+from topk_plugin.reference.mixture.draws import latents
 from topk_plugin.reference.probe import Settings, Training, movement_by_bin
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs import Member

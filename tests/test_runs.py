@@ -24,6 +24,7 @@ from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import mixture, runs
 from topk_plugin.reference import report as reports
 from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.mixture import training as mixtures
 from topk_plugin.reference.runs import (
     Job,
     Member,
@@ -61,14 +62,14 @@ def request(out: Path, overrides=None, **changes) -> Request:
 @pytest.fixture(autouse=True)
 def small_stacks(monkeypatch):
     """So that a run has several jobs."""
-    monkeypatch.setattr(mixture, "STACK", 2)
+    monkeypatch.setattr(mixtures, "STACK", 2)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     """A run that nothing happened to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "STACK", 2)
+        patch.setattr(mixtures, "STACK", 2)
         return reproduce(request(tmp_path_factory.mktemp("runs") / "undisturbed"))
 
 
@@ -204,7 +205,7 @@ class ShownTo:
 
 
 def test_killed_before_any_write_it_ends_bit_identical(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixture, "STACK", 4)
+    monkeypatch.setattr(mixtures, "STACK", 4)
     settings = {"iterations": "4", "measure_every": "2"}
     expected = reproduce(request(tmp_path / "undisturbed", settings))
     writes, fsync = 0, os.fsync
@@ -311,7 +312,7 @@ def kill(process: subprocess.Popen, longest: float) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_table1_killed_failed_and_resumed_ends_bit_identical(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(mixture, "STACK", 4)  # as in the process that is killed
+    monkeypatch.setattr(mixtures, "STACK", 4)  # as in the process that is killed
     settings = TINY | {"iterations": "90", "measure_every": "6"}
     out, log = tmp_path / "killed", tmp_path / "log"
     arguments = ["reproduce", "table1", "--device", "cpu", "--workers", "2", "--seeds", "5",
@@ -340,11 +341,11 @@ def test_table1_killed_failed_and_resumed_ends_bit_identical(tmp_path, capfd, mo
     assert not multiprocessing.active_children()
     checkpoint.unlink() if content is None else checkpoint.write_bytes(content)
 
-    monkeypatch.setattr(mixture, "STACK", 1)  # jobs are those of the first command
+    monkeypatch.setattr(mixtures, "STACK", 1)  # jobs are those of the first command
     arguments[arguments.index("2")] = "1"
     assert main(arguments) == 0
     assert "high-quality samples" in capfd.readouterr().out
-    monkeypatch.setattr(mixture, "STACK", 4)
+    monkeypatch.setattr(mixtures, "STACK", 4)
     expected = request(tmp_path / "undisturbed", settings, seeds=5)
     assert_same_run(out, reproduce(expected))
     assert sorted(out.glob("jobs/*")) == jobs
@@ -405,7 +406,7 @@ def test_a_folder_of_another_run_is_refused(undisturbed, changes, expected):
 
 
 def test_a_run_grows_by_arms_cells_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixture, "STACK", 1)  # so that each is trained by itself
+    monkeypatch.setattr(mixtures, "STACK", 1)  # so that each is trained by itself
     out, whole = tmp_path / "grown", tmp_path / "whole"
     first = request(out, arms=["top-k"], seeds=1, command="first")
     reproduce(first)

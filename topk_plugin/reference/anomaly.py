@@ -34,11 +34,11 @@ from topk_plugin import TopK
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.reference.data.named import Images, centred, load_images, resized
 from topk_plugin.reference.data.readers import CLASSES, GREY, SIZE
-from topk_plugin.reference.mixture import update
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs.records import Member, Row, Tell
 from topk_plugin.reference.settings import Rule, check, is_number, is_whole
+from topk_plugin.reference.training import update
 
 SPLITS = ("disjoint", "original")
 SPLIT_SEED = 42  # of both repositories

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from topk_plugin.reference import models
 from topk_plugin.reference.extras import needed
-from topk_plugin.reference.mixture import grid_modes
+from topk_plugin.reference.mixture.modes import grid_modes
 from topk_plugin.reference.runs.records import Member
 from topk_plugin.reference.statistics import BINS, Summary, summary, without_topk
 

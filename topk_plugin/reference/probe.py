@@ -21,8 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from topk_plugin import TopK
-from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import grid_modes, latents, mlp, nearest_mode, stacks
+from topk_plugin.reference.mixture.draws import latents
+from topk_plugin.reference.mixture.modes import grid_modes, nearest_mode
+from topk_plugin.reference.mixture.settings import Settings as MixtureSettings
+from topk_plugin.reference.mixture.training import Training as MixtureTraining
+from topk_plugin.reference.mixture.training import stacks
+from topk_plugin.reference.networks.stacked import mlp
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.settings import is_number, require
@@ -38,7 +42,7 @@ ARROWS = 400
 
 
 @dataclass(frozen=True)
-class Settings(mixture.Settings):
+class Settings(MixtureSettings):
     """Table 1's, for half its iterations, and those of the one update.
 
     Raises:
@@ -103,7 +107,7 @@ def _mean(values: Tensor) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-class Training(mixture.Training):
+class Training(MixtureTraining):
     """M plain GANs in training; the last measurement is the probe of each."""
 
     def __init__(self, settings: Settings, members: Sequence[Member], device: torch.device) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import Settings
+from topk_plugin.reference.mixture.settings import Settings
+from topk_plugin.reference.mixture.training import Training as MixtureTraining
+from topk_plugin.reference.mixture.training import stacks as stacks_of_one
 from topk_plugin.reference.runs.records import Member, Row
 
 __all__ = ["VARIANTS", "Settings", "Training", "stacks"]
@@ -48,13 +49,13 @@ def stacks(
     return [
         stack
         for arm in dict.fromkeys(member.arm for member in members)
-        for stack in mixture.stacks(
+        for stack in stacks_of_one(
             settings, [member for member in members if member.arm == arm], device, workers
         )
     ]
 
 
-class Training(mixture.Training):
+class Training(MixtureTraining):
     """The plain GANs of one variant in training."""
 
     def __init__(self, settings: Settings, members: Sequence[Member], device: torch.device) -> None:

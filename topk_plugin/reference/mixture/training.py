@@ -1,8 +1,4 @@
-"""Table 1: GANs on a mixture of Gaussians, many of them trained as one stacked model.
-
-Paper, section 4.1, after Azadi et al. (2018) and Sinha et al. (2019): modes on a square grid,
-standard deviation 0.05, MLPs with hidden layers of 256, the non-saturating loss, batches of 256,
-Adam with learning rate 1e-4, 100,000 iterations; k decays every 2,000 of them.
+"""Training of many GANs on mixtures of Gaussians as one stacked model.
 
 The networks of all members (numbers of modes, arms, seeds) are stacked and multiplied with
 ``bmm``. Members share nothing: each has its weights, its data and its ranking, so that it goes
@@ -13,234 +9,27 @@ captured once; k lies on the device, so that the graph replays as k changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from topk_plugin import TopK, hookimpl
-from topk_plugin.errors import ConfigError
+from topk_plugin.reference.mixture.draws import CHUNK, Draws, draw, initial_weights, latents
+from topk_plugin.reference.mixture.modes import grid_modes, mode_coverage
+from topk_plugin.reference.mixture.settings import ARMS, Settings
+from topk_plugin.reference.networks.stacked import mlp
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs.records import Member, Row
-from topk_plugin.reference.settings import is_number, require
-
-CHUNK = 100
-"""Iterations whose data are drawn at once."""
+from topk_plugin.reference.training import update
 
 EAGER = 100
 """Iterations before the CUDA graph is captured: as many as vote on the scores' direction."""
 
-PIXELS = 32
-"""Rows of a batch that stand for images where layers are convolutions; the fastest of 2 to 512."""
-
-BLOCK = 256
-"""Rows that a CPU computes at once: activations of four members then fit its caches."""
-
 STACK = 4
 """Members that one process trains together on a CPU: more do not fit its caches."""
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "leaky_relu": lambda x: functional.leaky_relu_(x, 0.2),
-    "tanh": torch.tanh_,
-}
-PRIORS = ("normal", "uniform")
-ARMS: dict[str, bool] = {"gan": False, "top-k": True}
-"""Arms, and whether top-k is on in them."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The experiment; those under "open" are not in the paper.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of its range.
-    """
-
-    iterations: int = 100_000
-    batch: int = 256
-    hidden: int = 256
-    learning_rate: float = 1e-4
-    std: float = 0.05  # of a mode, in each direction
-    gamma: float = 0.99
-    nu: float = 0.75
-    decay_every: int = 2_000  # iterations
-    samples: int = 10_000  # that are drawn to measure
-    # open
-    layers: int = 4  # linear layers, the last one included
-    activation: str = "leaky_relu"
-    latent: int = 2
-    prior: str = "normal"
-    spacing: float = 1.0  # between neighbouring modes
-    beta1: float = 0.9
-    beta2: float = 0.999
-    critic_steps: int = 1  # a generator step
-    measure_every: int = 5_000  # iterations
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "hidden", "decay_every", "samples", "layers",
-                     "latent", "critic_steps", "measure_every"):  # fmt: skip
-            value = getattr(self, name)
-            require(type(value) is int and value >= 1, name, value, "a whole number, at least 1")
-        for name in ("learning_rate", "std", "spacing"):
-            value = getattr(self, name)
-            require(is_number(value) and value > 0, name, value, "a number above 0")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value < 1, name, value, "a number in [0, 1)")
-        for name in ("gamma", "nu"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 < value <= 1, name, value, "a number in (0, 1]")
-        require(self.activation in ACTIVATIONS, "activation", self.activation, [*ACTIVATIONS])
-        require(self.prior in PRIORS, "prior", self.prior, [*PRIORS])
-
-
-def grid_modes(modes: int, spacing: float) -> Tensor:
-    """The modes' centres, (modes, 2): a square grid around the origin.
-
-    Raises:
-        ConfigError: ``modes`` is no square number.
-    """
-    side = math.isqrt(max(modes, 0))
-    if side < 1 or side * side != modes:
-        raise ConfigError(f"found {modes} modes, expected a square number such as 25, 64 or 100")
-    ticks = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) * spacing
-    return torch.cartesian_prod(ticks, ticks).reshape(modes, 2).float()
-
-
-class Coverage(NamedTuple):
-    """How well samples cover the modes (paper, section 4.1)."""
-
-    high_quality: float  # percent of the samples, within 4 std of the nearest mode
-    modes: float  # percent of the modes that are nearest to at least one such sample
-    nonfinite: int  # samples with NaN or infinite coordinates; of high quality is none of them
-
-
-def mode_coverage(samples: Tensor, centers: Tensor, std: float) -> Coverage:
-    """Table 1's two metrics, for samples (N, 2) of any generator and modes (M, 2)."""
-    nearest, distance = nearest_mode(samples, centers)
-    good = distance <= 4 * std
-    found = torch.unique(nearest[good]).numel()
-    broken = int((~samples.isfinite().all(dim=1)).sum())
-    return Coverage(100 * good.double().mean().item(), 100 * found / len(centers), broken)
-
-
-def nearest_mode(samples: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (N,) of the nearest centre (M, 2) of each sample (N, 2), and the distance (N,)."""
-    # not cdist: its matrix form loses digits where a sample lies on a mode
-    distance, nearest = (samples[:, None] - centers).norm(dim=2).min(dim=1)
-    return nearest, distance
-
-
-def latents(settings: Settings, rows: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Draws (*rows, latent) from the prior."""
-    shape = (*rows, settings.latent)
-    if settings.prior == "uniform":
-        return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
-    return torch.randn(shape, generator=generator, device=generator.device)
-
-
-class Draws(NamedTuple):
-    """What ``CHUNK`` iterations of one (modes, seed) see, in every arm."""
-
-    real: Tensor  # (CHUNK, critic_steps, B, 2)
-    noise: Tensor  # (CHUNK, critic_steps + 1, B, latent); the last one is the generator's
-
-
-def draw(settings: Settings, modes: int, seed: int, chunk: int, device: torch.device) -> Draws:
-    """The data of iterations ``chunk * CHUNK`` and on."""
-    generator = stream("data", modes, seed, chunk, device=device)
-    rows = (CHUNK, settings.critic_steps, settings.batch)
-    which = torch.randint(modes, rows, generator=generator, device=device)
-    real = torch.randn((*rows, 2), generator=generator, device=device) * settings.std
-    real += grid_modes(modes, settings.spacing).to(device)[which]
-    rows = (CHUNK, settings.critic_steps + 1, settings.batch)
-    return Draws(real, latents(settings, rows, generator))
-
-
-# --- the stacked networks -----------------------------------------------------------------------
-
-
-def initial_weights(settings: Settings, modes: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Generator's and critic's weights (out, in) and biases (out,), in turns, as of nn.Linear."""
-    generator = stream("weights", modes, seed, device=torch.device("cpu"))
-    networks = []
-    for first, last in ((settings.latent, 2), (2, 1)):
-        widths = [first, *[settings.hidden] * (settings.layers - 1), last]
-        parameters = []
-        for wide, out in zip(widths, widths[1:], strict=False):
-            for shape in ((out, wide), (out,)):
-                uniform = torch.rand(shape, generator=generator) * 2 - 1
-                parameters.append(uniform / math.sqrt(wide))
-        networks.append(parameters)
-    return networks[0], networks[1]
-
-
-class GroupedLinear(torch.autograd.Function):
-    """M linear layers on a CPU, as a grouped 1x1 convolution with rows in the place of pixels.
-
-    On one core oneDNN's convolutions are up to twice as fast as MKL's matrix products, but for the
-    weights' gradient. x (PIXELS, M * in, B / PIXELS, 1), weights (M, out, in), biases (M, out).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return functional.conv2d(x, _filters(weight), bias.flatten(), groups=len(weight))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        size, by_x = len(weight), None
-        if ctx.needs_input_grad[0]:
-            # forward again: its layout stays that of x, which convolution_backward changes
-            by_x = functional.conv2d(gradient, _filters(weight.transpose(1, 2)), groups=size)
-        if not ctx.needs_input_grad[1]:
-            return by_x, None, None
-        rows = _rows(gradient, size)
-        by_weight = torch.bmm(rows.permute(1, 2, 0), _rows(x, size).transpose(0, 1))
-        return by_x, by_weight, rows.sum(dim=0)
-
-
-def _filters(weight: Tensor) -> Tensor:
-    return weight.reshape(-1, weight.shape[2], 1, 1)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """(M, B, in) as channels-last memory, in which a row's numbers lie together."""
-    size, batch, wide = x.shape
-    rows = x.transpose(0, 1).reshape(PIXELS, batch // PIXELS, 1, size * wide)
-    return rows.permute(0, 3, 1, 2)
-
-
-def _rows(pixels: Tensor, size: int) -> Tensor:
-    """(B, M, in) of what :func:`_pixels` made; nothing is moved."""
-    images, channels, height, _ = pixels.shape
-    return pixels.permute(0, 2, 3, 1).reshape(images * height, size, channels // size)
-
-
-def mlp(parameters: Sequence[Tensor], x: Tensor, activation: str) -> Tensor:
-    """M stacked MLPs: weights (M, out, in) and biases (M, out) in turns, x (M, B, in)."""
-    layers = list(zip(parameters[::2], parameters[1::2], strict=True))
-    size, batch, _ = x.shape
-    grouped = x.device.type == "cpu" and x.dtype == torch.float32 and batch % PIXELS == 0
-    if grouped and batch > BLOCK:
-        parts = x.split(BLOCK, dim=1)
-        return torch.cat([mlp(parameters, part, activation) for part in parts], dim=1)
-    if grouped:
-        x = _pixels(x)
-    for i, (weight, bias) in enumerate(layers):
-        if grouped:
-            x = GroupedLinear.apply(x, weight, bias)
-        else:
-            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-        if i + 1 < len(layers):
-            x = ACTIVATIONS[activation](x)
-    return _rows(x, size).transpose(0, 1) if grouped else x
 
 
 class WithinMembers:
@@ -256,18 +45,6 @@ class WithinMembers:
         order = torch.argsort(-stacked, dim=1, stable=True)
         rank = torch.argsort(order, dim=1)
         return (rank < (k // len(stacked)).clamp(min=1)).flatten()
-
-
-def update(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
-    """A step of these optimizers' networks; others in the loss get no gradient."""
-    own = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
-        parameter.grad = gradient.contiguous()  # fused optimizers read it in memory order
-    for optimizer in optimizers:
-        optimizer.step()
-
-
-# --- training -----------------------------------------------------------------------------------
 
 
 def stacks(

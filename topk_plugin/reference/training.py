@@ -1,0 +1,15 @@
+"""What the trainers of all experiments share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def update(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """A step of these optimizers' networks; others in the loss get no gradient."""
+    own = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
+        parameter.grad = gradient.contiguous()  # fused optimizers read it in memory order
+    for optimizer in optimizers:
+        optimizer.step()
