@@ -1,5 +1,6 @@
 """Table 2's trainings against a literal loop, against the genuine code, and against themselves."""
 
+import copy
 import importlib.util
 import math
 import os
@@ -16,17 +17,20 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.reference import anomaly
 from topk_plugin.reference.anomaly import (
     ARMS,
     Settings,
     Training,
     average_precision,
+    metrics,
     prepare,
+    split,
     split_images,
     stacks,
     trapezoid_area,
 )
+from topk_plugin.reference.anomaly import training as trainings
+from topk_plugin.reference.data.named import centred
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.runs import Member
 
@@ -42,10 +46,11 @@ METHODS = ["meg", "bigan"]
 @pytest.fixture(autouse=True, scope="module")
 def few_digits():
     """Every eighth digit, loaded once."""
-    images = anomaly.load(SMALL)
+    images = split.load(SMALL)
     images = images._replace(pixels=images.pixels[::8], labels=images.labels[::8])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anomaly, "load", lambda settings: images)
+        for module in (split, trainings):
+            patch.setattr(module, "load", lambda settings: images)
         yield
 
 
@@ -150,8 +155,8 @@ def test_curves_run_from_0_to_1_in_few_points():
     random = np.random.default_rng(0)
     anomalous, scores = random.random(3000) < 0.3, random.random(3000)
     scores[anomalous] += 0.3
-    points = np.array(anomaly.curve_points(anomalous, scores))
-    assert len(points) <= anomaly.CURVE_POINTS
+    points = np.array(metrics.curve_points(anomalous, scores))
+    assert len(points) <= metrics.CURVE_POINTS
     recall, precision = points.T
     assert (recall[0], recall[-1]) == (0, 1)
     assert (np.diff(recall) > 0).all()
@@ -378,7 +383,7 @@ def plain_adam(networks: dict[str, nn.Module], rate: float, betas: tuple[float, 
 
 
 def fresh(run: Training, names: list[str]) -> dict[str, nn.Module]:
-    return {name: anomaly.copy.deepcopy(run.method.networks[name]) for name in names}
+    return {name: copy.deepcopy(run.method.networks[name]) for name in names}
 
 
 def test_meg_is_its_literal_loop():
@@ -504,7 +509,7 @@ def test_bigan_is_its_literal_loop():
 
 def test_anomaly_scores_of_meg():
     run = training("meg")
-    x = anomaly.centred(run.pixels[:9], torch.float64)
+    x = centred(run.pixels[:9], torch.float64)
     energy = run.method.networks["energy"]
     found = run.method.anomaly_scores(x)
     torch.testing.assert_close(found["energy"], energy(x).detach())
@@ -519,7 +524,7 @@ def test_anomaly_scores_of_bigan():
     run.advance(2)
     averaged = run.method.averaged
     averaged["critic"].score.bias.fill_(3.0)  # far from where its sign makes no difference
-    x = anomaly.centred(run.pixels[:9], torch.float64)
+    x = centred(run.pixels[:9], torch.float64)
     code = averaged["encoder"].eval()(x)
     made = averaged["generator"].eval()(code)
     score, features = averaged["critic"].eval()(made, code)
