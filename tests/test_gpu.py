@@ -195,8 +195,8 @@ def same_images(a: images.Training, b: images.Training) -> bool:
 )
 def test_images_in_graphs_go_where_they_go_without(arm):
     graphed, eager = trained(arm, 130, graphs=True, average=0.9), trained(arm, 130, average=0.9)
-    assert set(graphed.captured) == {"_critic_step", "_generator_step"}
-    assert not eager.captured
+    assert set(graphed.steps.captured) == {"_critic_step", "_generator_step"}
+    assert not eager.steps.captured
     pairs = zip(graphed.averaged.parameters(), eager.averaged.parameters(), strict=True)
     for found, expected in pairs:
         # sums on a device come in any order
@@ -227,7 +227,7 @@ def test_resumed_images_in_graphs_go_on():
     resumed.load_state_dict(torch.load(io.BytesIO(content.getvalue()), weights_only=True))
     assert same_images(resumed, stopped)
     resumed.advance(125)
-    assert resumed.captured
+    assert resumed.steps.captured
     pairs = zip(resumed.generator.parameters(), expected.generator.parameters(), strict=True)
     for found, its in pairs:
         assert (found - its).norm() <= 1e-6 * its.norm() + 1e-9

@@ -30,7 +30,7 @@ from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
 from topk_plugin.reference import images
 from topk_plugin.reference.data import batches
 from topk_plugin.reference.experiments import EXPERIMENTS
-from topk_plugin.reference.images import Settings, Training
+from topk_plugin.reference.images import Settings, Training, scoring
 from topk_plugin.reference.models import ARMS, MODELS, Arm
 from topk_plugin.reference.report import read_run
 from topk_plugin.reference.runs import Member, Request, load_checkpoint, ranks, reproduce
@@ -56,6 +56,10 @@ def short_epochs(monkeypatch):
 
 def training(arm: str, settings: Settings = TINY, seed: int = 0, dtype=torch.float64) -> Training:
     return Training(settings, [Member(SIZE, arm, seed)], CPU, dtype)
+
+
+def sample(found: Training, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return found.scoring.sample(found.sampled, z, y)
 
 
 def weights(trained: Training) -> torch.Tensor:
@@ -132,9 +136,9 @@ def plain(arm: Arm, iterations: int) -> torch.Tensor:
                     group["lr"] = 2e-4 * (1 - iteration / 6)
         for i in range(model.critic_steps):
             real, y = begun.images.at(step)
-            real, noise = real.double(), begun._draw(i)
+            real, noise = real.double(), begun.noise.at(begun.iteration, i)
             if name in ("wgan-gp", "sngan"):
-                share = torch.rand(real.shape, generator=begun.noise)
+                share = torch.rand(real.shape, generator=begun.noise.generator)
                 real = ((real + 1) / 2 * 255 + share) / 256 * 2 - 1
             loss = 0.0
             labels = y if name == "msgan" else noise.y
@@ -184,7 +188,7 @@ def plain(arm: Arm, iterations: int) -> torch.Tensor:
             if name == "wgan":
                 for parameter in critic.parameters():
                     parameter.data.clamp_(-0.01, 0.01)
-        noise, loss = begun._draw(model.critic_steps), 0.0
+        noise, loss = begun.noise.at(begun.iteration, model.critic_steps), 0.0
         latents = [noise.z] + [noise.other] * (name == "msgan")
         if name == "icr-biggan":
             latents.append(noise.z + 0.05 * noise.other)
@@ -324,7 +328,7 @@ def test_averaged_weights_follow_and_are_those_that_are_sampled():
     plain.advance(3)
     z, y = torch.randn(4, 100, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
     assert torch.equal(weights(plain), weights(found))
-    assert not torch.equal(found.sample(z, y), plain.sample(z, y))
+    assert not torch.equal(sample(found, z, y), sample(plain, z, y))
 
 
 def test_averaged_weights_are_the_latest_ones_until_the_model_averages(monkeypatch):
@@ -347,16 +351,16 @@ def test_averaged_weights_have_statistics_of_their_own(of):
     found.advance(12)
     before = {name: b.clone() for name, b in found.generator.named_buffers()}
     for _ in range(2):  # which leaves nothing behind
-        found.files() if of == "files" else [*found._samples()]
-        drawn = found.sample(*latents_of(found))
-        assert torch.equal(found.sample(*latents_of(found)), drawn)
+        found.files() if of == "files" else [*found.scoring.samples(found.sampled)]
+        drawn = sample(found, *latents_of(found))
+        assert torch.equal(sample(found, *latents_of(found)), drawn)
         assert all(torch.equal(b, before[name]) for name, b in found.generator.named_buffers())
     norm, means = found.averaged.norm, []
     own = copy.deepcopy(found.averaged).train()
     own.norm.register_forward_pre_hook(lambda _, x: means.append(x[0].mean(dim=(0, 2, 3))))
-    for z, y in found._standing():
+    for z, y in found.scoring.standing():
         own(z, y)
-    assert len(means) == images.STANDING
+    assert len(means) == scoring.STANDING
     assert torch.allclose(norm.running_mean, torch.stack(means).mean(0), atol=5e-3)
     assert not torch.allclose(norm.running_mean, found.generator.norm.running_mean, atol=2e-2)
     layers = [m for m in found.averaged.modules() if parametrize.is_parametrized(m)]

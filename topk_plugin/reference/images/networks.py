@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from topk_plugin.errors import unknown_name
-from topk_plugin.reference.image_settings import Settings
+from topk_plugin.reference.data.batches import Source
+from topk_plugin.reference.images.settings import Settings
 from topk_plugin.reference.models import ARMS, MODELS, Arm, Model
 from topk_plugin.reference.networks.biggan import BigGANCritic, BigGANGenerator
 from topk_plugin.reference.networks.dcgan import DCGANCritic, DCGANGenerator
 from topk_plugin.reference.networks.resnet import ResNetCritic, ResNetGenerator
+from topk_plugin.reference.runs import ranks
+from topk_plugin.reference.runs.records import Member
+from topk_plugin.reference.training import stream_of
 
 
 def arm_of(name: str) -> tuple[Arm, Model]:
@@ -56,6 +60,15 @@ def networks(
     )
 
 
+def initial_networks(
+    model: Model, settings: Settings, member: Member, images: Source
+) -> tuple[nn.Module, nn.Module]:
+    """Those of :func:`networks` for real images, with a member's initial weights."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global one
+        torch.default_generator.manual_seed(stream_of(member, "weights").initial_seed())
+        return networks(model, settings, member.cell, images.channels, images.classes)
+
+
 def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bool) -> Optimizer:
     """As the model's paper has it; in a CUDA graph the learning rate is a tensor."""
     on_gpu = graphs and next(network.parameters()).is_cuda
@@ -69,6 +82,26 @@ def optimizer(model: Model, network: nn.Module, learning_rate: float, graphs: bo
     )  # fmt: skip
 
 
+def set_learning_rates_(optimizers: Iterable[Optimizer], rates: Iterable[float]) -> None:
+    """One for each optimizer, whether a number or, in a CUDA graph, a tensor."""
+    for own, rate in zip(optimizers, rates, strict=True):
+        for group in own.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def descend(optimizer: Optimizer, losses: Iterable[Tensor]) -> None:
+    """A step of an optimizer's network down the sum of losses, averaged over the ranks."""
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    for loss in losses:
+        loss.backward(inputs=own)
+    ranks.average_([p.grad for p in own])
+    optimizer.step()
+
+
 def averaged_copy(generator: nn.Module) -> nn.Module:
     """For averaged weights, see :func:`settle_`."""
     averaged = copy.deepcopy(generator).requires_grad_(False)
@@ -76,6 +109,14 @@ def averaged_copy(generator: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # running statistics are plain means
     return averaged
+
+
+@torch.no_grad()
+def follow_(averaged: nn.Module, generator: nn.Module, decay: float) -> None:
+    """Averaged weights move toward the generator's."""
+    means: list[Tensor] = [*averaged.parameters()]
+    latest: list[Tensor] = [*generator.parameters()]
+    torch._foreach_lerp_(means, latest, 1 - decay)
 
 
 @torch.no_grad()
