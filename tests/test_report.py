@@ -12,9 +12,18 @@ from dataclasses import replace
 import pytest
 
 from topk_plugin.errors import ConfigError, RunError, TopKError
-from topk_plugin.reference import figures, report, statistics
+from topk_plugin.reference import models, report, statistics
 from topk_plugin.reference.experiments import EXPERIMENTS, RESULTS
 from topk_plugin.reference.models import ABLATED, MODELS
+from topk_plugin.reference.report import (
+    arms,
+    claims,
+    figures,
+    mixture_figures,
+    mixtures,
+    page,
+)
+from topk_plugin.reference.report import folder as folders
 from topk_plugin.reference.runs import Member
 from topk_plugin.reference.study import VARIANTS
 
@@ -44,7 +53,7 @@ def _paper(monkeypatch):
     """The report's tests are not about which numbers the paper has."""
     changes = {"title": "The experiment", "paper": PAPER, "open": ("gamma",)}
     known = {name: replace(experiment, **changes) for name, experiment in EXPERIMENTS.items()}
-    monkeypatch.setattr(report, "EXPERIMENTS", known)
+    monkeypatch.setattr(page, "EXPERIMENTS", known)
 
 
 SETTINGS = {"iterations": 100, "gamma": 0.99, "nu": 0.5}
@@ -168,9 +177,9 @@ def table3(**changes):
 
 
 def blocks(folder):
-    run = report.read_run(folder)
-    yield from report.header(run)
-    yield from report.SECTIONS[run.experiment](run, PAPER)
+    run = folders.read_run(folder)
+    yield from page.header(run)
+    yield from page.SECTIONS[run.experiment](run, PAPER)
 
 
 def tables(folder):
@@ -260,7 +269,7 @@ def test_a_seed_without_a_sample_in_a_bin_does_not_count_there():
     for row in rows:
         if (row["update"], row["bin"], row["seed"]) == ("top-k", 3, 2):
             row |= {"count": 0, "cosine": None, "change": None}
-    found = statistics.movement(rows, "cosine")
+    found = claims.movement(rows, "cosine")
     assert found["top-k", 3].n == 2
     assert found["top-k", 3].mean == pytest.approx(plain.mean([0.15, 0.2]))
     assert found["top-k", 4].n == 3
@@ -420,8 +429,8 @@ def said(values, update="bottom-k", quantity="cosine"):
         for number, means in enumerate(values)
         for mean in means
     ]
-    [claim] = [c for c in statistics.CLAIMS if (c.update, c.quantity) == (update, quantity)]
-    return statistics.verdict(claim, statistics.movement(rows, quantity))
+    [claim] = [c for c in claims.CLAIMS if (c.update, c.quantity) == (update, quantity)]
+    return claims.verdict(claim, claims.movement(rows, quantity))
 
 
 def test_table3_by_hand(tmp_path):
@@ -449,7 +458,7 @@ def test_the_papers_fid_stands_beside_its_like_alone(tmp_path, change):
     assert "The paper's numbers are left out" in text(folder)
 
 
-@pytest.mark.parametrize("name", report.ALIKE)
+@pytest.mark.parametrize("name", folders.ALIKE)
 def test_scores_that_are_not_alike_are_in_tables_of_their_own(tmp_path, name):
     rows = table3()
     for row in rows:
@@ -543,7 +552,7 @@ def test_the_contrast_is_taken_seed_by_seed():
             (1, "bottom-k", 1, -0.1), (2, "top-k", 5, 0.9), (2, "bottom-k", 0, None),
         ]
     ]  # fmt: skip
-    found = statistics.contrast(rows, "cosine")
+    found = claims.contrast(rows, "cosine")
     assert [*found] == [0]
     assert found[0].n == 2
     assert found[0].mean == pytest.approx(0.3)
@@ -598,7 +607,7 @@ def test_bars_are_the_rows(tmp_path):
 def test_a_bin_of_fewer_seeds_says_so_and_one_without_is_empty():
     one = statistics.Summary(1, 0.5, None, None)
     found = {("top-k", 0): statistics.summary([0.1, 0.3]), ("top-k", 1): one}
-    figure = figures.movement_figure(found, "mean cosine", ["top-k", "bottom-k"])
+    figure = mixture_figures.movement_figure(found, "mean cosine", ["top-k", "bottom-k"])
     top, bottom = figure.axes
     notes = [note.get_text() for note in top.texts]
     assert notes == ["1 seed", "0 seeds", "0 seeds", "0 seeds"]
@@ -826,7 +835,7 @@ def test_the_study_puts_the_variant_nearest_to_the_papers_baseline_first():
         for (arm, cell), (quality, modes) in measured.items()
         for seed, step in enumerate((-1.0, 1.0))
     ]
-    table = report.study_table(rows, [25, 64], paper)
+    table = mixtures.study_table(rows, [25, 64], paper)
     assert [line[:2] for line in table.rows] == [["paper", ""], ["near", "1.0"], ["far", "5.0"]]
     assert table.rows[1][2:] == ["82.0", "98.0", "60.0", "90.0"]
 
@@ -843,14 +852,14 @@ def test_the_paper_s_numbers_and_the_study_s_variants():
 
 
 def test_a_sign_that_the_interval_leaves_open_decides_nothing():
-    claim = statistics.Claim("top-k", "cosine", 1, (4,))
+    claim = claims.Claim("top-k", "cosine", 1, (4,))
     open_, known = (
         statistics.Summary(3, 0.1, 0.1, interval) for interval in ((-0.1, 0.3), (0.05, 0.15))
     )
-    assert "which decides nothing" in statistics.verdict(claim, {("top-k", 4): open_})
-    assert "as the paper says (" in statistics.verdict(claim, {("top-k", 4): known})
+    assert "which decides nothing" in claims.verdict(claim, {("top-k", 4): open_})
+    assert "as the paper says (" in claims.verdict(claim, {("top-k", 4): known})
     both = claim._replace(bins=(3, 4))
-    said = statistics.verdict(both, {("top-k", 3): open_, ("top-k", 4): known})
+    said = claims.verdict(both, {("top-k", 3): open_, ("top-k", 4): known})
     assert "as the paper says as far as it is decided" in said
 
 
@@ -874,7 +883,7 @@ def table5(of_arms=ABLATION, cell=32, **changes):
             for iteration, value in ((50, 2 * end), (100, end)):
                 known = row | {"iteration": iteration, "kind": "score", "fid": value}
                 rows.append(known | ALIKE | changes)
-            for of in report.TRAINED[arm].topk:
+            for of in models.ARMS[arm].topk:
                 steps = {"generator": 100, "critic": 500}[of]
                 rows.append(row | proof(cell, arm, seed) | {"of": of, "steps": steps})
     return rows
@@ -1161,13 +1170,13 @@ def test_one_baseline_of_several_arms_is_not_paired_away():
     assert [row.topk_arm for row in rows] == list(ABLATION)[1:]
     assert [row.difference.mean for row in rows] == [-1.0, -2.0, -0.5, 9.0, 9.5]
     members = [Member(32, arm, 0) for arm in ("both", "dcgan", "nu=0.9", "sagan", "top-k+dcgan")]
-    assert figures.in_pairs(members) == ["sagan", "both", "nu=0.9", "dcgan", "top-k+dcgan"]
+    assert arms.in_pairs(members) == ["sagan", "both", "nu=0.9", "dcgan", "top-k+dcgan"]
 
 
 def test_all_that_can_be_reproduced_can_be_reported():
-    assert {*report.SECTIONS} == {*report.KINDS} == {*report.CELLS} == {*EXPERIMENTS}
+    assert {*page.SECTIONS} == {*folders.KINDS} == {*arms.CELLS} == {*EXPERIMENTS}
     assert {*RESULTS.values()} == {*EXPERIMENTS}
     assert {arm for e in EXPERIMENTS.values() if e.trainer == "images" for arm in e.arms} <= {
-        *figures.ARMS
+        *arms.ARMS
     }
-    assert figures.ARMS["top-k+sagan-128"] == f"top-k {MODELS['sagan-128'].title}"
+    assert arms.ARMS["top-k+sagan-128"] == f"top-k {MODELS['sagan-128'].title}"

@@ -11,41 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.reference import models
 from topk_plugin.reference.extras import needed
-from topk_plugin.reference.mixture.modes import grid_modes
+from topk_plugin.reference.report.arms import ARMS, called, in_pairs, span
 from topk_plugin.reference.runs.records import Member
-from topk_plugin.reference.statistics import BINS, Summary, summary, without_topk
+from topk_plugin.reference.statistics import Summary, summary, without_topk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-ARMS = {
-    "gan": "GAN",
-    "top-k": "top-k GAN",
-    "bigan": "BiGAN",
-    "top-k+bigan": "top-k BiGAN",
-    "meg": "MEG",
-    "top-k+meg": "top-k MEG",
-    **{
-        before + name: words + model.title
-        for name, model in models.MODELS.items()
-        for before, words in (("", ""), ("top-k+", "top-k "))
-    },
-    **{n: f"gamma {arm.gamma:g}" for n, arm in models.ARMS.items() if arm.gamma is not None},
-    **{n: f"nu {arm.nu:g}" for n, arm in models.ARMS.items() if arm.nu is not None},
-    "critic": "top-k on the critic (D)",
-    "both": "top-k on both (G & D)",
-}
-"""Arms by their names in the paper; others keep their own."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "oDs^vP"
 LINES = ("--", "-")  # in turns, as baseline and top-k come
 INK = "0.35"
 
-Point = tuple[float, float]
 Series = Mapping[tuple[Member, int], float]
 """A number by member and iteration."""
 
@@ -60,7 +39,7 @@ def curves_figure(panels: Mapping[str, Series], cell_name: str) -> Figure:
     members = [member for values in panels.values() for member, _ in values]
     cells, arms = sorted({member.cell for member in members}), in_pairs(members)
     size = (3.3, 2.7) if len(cells) < 4 else (2.3, 2.1)
-    figure, axes = _figure(len(panels), len(cells), size, sharex="col", sharey="row")
+    figure, axes = new_figure(len(panels), len(cells), size, sharex="col", sharey="row")
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for (quantity, values), across in zip(panels.items(), axes, strict=True):
@@ -82,120 +61,6 @@ def curves_figure(panels: Mapping[str, Series], cell_name: str) -> Figure:
     return figure
 
 
-def samples_figure(
-    samples: Mapping[tuple[int, str], Sequence[Sequence[float]]], spacing: float, std: float
-) -> Figure:
-    """Samples on the plane, an arm a row; the circles hold those of high quality.
-
-    Args:
-        samples: points (N, 2) by cell (number of modes) and arm.
-        spacing, std: of the modes, in the units of the points.
-    """
-    cells = sorted({cell for cell, _ in samples})
-    arms = in_pairs(Member(cell, arm, 0) for cell, arm in samples)
-    figure, axes = _figure(len(arms), len(cells), (3.3, 3.4), sharex="col", sharey="col")
-    for number, (arm, across) in enumerate(zip(arms, axes, strict=True)):
-        for cell, panel in zip(cells, across, strict=True):
-            edge = _modes(panel, cell, spacing, std)
-            points = samples.get((cell, arm), ())
-            x, y = zip(*points, strict=True) if points else ((), ())
-            color = COLORS[number % len(COLORS)]
-            panel.plot(x, y, ".", color=color, markersize=2.5, alpha=0.6, markeredgewidth=0)
-            panel.set_title(f"{ARMS.get(arm, arm)}, {called(cell, 'modes')}")
-            _outside(panel, sum(max(map(abs, point)) > edge for point in points))
-        across[0].set_ylabel("y")
-    for panel in axes[-1]:
-        panel.set_xlabel("x")
-    return figure
-
-
-def movement_figure(
-    found: Mapping[tuple[str, int], Summary], quantity: str, updates: Sequence[str]
-) -> Figure:
-    """Figures 2 and 3: bars over the distance to the nearest mode, whiskers one std over seeds.
-
-    Args:
-        found: as :func:`~topk_plugin.reference.statistics.movement` gives it.
-        quantity: the label of the y axis.
-        updates: one panel each, from left to right.
-    """
-    figure, [across] = _figure(1, len(updates), (4.2, 3.4), sharey="row")
-    most = max(point.n for point in found.values())
-    for update, panel in zip(updates, across, strict=True):
-        points = {b: found[update, b] for b in range(len(BINS)) if (update, b) in found}
-        means = [point.mean for point in points.values()]
-        color = COLORS[1 if update == "top-k" else 0]
-        panel.bar(list(points), means, width=0.7, color=color, alpha=0.85)
-        spread = {b: point for b, point in points.items() if point.std is not None}
-        panel.errorbar(
-            list(spread),
-            [point.mean for point in spread.values()],
-            yerr=[point.std or 0 for point in spread.values()],
-            fmt="none",
-            ecolor="0.2",
-            capsize=4,
-        )
-        panel.axhline(0, color=INK, linewidth=0.8)
-        panel.set_xticks(range(len(BINS)), BINS)
-        panel.set_xlim(-0.6, len(BINS) - 0.4)
-        for place in range(len(BINS)):
-            n = points[place].n if place in points else 0
-            if n < most:  # not all seeds have a sample at this distance
-                note = f"{n} seed{'s' * (n != 1)}"
-                where: Any = ("data", "axes fraction")
-                panel.annotate(note, (place, 1), xycoords=where, ha="center", fontsize=8, color=INK)
-        panel.set_title(f"{update} update, {most} seed{'s' * (most > 1)}", pad=14)
-        panel.set_xlabel("distance to the nearest mode (std)")
-        panel.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
-    across[0].set_ylabel(quantity)
-    return figure
-
-
-def arrows_figure(
-    points: Mapping[str, Sequence[Sequence[float]]], cell: int, spacing: float, std: float
-) -> Figure:
-    """Figure 4: where one update moves samples on the plane, longer than it is by a stated factor.
-
-    Args:
-        points: for each update, one panel each: (N, 4), x, y before the update and its dx, dy.
-        cell: number of modes.
-        spacing, std: of the modes, in the units of the points.
-    """
-    lengths = sorted(math.hypot(dx, dy) for drawn in points.values() for _, _, dx, dy in drawn)
-    usual = lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0.0
-    factor = float(f"{0.45 * spacing / usual:.0e}") if usual else 1.0
-    figure, [across] = _figure(1, len(points), (4.7, 5.2), sharex="row", sharey="row")
-    centers = grid(cell, spacing)
-    for (update, drawn), panel in zip(points.items(), across, strict=True):
-        edge = _modes(panel, cell, spacing, std)
-        for toward, color in ((True, COLORS[2]), (False, COLORS[3])):
-            some = [arrow for arrow in drawn if (approach(arrow, centers) > 0) == toward]
-            name = "toward the nearest mode" if toward else "away from it"
-            x, y, dx, dy = zip(*some, strict=True) if some else ((), (), (), ())
-            panel.quiver(
-                x,
-                y,
-                [factor * length for length in dx],
-                [factor * length for length in dy],
-                angles="xy",
-                scale_units="xy",
-                scale=1,
-                width=0.004,
-                headwidth=4.5,
-                headlength=5,
-                headaxislength=4.5,
-                color=color,
-                label=f"{name}: {len(some)} of {len(drawn)}",
-                zorder=3,
-            )
-        panel.set_title(f"{update} update, arrows × {factor:,g}")
-        panel.set_xlabel("x")
-        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-        _outside(panel, sum(max(map(abs, arrow[:2])) > edge for arrow in drawn))
-    across[0].set_ylabel("y")
-    return figure
-
-
 def points_figure(
     panels: Mapping[str, Mapping[Member, float]],
     cell_name: str,
@@ -211,7 +76,7 @@ def points_figure(
     members = [member for values in panels.values() for member in values]
     cells, arms = sorted({member.cell for member in members}), in_pairs(members)
     columns = min(2, len(panels))
-    figure, axes = _figure(math.ceil(len(panels) / columns), columns, (4.9, 3.3))
+    figure, axes = new_figure(math.ceil(len(panels) / columns), columns, (4.9, 3.3))
     flat = [panel for across in axes for panel in across]
     for panel in flat[len(panels) :]:
         panel.set_visible(False)
@@ -278,7 +143,7 @@ def ablation_figure(
     known = {arm: summary(of_arm) for arm, of_arm in seeds.items()}
     others = _seeds(len(of_arm) for arm, of_arm in seeds.items() if arm not in shared)
     words = {arm: f"{labels[arm]}, {_seeds([len(seeds[arm])])}" for arm in shared if arm in seeds}
-    figure, axes = _figure(1, len(panels), (3.6, 3.4), sharey="row")
+    figure, axes = new_figure(1, len(panels), (3.6, 3.4), sharey="row")
     for (varied, ticks), panel in zip(panels.items(), axes[0], strict=True):
         if line := known.get(baseline):
             panel.axhline(line.mean, color=INK, linestyle="--", label=words[baseline])
@@ -333,7 +198,7 @@ def groups_figure(quantity: str, values: Series, groups: Mapping[str, Mapping[st
     columns = min(3, len(groups))
     labels = list(dict.fromkeys(tuple(group) for group in groups.values()))
     size = (3.6, 2.9) if len(labels) == 1 else (3.6, 3.7)
-    figure, axes = _figure(math.ceil(len(groups) / columns), columns, size)
+    figure, axes = new_figure(math.ceil(len(groups) / columns), columns, size)
     flat = [panel for across in axes for panel in across]
     for panel in flat[len(groups) :]:
         panel.set_visible(False)
@@ -375,7 +240,7 @@ def sheets_figure(sheets: Mapping[str, Path], labels: Mapping[str, str] = ARMS) 
     pairs = [models, [f"top-k+{model}" for model in models]]
     several = not {*arms} <= {*pairs[0], *pairs[1]}
     rows = [arms[n : n + 5] for n in range(0, len(arms), 5)] if several else pairs
-    figure, axes = _figure(len(rows), len(rows[0]), (2.6, 2.75))
+    figure, axes = new_figure(len(rows), len(rows[0]), (2.6, 2.75))
     from matplotlib.image import imread
 
     for row, across in zip(rows, axes, strict=True):
@@ -386,40 +251,6 @@ def sheets_figure(sheets: Mapping[str, Path], labels: Mapping[str, str] = ARMS) 
                 panel.imshow(imread(sheets[arm]), interpolation="antialiased")
                 panel.set_title(labels.get(arm, arm))
     return figure
-
-
-# --- geometry and names -------------------------------------------------------------------------
-
-
-def grid(cell: int, spacing: float) -> list[Point]:
-    """Centres of ``cell`` modes on a square grid around the origin."""
-    return [(x, y) for x, y in grid_modes(cell, spacing).tolist()]
-
-
-def approach(arrow: Sequence[float], centers: Iterable[Point]) -> float:
-    """How far (x, y, dx, dy) moves toward the centre that is nearest to (x, y); below 0: away."""
-    x, y, dx, dy = arrow
-    target = min(centers, key=lambda center: math.dist(center, (x, y)))
-    return math.dist(target, (x, y)) - math.dist(target, (x + dx, y + dy))
-
-
-def in_pairs(members: Iterable[Member]) -> list[str]:
-    """The members' arms, each once, a baseline followed by its top-k arms."""
-    arms = list(dict.fromkeys(member.arm for member in members))
-    families = list(dict.fromkeys(map(without_topk, arms)))
-    return sorted(arms, key=lambda arm: (families.index(base := without_topk(arm)), arm != base))
-
-
-def called(cell: int, name: str) -> str:
-    """A cell in words: "25 modes", "held-out digit 4"."""
-    return f"{cell} {name}" if name == "modes" else f"{name} {cell}"
-
-
-def span(values: Iterable[Any]) -> str:
-    """Words as they are; numbers from the least to the most."""
-    known = sorted(set(values))
-    shown = [value if isinstance(value, str) else f"{value:,}" for value in known]
-    return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
 
 
 def _label(arm: str, members: Iterable[Member]) -> str:
@@ -455,10 +286,7 @@ def _draw_curve(
     panel.fill_between(list(curve), low, high, color=style["color"], alpha=0.18, linewidth=0)
 
 
-# --- panels -------------------------------------------------------------------------------------
-
-
-def _figure(
+def new_figure(
     rows: int, columns: int, size: tuple[float, float], **shared: Any
 ) -> tuple[Figure, Sequence[Sequence[Axes]]]:
     """Panels of that size in inches."""
@@ -499,27 +327,3 @@ def _legend(figure: Figure) -> None:
     columns = len(entries) if sum(widths) < width else max(1, int(width / max(widths)))
     columns = min(5, columns)
     figure.legend(entries.values(), entries.keys(), loc=place, ncols=columns, frameon=False)
-
-
-def _modes(panel: Axes, cell: int, spacing: float, std: float) -> float:
-    """Circles of 4 std around the modes, on equal axes; how far these go from 0."""
-    from matplotlib.patches import Circle
-    from matplotlib.ticker import MaxNLocator
-
-    centers = grid(cell, spacing)
-    for center in centers:
-        panel.add_patch(Circle(center, 4 * std, fill=False, edgecolor="0.5", linewidth=0.7))
-    edge = max(map(max, centers)) + 0.75 * spacing
-    panel.set_xlim(-edge, edge)
-    panel.set_ylim(-edge, edge)
-    panel.set_aspect("equal")
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    return edge
-
-
-def _outside(panel: Axes, count: int) -> None:
-    """Say how many points lie beyond the panel's edge."""
-    if count:
-        text = f"{count:,} outside"
-        panel.text(0.99, 0.99, text, transform=panel.transAxes, ha="right", va="top", fontsize=8)
