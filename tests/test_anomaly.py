@@ -33,6 +33,7 @@ from topk_plugin.reference.anomaly import training as trainings
 from topk_plugin.reference.data.named import centred
 from topk_plugin.reference.networks import mnist
 from topk_plugin.reference.runs import Member
+from topk_plugin.reference.training import stream_of
 
 CPU = torch.device("cpu")
 SMALL = Settings(
@@ -362,7 +363,7 @@ class Draws:
     """The noise of one iteration again, in the order in which the training drew it."""
 
     def __init__(self, run: Training, iteration: int) -> None:
-        seed = run._stream("noise", iteration).initial_seed()
+        seed = stream_of(run.member, "noise", iteration).initial_seed()
         self.stream = torch.Generator().manual_seed(seed)
 
     def latents(self, rows: int, latent: int) -> torch.Tensor:
@@ -457,7 +458,7 @@ def test_bigan_is_its_literal_loop():
 
     for iteration in range(6):
         draws, (epoch, batch) = Draws(run, iteration), divmod(iteration, 3)
-        orders = run._stream("order", epoch)
+        orders = stream_of(run.member, "order", epoch)
         first, second = (
             images[torch.randperm(164, generator=orders)[50 * batch : 50 * batch + 50]]
             for _ in range(2)

@@ -18,7 +18,8 @@ from topk_plugin.reference.anomaly.methods import ARMS, Bigan, Meg, Method
 from topk_plugin.reference.anomaly.metrics import average_precision, curve_points, trapezoid_area
 from topk_plugin.reference.anomaly.settings import Settings
 from topk_plugin.reference.anomaly.split import Split, load, prepare, split_images
-from topk_plugin.reference.anomaly.training import Training, stacks
+from topk_plugin.reference.anomaly.training import Training
+from topk_plugin.reference.training import one_by_one as stacks
 
 __all__ = [
     "ARMS",

@@ -10,23 +10,22 @@ import numpy as np
 import torch
 
 from topk_plugin import TopK
-from topk_plugin.errors import ConfigError, ResumeMismatch
+from topk_plugin.errors import ConfigError
 from topk_plugin.reference.anomaly.methods import ARMS, Bigan, Method
 from topk_plugin.reference.anomaly.metrics import average_precision, curve_points, trapezoid_area
 from topk_plugin.reference.anomaly.settings import Settings
 from topk_plugin.reference.anomaly.split import load, split_images
 from topk_plugin.reference.data.named import centred
-from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs.records import Member, Row
+from topk_plugin.reference.training import (
+    Counts,
+    check_checkpoint,
+    proof_of,
+    row_of,
+    stream_of,
+)
 
 EVALUATED = 500  # test images at once
-
-
-def stacks(
-    settings: Settings, members: Sequence[Member], device: torch.device, workers: int
-) -> list[list[Member]]:
-    """Which members one job trains together: each is one of its own."""
-    return [[member] for member in members]
 
 
 class Training:
@@ -58,7 +57,7 @@ class Training:
             enabled=gated, gamma=settings.gamma, nu=settings.nu, companions=settings.companions
         )
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global one
-            torch.default_generator.manual_seed(self._stream("weights").initial_seed())
+            torch.default_generator.manual_seed(stream_of(self.member, "weights").initial_seed())
             self.method: Method = kind(settings, self.topk, device, dtype)
         self.images = load(settings)
         self.pixels = self.images.pixels.to(device)
@@ -73,13 +72,8 @@ class Training:
         self.iterations, self.iteration = epochs * self.batches, 0
         self.noise = torch.Generator(device)
         self.order, self.ordered = self.train[None], -1  # of which epoch
-        self.counted = {"rows": 0, "dropped": 0, "nonfinite": 0}  # before a resume
-        self.last_k = 0
-
-    def _stream(self, name: str, *key: int) -> torch.Generator:
-        """On the CPU, so that a GPU sees the same data order and initial weights."""
-        member = self.member
-        return stream(name, member.cell, member.seed, *key, device=torch.device("cpu"))
+        self.counts = Counts(self.topk)
+        self.last_k = 0  # before a resume
 
     def advance(self, until: int) -> None:
         """Trains up to that iteration, at most to the last one."""
@@ -89,7 +83,7 @@ class Training:
             rows = self.order[:, batch * self.batch : (batch + 1) * self.batch]
             real = [centred(self.pixels[own], self.dtype) for own in rows]
             # seeded by iteration, so that a resumed run needs no state of it
-            self.noise.manual_seed(self._stream("noise", self.iteration).initial_seed())
+            self.noise.manual_seed(stream_of(self.member, "noise", self.iteration).initial_seed())
             self.iteration += 1
             self.method.step(self.iteration, self.noise, *real)
             if batch + 1 == self.batches:
@@ -98,7 +92,7 @@ class Training:
     def _arrange(self, epoch: int) -> None:
         """The order of the training images, (1, N); BiGAN has two, and new ones each epoch."""
         if self.shuffles and epoch != self.ordered:
-            draws = self._stream("order", epoch)
+            draws = stream_of(self.member, "order", epoch)
             orders = [torch.randperm(len(self.train), generator=draws) for _ in range(2)]
             self.order, self.ordered = self.train[torch.stack(orders).to(self.device)], epoch
 
@@ -142,25 +136,14 @@ class Training:
                 points = curve_points(anomalous, scores)
                 rows.append(self._row("curve") | {"score": name, "points": points})
         if self.iteration == self.iterations and self.topk.config.enabled:
-            rows.append(self._row("topk") | self._proof())
+            rows.append(self._row("topk") | proof_of(self.topk, self.counts.now(), self._last_k()))
         return rows
 
     def _row(self, kind: str) -> Row:
-        return self.member._asdict() | {"iteration": self.iteration, "kind": kind}
+        return row_of(self.member, self.iteration, kind)
 
-    def _proof(self) -> Row:
-        report = self.topk.report()
-        return self._counts() | {
-            "steps": report.steps,
-            "epochs": report.epochs,
-            "direction": report.direction,
-            "last_k": report.last_k or self.last_k,
-        }
-
-    def _counts(self) -> dict[str, int]:
-        """What top-k counted, also before a resume."""
-        report = self.topk.report()
-        return {name: before + getattr(report, name) for name, before in self.counted.items()}
+    def _last_k(self) -> int:
+        return self.topk.report().last_k or self.last_k
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on; data are drawn by iteration."""
@@ -171,8 +154,8 @@ class Training:
             "networks": {name: n.state_dict() for name, n in self.method.networks.items()},
             "optimizers": {name: o.state_dict() for name, o in self.method.optimizers.items()},
             "topk": self.topk.state_dict(),
-            "counted": self._counts(),
-            "last_k": self.topk.report().last_k or self.last_k,
+            "counted": self.counts.now(),
+            "last_k": self._last_k(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,16 +164,14 @@ class Training:
         Raises:
             ResumeMismatch: it is of another member or of other data, or top-k was set otherwise.
         """
-        for name, mine in (("member", tuple(self.member)), ("digest", self.images.digest)):
-            if state[name] != mine:
-                raise ResumeMismatch(
-                    f"{name}: {state[name]!r} in the checkpoint, {mine!r} now. Resume with the "
-                    "settings and the data of the checkpoint, or start anew without it."
-                )
+        check_checkpoint(
+            ("member", state["member"], tuple(self.member)),
+            ("digest", state["digest"], self.images.digest),
+        )
         self.iteration = state["iteration"]
         for name, network in self.method.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.topk.load_state_dict(state["topk"])
-        self.counted, self.last_k = dict(state["counted"]), state["last_k"]
+        self.counts.before, self.last_k = dict(state["counted"]), state["last_k"]

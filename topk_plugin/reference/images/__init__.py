@@ -12,6 +12,7 @@ of means go by what a device sees at a time.
 
 from topk_plugin.reference.images.preparation import prepare
 from topk_plugin.reference.images.settings import Settings
-from topk_plugin.reference.images.training import DISTRIBUTED, Training, stacks
+from topk_plugin.reference.images.training import DISTRIBUTED, Training
+from topk_plugin.reference.training import one_by_one as stacks
 
 __all__ = ["DISTRIBUTED", "Settings", "Training", "prepare", "stacks"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topk_plugin import TopK
-from topk_plugin.errors import ResumeMismatch, RunError
+from topk_plugin.errors import RunError
 from topk_plugin.reference.images.graphs import Steps
 from topk_plugin.reference.images.losses import Losses
 from topk_plugin.reference.images.networks import (
@@ -30,6 +30,7 @@ from topk_plugin.reference.images.settings import Settings
 from topk_plugin.reference.regularizers import clip_weights_
 from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.runs.records import Member, Row
+from topk_plugin.reference.training import Counts, check_checkpoint, proof_of, row_of
 
 DISTRIBUTED = True
 """Ranks that torchrun started train one model together."""
@@ -42,13 +43,6 @@ NO_MEMORY = (
 
 LAYOUT = 2
 """Of a checkpoint."""
-
-
-def stacks(
-    settings: Settings, members: Sequence[Member], device: torch.device, workers: int
-) -> list[list[Member]]:
-    """Which members one job trains together: each is one of its own."""
-    return [[member] for member in members]
 
 
 class Training:
@@ -105,8 +99,7 @@ class Training:
         self.steps = Steps(settings.graphs)
         # critic's loss, generator's loss, score of real, score of generated; since measure_every
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        # before a resume
-        self.counted = {whose: {"rows": 0, "dropped": 0, "nonfinite": 0} for whose in self.gated}
+        self.counts = {whose: Counts(own) for whose, own in self.gated.items()}
 
     def advance(self, until: int) -> None:
         """Trains up to that iteration, a generator step, at most to the last one.
@@ -237,22 +230,12 @@ class Training:
         return f"samples-{self.iteration:07d}.png"
 
     def _row(self, kind: str) -> Row:
-        return self.member._asdict() | {"iteration": self.iteration, "kind": kind}
+        return row_of(self.member, self.iteration, kind)
 
     def _proof(self, whose: str) -> Row:
-        report = self.gated[whose].report()
-        of_ranks = ranks.gathered(self._counts(whose))
-        return {name: sum(counts[name] for counts in of_ranks) for name in of_ranks[0]} | {
-            "steps": report.steps,
-            "epochs": report.epochs,
-            "direction": report.direction,
-            "last_k": self._k(whose),
-        }
-
-    def _counts(self, whose: str) -> dict[str, int]:
-        """What top-k counted, of this rank's rows, also before a resume."""
-        report = self.gated[whose].report()
-        return {name: n + getattr(report, name) for name, n in self.counted[whose].items()}
+        of_ranks = ranks.gathered(self.counts[whose].now())
+        summed = {name: sum(counts[name] for counts in of_ranks) for name in of_ranks[0]}
+        return proof_of(self.gated[whose], summed, self._k(whose))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on; data are drawn by iteration."""
@@ -268,7 +251,7 @@ class Training:
                 {
                     "sums": self.sums.cpu().clone(),
                     "topk": {whose: own.state_dict() for whose, own in self.gated.items()},
-                    "counted": {whose: self._counts(whose) for whose in self.gated},
+                    "counted": {whose: own.now() for whose, own in self.counts.items()},
                 }
             ),
         }
@@ -284,17 +267,12 @@ class Training:
             ResumeMismatch: it is of another member, of other data or another number of ranks, or
                 top-k was set otherwise.
         """
-        for name, its, mine in (
+        check_checkpoint(
             ("layout", state.get("layout", 1), LAYOUT),
             ("member", state["member"], tuple(self.member)),
             ("digest", state["digest"], self.images.digest),
             ("ranks", len(state["ranks"]), ranks.world()),
-        ):
-            if its != mine:
-                raise ResumeMismatch(
-                    f"{name}: {its!r} in the checkpoint, {mine!r} now. Resume with the settings "
-                    "and the data of the checkpoint, or start anew without it."
-                )
+        )
         self.iteration = state["iteration"]
         self.steps.begin_at(self.iteration)
         for name, network in self._networks().items():
@@ -308,7 +286,7 @@ class Training:
         self.sums.copy_(of_rank["sums"])
         for whose, topk in self.gated.items():
             topk.load_state_dict(of_rank["topk"][whose])
-        self.counted = {whose: dict(counts) for whose, counts in of_rank["counted"].items()}
+            self.counts[whose].before = dict(of_rank["counted"][whose])
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from topk_plugin.reference.mixture.settings import ARMS, Settings
 from topk_plugin.reference.networks.stacked import mlp
 from topk_plugin.reference.randomness import stream
 from topk_plugin.reference.runs.records import Member, Row
-from topk_plugin.reference.training import update
+from topk_plugin.reference.training import proof_of, row_of, update
 
 EAGER = 100
 """Iterations before the CUDA graph is captured: as many as vote on the scores' direction."""
@@ -222,17 +222,12 @@ class Training:
         return rows
 
     def _row(self, member: Member, kind: str) -> Row:
-        return member._asdict() | {"iteration": self.iteration, "kind": kind}
+        return row_of(member, self.iteration, kind)
 
     def _proof(self, arm: str) -> Row:
-        report, rows = self.topk[arm].report(), self.arms[arm]
-        return {
-            "steps": report.steps,
-            "epochs": report.epochs,
-            "dropped": (self.dropped[arm] + report.dropped) // (rows.stop - rows.start),
-            "direction": report.direction,
-            "last_k": self.topk[arm].k(self.settings.batch),
-        }
+        topk, rows = self.topk[arm], self.arms[arm]
+        dropped = (self.dropped[arm] + topk.report().dropped) // (rows.stop - rows.start)
+        return proof_of(topk, {"dropped": dropped}, topk.k(self.settings.batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on; data are drawn by iteration."""
