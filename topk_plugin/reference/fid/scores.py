@@ -90,6 +90,10 @@ def generated_statistics(batches: Iterable[Tensor], features: Features) -> Stati
     return statistics
 
 
+ALIKE = ("version", "features_digest", "data_digest", "real", "fake")
+"""Fields, beside the metric, in which scores have to be equal to be compared; names may differ."""
+
+
 class Score(NamedTuple):
     """A distance with all that another one has to have in common with it to be compared."""
 
@@ -105,8 +109,8 @@ class Score(NamedTuple):
     fake: int
 
     def comparable(self) -> tuple[str | int, ...]:
-        """Scores are comparable if they are equal in this: all but what was measured."""
-        return self[2:]
+        """Scores are comparable if they are equal in this."""
+        return (self.metric, *(getattr(self, name) for name in ALIKE))
 
 
 def score(pictures: Pictures, real: Statistics, fake: Statistics, features: Features) -> Score:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import ConfigError
+from topk_plugin.reference.fid import scores
 from topk_plugin.reference.runs.records import Member, Row
 
 PRESETS = {
@@ -19,7 +20,7 @@ PRESETS = {
     "paper": "as long as in the paper",
 }
 
-ALIKE = ("version", "features_digest", "data_digest", "real", "fake", "average")
+ALIKE = (*scores.ALIKE, "average")
 """Fields, beside its name, in which a Frechet distance has to equal those in its table."""
 
 IMAGES: dict[str, tuple[str, ...]] = {"score": ("score", "fid", *ALIKE), "sheet": ("file",)}
