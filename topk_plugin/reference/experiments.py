@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from topk_plugin.reference.models import ABLATED, pairs
 
@@ -21,28 +21,74 @@ class Preset:
     cells: tuple[int, ...] | None = None  # None: all
 
 
+class Published(NamedTuple):
+    """What the paper's Frechet distances of an experiment are of."""
+
+    data: str  # how its name ends, in which a folder's begins with the folder's own
+    real: int
+    images: str  # in words
+    note: str  # on the paper's numbers
+    fake: int = 50_000
+    score: str = "FID"
+
+    def equals(self, known: Mapping[str, Any]) -> bool:
+        """Whether a row's distance is of the same kind."""
+        counts = (known["score"], known["real"], known["fake"])
+        return counts == (self.score, self.real, self.fake) and known["data"].endswith(self.data)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One training campaign, and the paper's numbers for it."""
 
     title: str
     trainer: str  # module of topk_plugin.reference
+    cell: str  # what a cell is
     cells: tuple[int, ...]
     arms: tuple[str, ...]
     presets: Mapping[str, Preset]
     paper: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
     """By metric, cell and arm."""
+    published: Published | None = None  # what the paper's Frechet distances are of
+    ablation: bool = False  # whether arms vary top-k, not the model
     open: tuple[str, ...] = ()  # settings that the paper does not give
 
 
-STUDIED = (
-    "leaky ReLU", "ReLU", "tanh", "ReLU, spacing 0.5", "ReLU, spacing 2", "ReLU, 5 layers",
-    "ReLU, 5 layers, spacing 2", "ReLU, latent 32", "ReLU, latent 256",
-    "ReLU, latent 32, spacing 2", "ReLU, latent 32, 5 layers", "ReLU, uniform prior",
-    "ReLU, uniform prior, spacing 2", "ReLU, beta1 0.5", "ReLU, beta1 0.5, spacing 2",
-    "ReLU, beta1 0.5, spacing 2, latent 64",
-)  # fmt: skip
-"""Variants of study.py."""
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "leaky ReLU": {},
+    "ReLU": {"activation": "relu"},
+    "tanh": {"activation": "tanh"},
+    "ReLU, spacing 0.5": {"activation": "relu", "spacing": 0.5},
+    "ReLU, spacing 2": {"activation": "relu", "spacing": 2.0},
+    "ReLU, 5 layers": {"activation": "relu", "layers": 5},
+    "ReLU, 5 layers, spacing 2": {"activation": "relu", "layers": 5, "spacing": 2.0},
+    "ReLU, latent 32": {"activation": "relu", "latent": 32},
+    "ReLU, latent 256": {"activation": "relu", "latent": 256},
+    "ReLU, latent 32, spacing 2": {"activation": "relu", "latent": 32, "spacing": 2.0},
+    "ReLU, latent 32, 5 layers": {"activation": "relu", "latent": 32, "layers": 5},
+    "ReLU, uniform prior": {"activation": "relu", "prior": "uniform"},
+    "ReLU, uniform prior, spacing 2": {"activation": "relu", "prior": "uniform", "spacing": 2.0},
+    "ReLU, beta1 0.5": {"activation": "relu", "beta1": 0.5},
+    "ReLU, beta1 0.5, spacing 2": {"activation": "relu", "beta1": 0.5, "spacing": 2.0},
+    "ReLU, beta1 0.5, spacing 2, latent 64": {
+        "activation": "relu", "beta1": 0.5, "spacing": 2.0, "latent": 64,
+    },
+}  # fmt: skip
+"""Arms of the study: what differs from Table 1's defaults, which are those of the best variant."""
+
+
+ON_CIFAR10 = Published(
+    "CIFAR-10, training part",
+    50_000,
+    "the 50,000 training images of CIFAR-10",
+    "The paper's numbers have no seeds; it does not say what its ± is of.",
+)
+ON_IMAGENET = Published(
+    ", 1,281,167 images of 1,000 classes at 128x128",
+    1_281_167,
+    "ImageNet's 1,281,167 training images of 1,000 classes at 128x128",
+    "The paper's numbers have no seeds; it does not say which real images they are of.",
+)
 
 
 def _table(
@@ -91,6 +137,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         title="Table 1: mixtures of Gaussians",
         trainer="mixture",
+        cell="modes",
         cells=(25, 64, 100),
         arms=GAN,
         presets={
@@ -105,8 +152,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "study": Experiment(
         title="Table 1's baseline under settings that the paper leaves open",
         trainer="study",
+        cell="modes",
         cells=(25, 64, 100),
-        arms=STUDIED,
+        arms=tuple(VARIANTS),
         presets={
             "smoke": Preset(1, {"iterations": 40, "measure_every": 40}, cells=(25,)),
             "short": Preset(1, {"iterations": 5_000, "measure_every": 5_000}),
@@ -119,6 +167,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "probe": Experiment(
         title="Figures 2, 3 and 4: one update by the best and by the worst samples",
         trainer="probe",
+        cell="modes",
         cells=(25,),
         arms=("gan",),
         presets={
@@ -131,6 +180,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2": Experiment(
         title="Table 2: anomaly detection",
         trainer="anomaly",
+        cell="held-out digit",
         cells=(1, 4, 5, 7, 9),
         arms=ANOMALY,
         presets={
@@ -181,6 +231,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table3": Experiment(
         title="Table 3: images",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=IMAGES,
         presets={
@@ -208,11 +259,13 @@ EXPERIMENTS: dict[str, Experiment] = {
                 )
             },
         ),
+        published=ON_CIFAR10,
         open=("iterations", "average"),
     ),
     "table4": Experiment(
         title="Table 4: ImageNet",
         trainer="images",
+        cell="pixels",
         cells=(128,),
         arms=IMAGENET,
         presets={
@@ -229,11 +282,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         },
         paper=_table("fid", IMAGENET, {128: (19.98, 18.44)}),
+        published=ON_IMAGENET,
         open=("average",),
     ),
     "table5": Experiment(
         title="Table 5: gamma, nu, and whose loss",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=tuple(ABLATED),
         # what gamma does in a short run takes as many decays as in the paper's, of 256 epochs
@@ -247,11 +302,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             tuple(ABLATED),
             {32: (19.02, 17.93, 18.68, 18.14, 21.60, 25.30, 18.47, 18.08, 27.44, 27.57)},
         ),
+        published=ON_CIFAR10._replace(note="The paper's numbers have no seeds and no spread."),
+        ablation=True,
         open=("iterations", "average"),
     ),
     "neurips": Experiment(
         title="The later version (NeurIPS 2020): conditional CIFAR-10",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=CONDITIONAL,
         presets={
@@ -263,6 +321,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "paper": Preset(3, {"batch": 64}),
         },
         paper=_table("fid", CONDITIONAL[2:], {32: (9.21, 8.57)}),
+        published=ON_CIFAR10._replace(
+            note="The paper's numbers are of its abstract, which says no more about them."
+        ),
         open=("gamma", "nu", "batch", "iterations", "average"),
     ),
 }

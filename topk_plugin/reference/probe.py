@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from topk_plugin import TopK
 from topk_plugin.reference.mixture.draws import latents
-from topk_plugin.reference.mixture.modes import grid_modes, nearest_mode
+from topk_plugin.reference.mixture.modes import BINS, grid_modes, nearest_mode
 from topk_plugin.reference.mixture.settings import Settings as MixtureSettings
 from topk_plugin.reference.mixture.training import Training as MixtureTraining
 from topk_plugin.reference.mixture.training import stacks
@@ -32,9 +32,6 @@ from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.settings import is_number, require
 
 __all__ = ["Movement", "Settings", "Training", "movement_by_bin", "stacks"]
-
-BINS = 5
-"""Distances of 0-1, 1-2, 2-3 and 3-4 standard deviations, and beyond."""
 
 STEPS = ("sgd", "adam")
 ARROWS = 400
@@ -80,7 +77,7 @@ class Movement:
 
 
 def movement_by_bin(
-    before: Tensor, after: Tensor, centers: Tensor, std: float, bins: int = BINS
+    before: Tensor, after: Tensor, centers: Tensor, std: float, bins: int = len(BINS)
 ) -> list[Movement]:
     """How samples (N, 2) of any generator moved against their nearest of the modes (M, 2).
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from topk_plugin.errors import ConfigError
 
+BINS = ("0–1", "1–2", "2–3", "3–4", "> 4")
+"""Distances to the nearest mode, in std, of Figures 2 and 3."""
+
 
 def grid_modes(modes: int, spacing: float) -> Tensor:
     """The modes' centres, (modes, 2): a square grid around the origin.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from topk_plugin.reference import models
-from topk_plugin.reference.experiments import EXPERIMENTS
 from topk_plugin.reference.models import ARMS as TRAINED
 from topk_plugin.reference.report.folder import Run, setting
 from topk_plugin.reference.runs.records import Member
@@ -51,22 +50,9 @@ def span(values: Iterable[Any]) -> str:
     return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
 
 
-CELLS = {
-    "table1": "modes",
-    "study": "modes",
-    "probe": "modes",
-    "table2": "held-out digit",
-    "table3": "pixels",
-    "table4": "pixels",
-    "table5": "pixels",
-    "neurips": "pixels",
-}
-"""What a cell of each experiment is."""
-
-
 def named(run: Run, member: Member) -> str:
     arm = labels_of(run).get(member.arm, member.arm)
-    return f"{called(member.cell, CELLS[run.experiment])}, {arm}, seed {member.seed}"
+    return f"{called(member.cell, run.about.cell)}, {arm}, seed {member.seed}"
 
 
 BASELINE, REFERENCE = "sagan", "top-k+sagan"
@@ -78,7 +64,7 @@ PROPOSED = (0.99, 0.5)
 
 def labels_of(run: Run) -> Mapping[str, str]:
     """A run's arms in words."""
-    if run.experiment != "table5":
+    if not run.about.ablation:
         return ARMS
     gamma, nu = gamma_and_nu(run)
     reference = f"gamma {gamma:g}, nu {nu:g} ({role(run)})"
@@ -92,7 +78,7 @@ def gamma_and_nu(run: Run) -> tuple[float, float]:
 
 def proposed(run: Run) -> tuple[float, float]:
     """The gamma and the nu that the paper has for an experiment."""
-    settings = EXPERIMENTS[run.experiment].presets["paper"].settings
+    settings = run.about.presets["paper"].settings
     return settings.get("gamma", PROPOSED[0]), settings.get("nu", PROPOSED[1])
 
 

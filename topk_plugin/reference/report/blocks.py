@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from topk_plugin.reference.report.arms import ARMS, CELLS, gated, labels_of, named, span
+from topk_plugin.reference.report.arms import ARMS, gated, labels_of, named, span
 from topk_plugin.reference.report.folder import PROOF, Run, member_of, of_kind
 from topk_plugin.reference.runs.records import Row
 from topk_plugin.reference.statistics import Comparison, Summary, with_interval
@@ -145,7 +145,7 @@ def proof(run: Run, final: Sequence[Row]) -> Iterator[Block]:
         for row in of_kind(final, "topk")
     }
     if dropped:
-        yield proof_table(final, CELLS[run.experiment], labels_of(run))
+        yield proof_table(final, run.about.cell, labels_of(run))
     idle = [
         (member, of)
         for member in dict.fromkeys(map(member_of, final))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from topk_plugin.reference.mixture.modes import BINS
 from topk_plugin.reference.runs.records import Row
 from topk_plugin.reference.statistics import (
     Summary,
@@ -13,9 +14,6 @@ from topk_plugin.reference.statistics import (
     summary,
     with_interval,
 )
-
-BINS = ("0–1", "1–2", "2–3", "3–4", "> 4")
-"""Distances to the nearest mode, in std, of Figures 2 and 3."""
 
 
 class Order(NamedTuple):
@@ -114,9 +112,9 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("bottom-k", "cosine", -1, range(5)),
+    Claim("bottom-k", "cosine", -1, range(len(BINS))),
     Claim("top-k", "cosine", 1, (4,)),
-    Claim("bottom-k", "change", 1, range(5)),
+    Claim("bottom-k", "change", 1, range(len(BINS))),
     Claim("top-k", "change", -1, (4,)),
 )
 QUANTITIES = {"cosine": "mean cosine", "change": "mean change of distance"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from topk_plugin.reference.experiments import Published
 from topk_plugin.reference.report.arms import labels_of, proposed, role
 from topk_plugin.reference.report.blocks import (
     CURVES,
@@ -27,44 +28,6 @@ from topk_plugin.reference.report.folder import (
 )
 from topk_plugin.reference.runs.records import Member, Row
 from topk_plugin.reference.statistics import Paper, compare
-
-
-class Published(NamedTuple):
-    """What the paper's Frechet distances of an experiment are of."""
-
-    data: str  # how its name ends, in which a folder's begins with the folder's own
-    real: int
-    images: str  # in words
-    note: str  # on the paper's numbers
-    fake: int = 50_000
-    score: str = "FID"
-
-    def equals(self, known: Row) -> bool:
-        """Whether a row's distance is of the same kind."""
-        counts = (known["score"], known["real"], known["fake"])
-        return counts == (self.score, self.real, self.fake) and known["data"].endswith(self.data)
-
-
-CIFAR10 = Published(
-    "CIFAR-10, training part",
-    50_000,
-    "the 50,000 training images of CIFAR-10",
-    "The paper's numbers have no seeds; it does not say what its ± is of.",
-)
-IMAGENET = Published(
-    ", 1,281,167 images of 1,000 classes at 128x128",
-    1_281_167,
-    "ImageNet's 1,281,167 training images of 1,000 classes at 128x128",
-    "The paper's numbers have no seeds; it does not say which real images they are of.",
-)
-PUBLISHED = {
-    "table3": CIFAR10,
-    "table4": IMAGENET,
-    "table5": CIFAR10._replace(note="The paper's numbers have no seeds and no spread."),
-    "neurips": CIFAR10._replace(
-        note="The paper's numbers are of its abstract, which says no more about them."
-    ),
-}
 
 
 class Distances(NamedTuple):
@@ -108,15 +71,16 @@ class Distances(NamedTuple):
 def distances(run: Run, paper: Paper) -> Iterator[Distances]:
     """The Frechet distances of the members that are not left out, by what they have in common."""
     rows, final = counted(run)
-    scored = of_kind(rows, "score")
+    scored, published = of_kind(rows, "score"), run.about.published
+    assert published is not None  # of an experiment on images
     for number, alike in enumerate(dict.fromkeys(map(_alike, of_kind(final, "score"))), start=1):
         own = [row for row in scored if _alike(row) == alike]
         values = series(own, "fid", own[0]["score"])
         lengths = {member_of(row): row["iterations"] for row in own}
-        why = _unlike(run, own[0])
+        why = _unlike(run, own[0], published)
         note = f"The paper's numbers are left out: {why}."
         suffix = f"-{number}" * (number > 1)
-        beside = ({}, note) if why else (paper, PUBLISHED[run.experiment].note)
+        beside = ({}, note) if why else (paper, published.note)
         yield Distances(own[0], values, lengths, suffix, *beside)
 
 
@@ -124,9 +88,8 @@ def _alike(row: Row) -> tuple[Any, ...]:
     return (row["score"], *(row[name] for name in ALIKE))
 
 
-def _unlike(run: Run, known: Row) -> str | None:
+def _unlike(run: Run, known: Row, published: Published) -> str | None:
     """Why the paper's numbers may not stand beside a distance."""
-    published = PUBLISHED[run.experiment]
     if not published.equals(known):
         return (
             f"they are FID by Inception of {published.fake:,} samples against "
@@ -134,7 +97,7 @@ def _unlike(run: Run, known: Row) -> str | None:
         )
     if role(run) != "proposed":
         gamma, nu = proposed(run)
-        varied = ", but for what an arm varies" * (run.experiment == "table5")
+        varied = ", but for what an arm varies" * run.about.ablation
         return f"they are of gamma {gamma} and nu {nu}{varied}"
     return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import ConfigError
+from topk_plugin.reference.experiments import EXPERIMENTS, Experiment
 from topk_plugin.reference.fid import scores
 from topk_plugin.reference.runs.records import Member, Row
 
@@ -23,28 +24,17 @@ PRESETS = {
 ALIKE = (*scores.ALIKE, "average")
 """Fields, beside its name, in which a Frechet distance has to equal those in its table."""
 
-IMAGES: dict[str, tuple[str, ...]] = {"score": ("score", "fid", *ALIKE), "sheet": ("file",)}
-"""KINDS of an experiment on images."""
-
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "table1": {
-        "score": ("high_quality", "modes"),
-        "samples": ("points",),
-    },
+    "mixture": {"score": ("high_quality", "modes"), "samples": ("points",)},
     "study": {"score": ("high_quality", "modes")},
     "probe": {
         "movement": ("update", "bin", "count", "cosine", "change"),
         "arrows": ("update", "points"),
     },
-    "table2": {
-        "score": ("score", "average_precision", "trapezoid"),
-    },
-    "table3": IMAGES,
-    "table4": IMAGES,
-    "table5": IMAGES,
-    "neurips": IMAGES,
+    "anomaly": {"score": ("score", "average_precision", "trapezoid")},
+    "images": {"score": ("score", "fid", *ALIKE), "sheet": ("file",)},
 }
-"""The kinds of rows of each experiment that are reported, and their fields. A member that has ended
+"""The kinds of rows of each trainer that are reported, and their fields. A member that has ended
 has rows of the first one at its last iteration."""
 
 NAMES = ("update", "score", *ALIKE)  # fields that are not measured
@@ -71,6 +61,11 @@ class Run:
     seconds: float = 0.0  # that it took
     rows: Sequence[Row] = ()
     cut: Sequence[str] = ()  # files whose last line is not complete
+
+    @property
+    def about(self) -> Experiment:
+        """What it is a run of."""
+        return EXPERIMENTS[self.experiment]
 
     @property
     def members(self) -> list[Member]:
@@ -150,7 +145,7 @@ def _read_settings(folder: Path) -> Run:
             raise _damaged(file, f"{name} is missing")
         if not isinstance(written[name], kind):
             raise _damaged(file, f"{name} is {written[name]!r}")
-    _one_of(written["experiment"], KINDS, f"{file}: experiment")
+    _one_of(written["experiment"], EXPERIMENTS, f"{file}: experiment")
     _one_of(written["preset"], PRESETS, f"{file}: preset")
     later = {key: written[key] for key in ("changed", "device_name", "seconds") if key in written}
     return Run(folder, **{key: written[key] for key in types}, **later)
@@ -161,7 +156,7 @@ def _checked(row: Any, run: Run, members: Sequence[Member], where: str) -> Row:
     names: tuple[str, ...] = ("cell", "arm", "seed", "iteration", "kind")
     if not isinstance(row, dict):
         raise _damaged(where, "it is no object")
-    known = {"topk": PROOF, **KINDS[run.experiment]}
+    known = {"topk": PROOF, **KINDS[run.about.trainer]}
     if missing := [
         name for name in (*names, *known.get(row.get("kind", ""), ())) if name not in row
     ]:
@@ -198,7 +193,7 @@ def _fault(run: Run, rows: Sequence[Row]) -> str | None:
     """Why a member with these rows is left out."""
     if not rows:
         return "not begun"
-    kind, fields = next(iter(KINDS[run.experiment].items()))
+    kind, fields = next(iter(KINDS[run.about.trainer].items()))
     last, length = max((row["iteration"], row["iterations"]) for row in rows)
     measured = [row for row in rows if row["kind"] == kind and row["iteration"] == last]
     for row in measured:

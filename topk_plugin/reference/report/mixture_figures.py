@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.reference.mixture.modes import grid_modes
+from topk_plugin.reference.mixture.modes import BINS, grid_modes
 from topk_plugin.reference.report.arms import ARMS, called, in_pairs
-from topk_plugin.reference.report.claims import BINS
 from topk_plugin.reference.report.figures import COLORS, INK, new_figure
 from topk_plugin.reference.runs.records import Member
 from topk_plugin.reference.statistics import Summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from topk_plugin.reference.mixture.modes import BINS
 from topk_plugin.reference.report.arms import span
 from topk_plugin.reference.report.blocks import (
     CURVES,
@@ -16,7 +17,7 @@ from topk_plugin.reference.report.blocks import (
     listed,
     proof,
 )
-from topk_plugin.reference.report.claims import BINS, CLAIMS, contrast, movement, verdict
+from topk_plugin.reference.report.claims import CLAIMS, contrast, movement, verdict
 from topk_plugin.reference.report.figures import curves_figure
 from topk_plugin.reference.report.folder import Run, at_the_end, counted, of_kind, series, setting
 from topk_plugin.reference.report.mixture_figures import (

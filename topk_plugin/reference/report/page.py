@@ -40,7 +40,10 @@ def report(folders: Sequence[Path]) -> int:
         console = Console(markup=False, highlight=False, width=120)
     for run in runs:
         experiment = EXPERIMENTS[run.experiment]
-        blocks = [*header(run, experiment.open), *SECTIONS[run.experiment](run, experiment.paper)]
+        blocks = [
+            *header(run, experiment.open),
+            *SECTIONS[experiment.trainer](run, experiment.paper),
+        ]
         try:
             _write(run.folder, experiment.title, blocks)
         except OSError as error:
@@ -83,17 +86,18 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
+def _images(run: Run, paper: Paper) -> Iterator[Block]:
+    return table5(run, paper) if run.about.ablation else models_of_images(run, paper)
+
+
 SECTIONS: dict[str, Callable[[Run, Paper], Iterator[Block]]] = {
-    "table1": table1,
+    "mixture": table1,
     "study": study,
     "probe": probe,
-    "table2": table2,
-    "table3": models_of_images,
-    "table4": models_of_images,
-    "table5": table5,
-    "neurips": models_of_images,
+    "anomaly": table2,
+    "images": _images,
 }
-"""What is reported of each experiment."""
+"""What is reported of each trainer's experiments."""
 
 
 def _write(folder: Path, title: str, blocks: Iterable[Block]) -> None:
