@@ -15,8 +15,6 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- sizes --------------------------------------------------------------------------------------
-
 COUNTS = {
     # martinarjovsky/WassersteinGAN at f7a01e8, models/dcgan.py: DCGAN_G and DCGAN_D, isize 32
     "DCGAN, WGAN": (
