@@ -76,7 +76,6 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """Arms of the study: what differs from Table 1's defaults, which are those of the best variant."""
 
-
 ON_CIFAR10 = Published(
     "CIFAR-10, training part",
     50_000,

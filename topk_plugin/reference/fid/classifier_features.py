@@ -28,7 +28,7 @@ HELD_OUT = 0.1
 
 
 class Labelled(Protocol):
-    """Images with their classes, as data.py has them."""
+    """Images with their classes, as ``data.named`` has them."""
 
     @property
     def pixels(self) -> Tensor:

@@ -18,7 +18,7 @@ BATCH = 64  # images at once
 
 
 class Pictures(Protocol):
-    """A set of real images, as sources have it."""
+    """A set of real images, as a source has it."""
 
     @property
     def name(self) -> str:

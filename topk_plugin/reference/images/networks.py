@@ -1,4 +1,4 @@
-"""The networks and optimizers of the experiments on images, as ``experiments.MODELS`` says.
+"""The networks and optimizers of the experiments on images, as ``models.MODELS`` says.
 
 Also averaged weights, which need statistics of their own.
 """

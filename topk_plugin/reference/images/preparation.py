@@ -67,6 +67,7 @@ def prepare(
 def source_of(
     settings: Settings, size: int, seed: int, device: torch.device, alone: bool = False
 ) -> Source:
+    """This rank's part of the real images, or all of them."""
     return source(
         settings.dataset, settings.data, settings.download,
         size=size, batch=settings.batch, seed=seed, device=device,

@@ -41,6 +41,7 @@ LOWER = "{}\n(lower is better)"
 
 
 def table5(run: Run, paper: Paper) -> Iterator[Block]:
+    """Distances by what an arm varies, beside the paper's."""
     for found in distances(run, paper):
         for cell in run.cells:
             yield ablation_table(run, found, cell)

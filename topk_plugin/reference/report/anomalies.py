@@ -26,6 +26,7 @@ from topk_plugin.reference.statistics import Paper, compare
 
 
 def table2(run: Run, paper: Paper) -> Iterator[Block]:
+    """Areas by held-out digit and score, beside the paper's."""
     rows, final = counted(run)
     scored = sorted(of_kind(run.rows, "score"), key=lambda row: run.arms.index(row["arm"]))
     chance = {row["cell"]: row["chance"] for row in scored if "chance" in row}

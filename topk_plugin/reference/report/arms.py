@@ -51,6 +51,7 @@ def span(values: Iterable[Any]) -> str:
 
 
 def named(run: Run, member: Member) -> str:
+    """A member of a run in words."""
     arm = labels_of(run).get(member.arm, member.arm)
     return f"{called(member.cell, run.about.cell)}, {arm}, seed {member.seed}"
 

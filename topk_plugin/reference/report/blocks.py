@@ -103,6 +103,7 @@ def proof_table(rows: Iterable[Row], cell_name: str, labels: Mapping[str, str] =
 
 
 def with_std(arm: Summary | None, digits: int) -> str:
+    """An arm's mean and standard deviation."""
     if arm is None:
         return "-"
     spread = "" if arm.std is None else f" ± {arm.std:.{digits}f}"
@@ -130,6 +131,7 @@ CURVES = "Learning curves: mean over seeds, band: one standard deviation."
 
 
 def listed(lines: Iterable[str]) -> str:
+    """Lines as a list of Markdown."""
     return "\n".join(f"- {line}" for line in lines)
 
 

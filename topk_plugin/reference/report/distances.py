@@ -129,6 +129,7 @@ def models_of_images(run: Run, paper: Paper) -> Iterator[Block]:
 
 
 def sheet_drawings(run: Run, arms: str) -> Iterator[Block]:
+    """The arms' sheets of samples, one figure for each cell."""
     for cell in run.cells:
         drawn = sorted(of_kind(counted(run)[1], "sheet"), key=lambda row: -row["seed"])
         sheets = {

@@ -240,6 +240,11 @@ def counted(run: Run) -> tuple[list[Row], list[Row]]:
 
 
 def setting(run: Run, name: str) -> float:
+    """A number of the run's settings.
+
+    Raises:
+        ConfigError: it has none of that name.
+    """
     value = run.settings.get(name)
     if not isinstance(value, int | float):
         raise _damaged(run.folder / "run.json", f"settings.{name} is {value!r}")

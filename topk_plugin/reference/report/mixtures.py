@@ -53,6 +53,7 @@ def movement_table(
 
 
 def table1(run: Run, paper: Paper) -> Iterator[Block]:
+    """Coverage of the modes, beside the paper's."""
     rows, final = counted(run)
     names = ("high_quality", "modes")
     for name in names:
@@ -78,6 +79,7 @@ def table1(run: Run, paper: Paper) -> Iterator[Block]:
 
 
 def study(run: Run, paper: Paper) -> Iterator[Block]:
+    """Variants of the baseline, by how near they are to the paper's."""
     final = counted(run)[1]
     yield study_table(of_kind(final, "score"), run.cells, paper)
     yield (
@@ -114,6 +116,7 @@ def study_table(rows: Sequence[Row], cells: Sequence[int], paper: Paper) -> Tabl
 
 
 def probe(run: Run, paper: Paper) -> Iterator[Block]:
+    """How one update moves samples, beside what the paper says."""
     final = counted(run)[1]
     for cell in run.cells:
         several = len(run.cells) > 1

@@ -88,6 +88,11 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Holds a folder's lock, on behalf of all ranks.
+
+    Raises:
+        RunError: another process has held it for that long.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
@@ -109,4 +114,5 @@ def locked(folder: Path, seconds: float) -> Iterator[None]:
 
 
 def as_json(value: Any) -> bytes:
+    """How a ``run.json`` is written."""
     return (json.dumps(value, indent=1) + "\n").encode()

@@ -21,7 +21,6 @@ from topk_plugin.reference.runs.request import Request
 
 RUN = "run.json"
 
-
 GROWS = ("cells", "arms", "seeds")
 """What a later command may add to a run: what is there stays, and only the new is trained."""
 

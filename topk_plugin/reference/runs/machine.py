@@ -12,6 +12,11 @@ from topk_plugin.errors import ConfigError
 
 
 def chosen_device(name: str | None) -> torch.device:
+    """The device of that name; without one, a GPU if there is any.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"--device: found {name!r}, expected cpu or cuda")
@@ -24,6 +29,7 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def name_of(device: torch.device) -> str:
+    """What a device is called."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {platform.machine()}, {cores()} cores"

@@ -22,7 +22,7 @@ class Member(NamedTuple):
 
 
 class Training(Protocol):
-    """One job in training; what ``Training`` of mixture.py, probe.py and anomaly.py do."""
+    """One job in training; what ``Training`` of each trainer does."""
 
     iterations: int
     iteration: int

@@ -80,6 +80,11 @@ class Request(NamedTuple):
 
 
 def chosen(flag: str, wanted: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    """What was wanted, in the order of what is known.
+
+    Raises:
+        ConfigError: something that is not known.
+    """
     for item in wanted:
         if item not in known:
             raise unknown_name(f"{flag} {item}", flag[2:-1], str(item), map(str, known))
