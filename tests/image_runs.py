@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from topk_plugin.reference import fid, images, ranks, runs, sources
-from topk_plugin.reference.data import load_images
-from topk_plugin.reference.experiments import MODELS
-from topk_plugin.reference.images import Settings, Training
-from topk_plugin.reference.runs import Job, Member, train
+from topk_plugin.reference import fid
+from topk_plugin.reference.data import batches
+from topk_plugin.reference.data.named import load_images
+from topk_plugin.reference.images import Settings, Training, preparation, scoring
+from topk_plugin.reference.images import networks as image_networks
+from topk_plugin.reference.models import MODELS
+from topk_plugin.reference.runs import Job, Member, ranks, train
+from topk_plugin.reference.runs import job as jobs
 
 CPU = torch.device("cpu")
 TINY = Settings(
@@ -48,8 +51,8 @@ def shorten_epochs(patch) -> None:
         found.length = EPOCH
         return found
 
-    source = images.source
-    patch.setattr(images, "source", of_few)
+    source = preparation.source
+    patch.setattr(preparation, "source", of_few)
 
 
 def without_norms(patch):
@@ -64,8 +67,8 @@ def without_norms(patch):
                         setattr(module, name, nn.Identity())
         return made
 
-    networks = images.networks
-    patch.setattr(images, "networks", pair)
+    networks = image_networks.networks
+    patch.setattr(image_networks, "networks", pair)
 
 
 def of_thousand_classes(root: Path, images: int = 2) -> Path:
@@ -111,7 +114,7 @@ def of_two(rank: int, folder, port: int) -> None:
             train(job("undisturbed"), lambda done, total: told.append(done))
             (folder / f"told-{rank}").write_text(json.dumps(told))
             step = Training._generator_step
-            patch.setattr(runs, "SAVE_SECONDS", 0)
+            patch.setattr(jobs, "SAVE_SECONDS", 0)
 
             def killed(self, *drawn) -> None:
                 if self.iteration == 3:  # between two measurements
@@ -124,14 +127,14 @@ def of_two(rank: int, folder, port: int) -> None:
             patch.setattr(Training, "_generator_step", step)
             train(job("resumed"))
             with patch.context() as streaming:
-                streaming.setattr(sources, "CACHED_BYTES", 0)
+                streaming.setattr(batches, "CACHED_BYTES", 0)
 
                 def streamed(*args, **options):  # epochs of 250 steps
-                    return sources.source(*args, **options | {"workers": 0})
+                    return batches.source(*args, **options | {"workers": 0})
 
-                streaming.setattr(images, "source", streamed)
+                streaming.setattr(preparation, "source", streamed)
                 known = fid.classifier(load_images("digits"), CPU)  # none for what is not in memory
-                streaming.setattr(images, "features_of", lambda *args: known)
+                streaming.setattr(scoring, "features_of", lambda *args: known)
                 settings = changed(
                     dataset="folder", data=str(folder / "images"), channels=1, iterations=4
                 )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from topk_plugin import TopK
-from topk_plugin.reference.mixture import CHUNK, Settings, draw, initial_weights
+from topk_plugin.reference.mixture.draws import CHUNK, draw, initial_weights
+from topk_plugin.reference.mixture.settings import Settings
 from topk_plugin.reference.runs import Member
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
 from topk_plugin.reference import images, mixture
+from topk_plugin.reference.mixture import training as mixture_training
 from topk_plugin.reference.runs import Member
 
 pytestmark = [
@@ -120,7 +121,7 @@ def same_members(a: mixture.Training, b: mixture.Training) -> list[bool]:
 def test_mixtures_in_a_graph_go_where_they_go_without(monkeypatch):
     graphed = mixtures(SETTINGS.iterations)
     assert graphed.graph is not None
-    monkeypatch.setattr(mixture, "EAGER", math.inf)
+    monkeypatch.setattr(mixture_training, "VOTING_STEPS", math.inf)
     eager = mixtures(SETTINGS.iterations)
     assert eager.graph is None
     for found, expected in zip(graphed.generator, eager.generator, strict=True):
@@ -194,8 +195,8 @@ def same_images(a: images.Training, b: images.Training) -> bool:
 )
 def test_images_in_graphs_go_where_they_go_without(arm):
     graphed, eager = trained(arm, 130, graphs=True, average=0.9), trained(arm, 130, average=0.9)
-    assert set(graphed.captured) == {"_critic_step", "_generator_step"}
-    assert not eager.captured
+    assert set(graphed.steps.captured) == {"_critic_step", "_generator_step"}
+    assert not eager.steps.captured
     pairs = zip(graphed.averaged.parameters(), eager.averaged.parameters(), strict=True)
     for found, expected in pairs:
         # sums on a device come in any order
@@ -226,7 +227,7 @@ def test_resumed_images_in_graphs_go_on():
     resumed.load_state_dict(torch.load(io.BytesIO(content.getvalue()), weights_only=True))
     assert same_images(resumed, stopped)
     resumed.advance(125)
-    assert resumed.captured
+    assert resumed.steps.captured
     pairs = zip(resumed.generator.parameters(), expected.generator.parameters(), strict=True)
     for found, its in pairs:
         assert (found - its).norm() <= 1e-6 * its.norm() + 1e-9

@@ -36,7 +36,17 @@ ROOMS = {
     "reference": "errors",
     "cli": "adapter run check script demo reference upstream config errors",
 }
-PUBLIC = {"topk_plugin", "topk_plugin.errors"}  # all that reference/ may import
+# the rooms of reference/, floor by floor: each imports only from the floors above its own
+FLOORS = [
+    "randomness settings extras models losses regularizers networks",
+    "experiments",
+    "data",
+    "runs",
+    "fid statistics training",
+    "mixture anomaly images",
+    "probe study",
+    "report",
+]
 
 
 def files_of(room: str) -> list[Path]:
@@ -75,6 +85,45 @@ def test_a_room_imports_only_what_stands_above_it(room):
     assert allowed <= set(above)
     for path in files_of(room):
         assert rooms_of(imported(path)) <= allowed | {room}, path
+
+
+def test_every_module_of_reference_has_its_room():
+    folder = PACKAGE / "reference"
+    found = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    assert found - {"__init__"} == set(" ".join(FLOORS).split())
+
+
+@pytest.mark.parametrize("room", " ".join(FLOORS).split())
+def test_a_room_of_reference_imports_only_what_stands_above_it(room):
+    names = [floor.split() for floor in FLOORS]
+    own = next(number for number, floor in enumerate(names) if room in floor)
+    below = {name for floor in names[own:] for name in floor} - {room}
+    for path in files_of(f"reference/{room}"):
+        inside = {module for module in imported(path) if module.count(".") >= 2}
+        assert not {module.split(".")[2] for module in inside if ".reference." in module} & below
+
+
+def test_reports_know_the_modes_and_no_other_part_of_a_trainer():
+    trainers = {"mixture", "anomaly", "images", "probe", "study"}
+    for path in files_of("reference/report"):
+        for module in imported(path):
+            if module.count(".") >= 2 and module.split(".")[2] in trainers:
+                assert module.startswith("topk_plugin.reference.mixture.modes"), path
+
+
+SIZES = {"topk_plugin": 400, "adapters": 400, "patches": 400, "tests": 600}
+
+
+@pytest.mark.parametrize("folder", SIZES)
+def test_a_reader_can_hold_each_module_in_the_head(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        assert len(text.splitlines()) <= SIZES[folder], path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and folder != "tests":
+                assert node.end_lineno - node.lineno < 250, f"{path}: {node.name}"
 
 
 def test_every_folder_with_modules_is_installed():

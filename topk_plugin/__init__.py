@@ -8,6 +8,7 @@ if not (Path(__file__).parent / "adapters").is_dir():
 
 from topk_plugin.adapter import Adapter, Wrap
 from topk_plugin.config import TopKConfig, add_arguments
+from topk_plugin.core.direction import VOTING_STEPS
 from topk_plugin.hooks import hookimpl
 from topk_plugin.loop.attach import attach
 from topk_plugin.seams.call import CallSeam, scores_argument
@@ -25,6 +26,7 @@ __all__ = [
     "Replace",
     "TopK",
     "TopKConfig",
+    "VOTING_STEPS",
     "Wrap",
     "add_arguments",
     "attach",

@@ -341,15 +341,15 @@ def _names(text: str) -> list[str]:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from topk_plugin.reference.statistics import needed
+    from topk_plugin.reference.extras import needed
 
     for module in ("filelock", "sklearn", "scipy", "torchvision", "matplotlib", "pytorch_fid"):
         needed(module)  # before training, not after it
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("--tensorboard: tensorboard is not installed: pip install tensorboard")
-    from topk_plugin.reference.progress import preparing, shown
     from topk_plugin.reference.report import report
     from topk_plugin.reference.runs import Request, keep_memory, reproduce
+    from topk_plugin.reference.runs.progress import preparing, shown
 
     given = {name: getattr(options, name) for name in ("dataset", "data", "download")}
     overrides = {name: value for name, value in given.items() if value is not None}

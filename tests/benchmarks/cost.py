@@ -28,10 +28,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from topk_plugin.reference import fid, images
-from topk_plugin.reference.experiments import ARMS, EXPERIMENTS, MODELS
-from topk_plugin.reference.image_settings import Settings
-from topk_plugin.reference.images import Training
+from topk_plugin import VOTING_STEPS
+from topk_plugin.reference.experiments import EXPERIMENTS
+from topk_plugin.reference.fid.inception_features import POOL3, inception_network
+from topk_plugin.reference.images import Settings, Training, preparation
+from topk_plugin.reference.models import ARMS, MODELS
 from topk_plugin.reference.runs import Member, keep_memory, settings_of
 
 RESULTS = {"table3": 10, "table4": 1_000, "table5": 10, "neurips": 10}
@@ -89,14 +90,16 @@ def of_training(
     [size], device = EXPERIMENTS[result].cells, torch.device(options.device)
     rows = options.images or settings.batch
     random = Random(RESULTS[result], size, rows, device)
-    images.source = lambda *args, **keywords: random
+    preparation.source = lambda *args, **keywords: random
     own = dataclasses.replace(settings, batch=rows, iterations=None)
     training = Training(own, [Member(size, f"top-k+{model}", 0)], device)
     z = torch.randn(rows, MODELS[model].latent, device=device)
     y = random.labels
-    sampled = cost(lambda: training.sample(z, y), rows, options.steps, device)
+    sampled = cost(
+        lambda: training.scoring.sample(training.sampled, z, y), rows, options.steps, device
+    )
     if own.graphs:  # which are captured after these
-        training.advance(images.EAGER + 1)
+        training.advance(VOTING_STEPS + 1)
     trained = cost(lambda: training.advance(training.iteration + 1), rows, options.steps, device)
     return trained, sampled
 
@@ -106,7 +109,7 @@ def of_inception(options: argparse.Namespace) -> Cost:
     device = torch.device(options.device)
     with pytest.MonkeyPatch.context() as patch:  # the weights stay as they are drawn
         patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        network = fid.inception_network({}, fid.POOL3).to(device)
+        network = inception_network({}, POOL3).to(device)
     network = network.to(memory_format=torch.channels_last)
     rows = min(options.images or 64, 64)
     seen = torch.rand(rows, 3, 32, 32, device=device)

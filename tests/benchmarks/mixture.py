@@ -24,7 +24,8 @@ from plain_mixture import CPU, Plain
 from rich.console import Console
 from rich.progress import track
 
-from topk_plugin.reference.mixture import STACK, Settings, Training
+from topk_plugin.reference.mixture import Settings, Training
+from topk_plugin.reference.mixture.training import STACK
 from topk_plugin.reference.runs import Member, keep_memory
 
 WARM_UP = 4

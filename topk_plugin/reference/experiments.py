@@ -6,8 +6,10 @@ Sinha, Zhao, Goyal, Raffel and Odena, "Top-k Training of GANs" (arXiv 2002.06224
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from topk_plugin.reference.models import ABLATED, pairs
 
 
 @dataclass(frozen=True)
@@ -19,168 +21,73 @@ class Preset:
     cells: tuple[int, ...] | None = None  # None: all
 
 
+class Published(NamedTuple):
+    """What the paper's Frechet distances of an experiment are of."""
+
+    data: str  # how its name ends, in which a folder's begins with the folder's own
+    real: int
+    images: str  # in words
+    note: str  # on the paper's numbers
+    fake: int = 50_000
+    score: str = "FID"
+
+    def equals(self, known: Mapping[str, Any]) -> bool:
+        """Whether a row's distance is of the same kind."""
+        counts = (known["score"], known["real"], known["fake"])
+        return counts == (self.score, self.real, self.fake) and known["data"].endswith(self.data)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One training campaign, and the paper's numbers for it."""
 
     title: str
     trainer: str  # module of topk_plugin.reference
+    cell: str  # what a cell is
     cells: tuple[int, ...]
     arms: tuple[str, ...]
     presets: Mapping[str, Preset]
     paper: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
     """By metric, cell and arm."""
+    published: Published | None = None  # what the paper's Frechet distances are of
+    ablation: bool = False  # whether arms vary top-k, not the model
     open: tuple[str, ...] = ()  # settings that the paper does not give
 
 
-@dataclass(frozen=True)
-class Model:
-    """One GAN of images, as the paper that proposed it has it; the batch is a setting."""
-
-    title: str
-    family: str  # of networks: "dcgan", "resnet" or "biggan"
-    loss: str  # of losses.LOSSES
-    latent: int
-    generator_width: int
-    critic_width: int
-    learning_rate: float  # of the generator
-    critic_learning_rate: float
-    iterations: int  # generator steps
-    betas: tuple[float, float] = (0.0, 0.9)
-    optimizer: str = "adam"  # or "rmsprop"
-    weight_decay: float = 0.0
-    decays: bool = False  # whether learning rates fall linearly to 0
-    critic_steps: int = 1  # for each generator step
-    prior: str = "normal"  # or "uniform", in [-1, 1]
-    dequantised: bool = False  # whether noise of one grey level is added to real images
-    bias: bool = True  # in convolutions
-    conditional: bool = False
-    spectral: str = ""  # whose weights have spectral norms: "critic" or "both"
-    attention: int | None = None  # edge in pixels of the maps that attend to themselves
-    clip: float = 0.0  # bound of the critic's weights
-    penalty: float = 0.0  # weight of the gradient penalty
-    mode_seeking: float = 0.0  # weight of that term
-    average: float = 0.0  # decay of the generator's averaged weights; 0: no average
-    average_from: int = 0  # generator steps before which the average is the latest weights
-    balanced: float = 0.0  # weight of consistency under augmentation, of real and of fake images
-    latent_noise: float = 0.0  # standard deviation of what is added to latents for the next two
-    latent_consistency: float = 0.0  # weight of it in the critic's loss
-    latent_diversity: float = 0.0  # weight of it in the generator's loss
-
-
-BIGGAN = Model(
-    "BigGAN", "biggan", "hinge", latent=80, generator_width=96, critic_width=96,
-    learning_rate=2e-4, critic_learning_rate=2e-4, betas=(0.5, 0.999), critic_steps=5,
-    spectral="both", attention=16, conditional=True, average=0.9999, average_from=1_000,
-    iterations=100_000,
-)  # fmt: skip
-
-MODELS: dict[str, Model] = {
-    # Radford et al. (2015), section 4: prior, z, Adam, initial weights. Widths: pytorch/examples,
-    # dcgan/main.py. The paper trains no GAN on CIFAR-10, so that the length is open.
-    "dcgan": Model(
-        "DCGAN", "dcgan", "non-saturating", latent=100, prior="uniform", generator_width=64,
-        critic_width=64, bias=False, learning_rate=2e-4, critic_learning_rate=2e-4,
-        betas=(0.5, 0.999), iterations=100_000,
-    ),
-    # Arjovsky et al. (2017), algorithm 1: RMSprop, its rate, 5 critic steps, the bound. Networks
-    # and latents: martinarjovsky/WassersteinGAN, main.py; its 100 critic steps at the first 25 and
-    # each 500th generator step are not in the paper. The length is open.
-    "wgan": Model(
-        "WGAN, clipped", "dcgan", "wasserstein", latent=100, generator_width=64, critic_width=64,
-        bias=False, optimizer="rmsprop", learning_rate=5e-5, critic_learning_rate=5e-5,
-        critic_steps=5, clip=0.01, iterations=100_000,
-    ),
-    # Gulrajani et al. (2017) by igul222/improved_wgan_training, gan_cifar_resnet.py, lines 36 to
-    # 51, without labels; its generator's batch is twice the critic's.
-    "wgan-gp": Model(
-        "WGAN-GP", "resnet", "wasserstein", latent=128, generator_width=128, critic_width=128,
-        learning_rate=2e-4, critic_learning_rate=2e-4, decays=True, critic_steps=5, penalty=10.0,
-        dequantised=True, iterations=100_000,
-    ),
-    # Mao et al. (2019) by HelenMao/MSGAN, DCGAN-Mode-Seeking: model.py, networks.py; the length is
-    # options.py's 200 epochs.
-    "msgan": Model(
-        "MSGAN", "dcgan", "non-saturating", latent=100, generator_width=128, critic_width=128,
-        learning_rate=2e-4, critic_learning_rate=2e-4, betas=(0.5, 0.999), weight_decay=1e-4,
-        conditional=True, mode_seeking=1.0, iterations=200 * 390,
-    ),
-    # Miyato et al. (2018) by pfnet-research/sngan_projection, configs/sn_cifar10_unconditional.yml
-    # and datasets/cifar10.py; its generator's batch is twice the critic's.
-    "sngan": Model(
-        "SN-GAN", "resnet", "hinge", latent=128, generator_width=256, critic_width=128,
-        learning_rate=2e-4, critic_learning_rate=2e-4, decays=True, critic_steps=5,
-        spectral="critic", dequantised=True, iterations=50_000,
-    ),
-    # Zhang et al. (2018), section 4: Adam, both rates, one critic step, conditional; it trains on
-    # ImageNet alone. At 32 pixels the networks are PyTorch-StudioGAN's, configs/CIFAR10/SAGAN.yaml,
-    # and so is the length (src/config.py); its betas, rates and 5 critic steps are not the paper's.
-    "sagan": Model(
-        "SAGAN", "resnet", "hinge", latent=128, generator_width=256, critic_width=128,
-        learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=16,
-        conditional=True, iterations=100_000,
-    ),
-    # The same at 128 pixels, Zhang et al. (2018), section 4, by brain-research/self-attention-gan:
-    # model.py and generator.py (widths, latents, both rates, attention, a million steps of a batch
-    # of 4 x 64 in its README); its beta2 is TensorFlow's 0.999, the paper's is 0.9.
-    "sagan-128": Model(
-        "SAGAN", "resnet", "hinge", latent=128, generator_width=64, critic_width=64,
-        learning_rate=1e-4, critic_learning_rate=4e-4, spectral="both", attention=32,
-        conditional=True, iterations=1_000_000,
-    ),
-    # Brock et al. (2019) trains on ImageNet alone. At 32 pixels it is PyTorch-StudioGAN's:
-    # configs/CIFAR10/BigGAN.yaml, and src/config.py for rates, betas and length; without its random
-    # flips of real images and its epsilon of Adam's.
-    "biggan": BIGGAN,
-    # Zhao et al. (2020) on that BigGAN, by configs/CIFAR10/BigGAN-ICR.yaml of PyTorch-StudioGAN.
-    # Most ports agree on the weights 10 and 0.5, not on 20 (others 5) and 0.05 (others 0.03).
-    "icr-biggan": replace(
-        BIGGAN, title="ICR-BigGAN", balanced=10.0, latent_noise=0.05, latent_consistency=20.0,
-        latent_diversity=0.5,
-    ),
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "leaky ReLU": {},
+    "ReLU": {"activation": "relu"},
+    "tanh": {"activation": "tanh"},
+    "ReLU, spacing 0.5": {"activation": "relu", "spacing": 0.5},
+    "ReLU, spacing 2": {"activation": "relu", "spacing": 2.0},
+    "ReLU, 5 layers": {"activation": "relu", "layers": 5},
+    "ReLU, 5 layers, spacing 2": {"activation": "relu", "layers": 5, "spacing": 2.0},
+    "ReLU, latent 32": {"activation": "relu", "latent": 32},
+    "ReLU, latent 256": {"activation": "relu", "latent": 256},
+    "ReLU, latent 32, spacing 2": {"activation": "relu", "latent": 32, "spacing": 2.0},
+    "ReLU, latent 32, 5 layers": {"activation": "relu", "latent": 32, "layers": 5},
+    "ReLU, uniform prior": {"activation": "relu", "prior": "uniform"},
+    "ReLU, uniform prior, spacing 2": {"activation": "relu", "prior": "uniform", "spacing": 2.0},
+    "ReLU, beta1 0.5": {"activation": "relu", "beta1": 0.5},
+    "ReLU, beta1 0.5, spacing 2": {"activation": "relu", "beta1": 0.5, "spacing": 2.0},
+    "ReLU, beta1 0.5, spacing 2, latent 64": {
+        "activation": "relu", "beta1": 0.5, "spacing": 2.0, "latent": 64,
+    },
 }  # fmt: skip
-"""By name."""
+"""Arms of the study: what differs from Table 1's defaults, which are those of the best variant."""
 
-
-@dataclass(frozen=True)
-class Arm:
-    """How one arm of an experiment on images is trained."""
-
-    model: str  # of MODELS
-    topk: tuple[str, ...] = ()  # in whose loss: "generator", "critic"
-    gamma: float | None = None  # None: as the run's settings have it
-    nu: float | None = None
-
-
-def _pairs(*models: str) -> dict[str, Arm]:
-    """A baseline and its top-k for each model."""
-    return {
-        before + name: Arm(name, topk)
-        for name in models
-        for before, topk in (("", ()), ("top-k+", ("generator",)))
-    }
-
-
-ABLATED = {
-    **_pairs("sagan"),
-    **{f"gamma={g}": Arm("sagan", ("generator",), gamma=g) for g in (0.999, 0.9, 0.75, 0.5)},
-    **{f"nu={nu}": Arm("sagan", ("generator",), nu=nu) for nu in (0.9, 0.75)},
-    "critic": Arm("sagan", ("critic",)),
-    "both": Arm("sagan", ("generator", "critic")),
-}
-"""Table 5: a baseline, the proposed top-k, and what differs from it in one thing."""
-
-ARMS: dict[str, Arm] = {**_pairs(*MODELS), **ABLATED}
-"""Arms of the experiments on images, by name."""
-
-STUDIED = (
-    "leaky ReLU", "ReLU", "tanh", "ReLU, spacing 0.5", "ReLU, spacing 2", "ReLU, 5 layers",
-    "ReLU, 5 layers, spacing 2", "ReLU, latent 32", "ReLU, latent 256",
-    "ReLU, latent 32, spacing 2", "ReLU, latent 32, 5 layers", "ReLU, uniform prior",
-    "ReLU, uniform prior, spacing 2", "ReLU, beta1 0.5", "ReLU, beta1 0.5, spacing 2",
-    "ReLU, beta1 0.5, spacing 2, latent 64",
-)  # fmt: skip
-"""Variants of study.py."""
+ON_CIFAR10 = Published(
+    "CIFAR-10, training part",
+    50_000,
+    "the 50,000 training images of CIFAR-10",
+    "The paper's numbers have no seeds; it does not say what its ± is of.",
+)
+ON_IMAGENET = Published(
+    ", 1,281,167 images of 1,000 classes at 128x128",
+    1_281_167,
+    "ImageNet's 1,281,167 training images of 1,000 classes at 128x128",
+    "The paper's numbers have no seeds; it does not say which real images they are of.",
+)
 
 
 def _table(
@@ -199,9 +106,9 @@ OPEN = (
 )  # fmt: skip
 ANOMALY = ("bigan", "top-k+bigan", "meg", "top-k+meg")
 
-IMAGES = tuple(_pairs("dcgan", "wgan", "wgan-gp", "msgan", "sngan", "sagan"))
-IMAGENET = tuple(_pairs("sagan-128"))
-CONDITIONAL = tuple(_pairs("biggan", "icr-biggan"))
+IMAGES = tuple(pairs("dcgan", "wgan", "wgan-gp", "msgan", "sngan", "sagan"))
+IMAGENET = tuple(pairs("sagan-128"))
+CONDITIONAL = tuple(pairs("biggan", "icr-biggan"))
 
 SMOKE = {
     "dataset": "digits",
@@ -229,6 +136,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
         title="Table 1: mixtures of Gaussians",
         trainer="mixture",
+        cell="modes",
         cells=(25, 64, 100),
         arms=GAN,
         presets={
@@ -243,8 +151,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "study": Experiment(
         title="Table 1's baseline under settings that the paper leaves open",
         trainer="study",
+        cell="modes",
         cells=(25, 64, 100),
-        arms=STUDIED,
+        arms=tuple(VARIANTS),
         presets={
             "smoke": Preset(1, {"iterations": 40, "measure_every": 40}, cells=(25,)),
             "short": Preset(1, {"iterations": 5_000, "measure_every": 5_000}),
@@ -257,6 +166,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "probe": Experiment(
         title="Figures 2, 3 and 4: one update by the best and by the worst samples",
         trainer="probe",
+        cell="modes",
         cells=(25,),
         arms=("gan",),
         presets={
@@ -269,6 +179,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2": Experiment(
         title="Table 2: anomaly detection",
         trainer="anomaly",
+        cell="held-out digit",
         cells=(1, 4, 5, 7, 9),
         arms=ANOMALY,
         presets={
@@ -319,6 +230,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table3": Experiment(
         title="Table 3: images",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=IMAGES,
         presets={
@@ -346,11 +258,13 @@ EXPERIMENTS: dict[str, Experiment] = {
                 )
             },
         ),
+        published=ON_CIFAR10,
         open=("iterations", "average"),
     ),
     "table4": Experiment(
         title="Table 4: ImageNet",
         trainer="images",
+        cell="pixels",
         cells=(128,),
         arms=IMAGENET,
         presets={
@@ -367,11 +281,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         },
         paper=_table("fid", IMAGENET, {128: (19.98, 18.44)}),
+        published=ON_IMAGENET,
         open=("average",),
     ),
     "table5": Experiment(
         title="Table 5: gamma, nu, and whose loss",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=tuple(ABLATED),
         # what gamma does in a short run takes as many decays as in the paper's, of 256 epochs
@@ -385,11 +301,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             tuple(ABLATED),
             {32: (19.02, 17.93, 18.68, 18.14, 21.60, 25.30, 18.47, 18.08, 27.44, 27.57)},
         ),
+        published=ON_CIFAR10._replace(note="The paper's numbers have no seeds and no spread."),
+        ablation=True,
         open=("iterations", "average"),
     ),
     "neurips": Experiment(
         title="The later version (NeurIPS 2020): conditional CIFAR-10",
         trainer="images",
+        cell="pixels",
         cells=(32,),
         arms=CONDITIONAL,
         presets={
@@ -401,6 +320,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "paper": Preset(3, {"batch": 64}),
         },
         paper=_table("fid", CONDITIONAL[2:], {32: (9.21, 8.57)}),
+        published=ON_CIFAR10._replace(
+            note="The paper's numbers are of its abstract, which says no more about them."
+        ),
         open=("gamma", "nu", "batch", "iterations", "average"),
     ),
 }

@@ -21,23 +21,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from topk_plugin import TopK
-from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import (
-    grid_modes,
-    is_number,
-    latents,
-    mlp,
-    nearest_mode,
-    require,
-    stacks,
-    stream,
-)
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.mixture.draws import latents
+from topk_plugin.reference.mixture.modes import BINS, grid_modes, nearest_mode
+from topk_plugin.reference.mixture.settings import Settings as MixtureSettings
+from topk_plugin.reference.mixture.training import Training as MixtureTraining
+from topk_plugin.reference.mixture.training import stacks
+from topk_plugin.reference.networks.stacked import mlp
+from topk_plugin.reference.randomness import stream
+from topk_plugin.reference.runs.records import Member, Row
+from topk_plugin.reference.settings import is_number, require
 
 __all__ = ["Movement", "Settings", "Training", "movement_by_bin", "stacks"]
-
-BINS = 5
-"""Distances of 0-1, 1-2, 2-3 and 3-4 standard deviations, and beyond."""
 
 STEPS = ("sgd", "adam")
 ARROWS = 400
@@ -45,7 +39,7 @@ ARROWS = 400
 
 
 @dataclass(frozen=True)
-class Settings(mixture.Settings):
+class Settings(MixtureSettings):
     """Table 1's, for half its iterations, and those of the one update.
 
     Raises:
@@ -83,7 +77,7 @@ class Movement:
 
 
 def movement_by_bin(
-    before: Tensor, after: Tensor, centers: Tensor, std: float, bins: int = BINS
+    before: Tensor, after: Tensor, centers: Tensor, std: float, bins: int = len(BINS)
 ) -> list[Movement]:
     """How samples (N, 2) of any generator moved against their nearest of the modes (M, 2).
 
@@ -110,7 +104,7 @@ def _mean(values: Tensor) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-class Training(mixture.Training):
+class Training(MixtureTraining):
     """M plain GANs in training; the last measurement is the probe of each."""
 
     def __init__(self, settings: Settings, members: Sequence[Member], device: torch.device) -> None:

@@ -6,39 +6,18 @@ sake. An arm is a variant of the settings; each variant is trained for itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from topk_plugin.reference import mixture
-from topk_plugin.reference.mixture import Settings
-from topk_plugin.reference.runs import Member, Row
+from topk_plugin.reference.experiments import VARIANTS
+from topk_plugin.reference.mixture.settings import Settings
+from topk_plugin.reference.mixture.training import Training as MixtureTraining
+from topk_plugin.reference.mixture.training import stacks as stacks_of_one
+from topk_plugin.reference.runs.records import Member, Row
 
 __all__ = ["VARIANTS", "Settings", "Training", "stacks"]
-
-VARIANTS: dict[str, Mapping[str, Any]] = {
-    "leaky ReLU": {},
-    "ReLU": {"activation": "relu"},
-    "tanh": {"activation": "tanh"},
-    "ReLU, spacing 0.5": {"activation": "relu", "spacing": 0.5},
-    "ReLU, spacing 2": {"activation": "relu", "spacing": 2.0},
-    "ReLU, 5 layers": {"activation": "relu", "layers": 5},
-    "ReLU, 5 layers, spacing 2": {"activation": "relu", "layers": 5, "spacing": 2.0},
-    "ReLU, latent 32": {"activation": "relu", "latent": 32},
-    "ReLU, latent 256": {"activation": "relu", "latent": 256},
-    "ReLU, latent 32, spacing 2": {"activation": "relu", "latent": 32, "spacing": 2.0},
-    "ReLU, latent 32, 5 layers": {"activation": "relu", "latent": 32, "layers": 5},
-    "ReLU, uniform prior": {"activation": "relu", "prior": "uniform"},
-    "ReLU, uniform prior, spacing 2": {"activation": "relu", "prior": "uniform", "spacing": 2.0},
-    "ReLU, beta1 0.5": {"activation": "relu", "beta1": 0.5},
-    "ReLU, beta1 0.5, spacing 2": {"activation": "relu", "beta1": 0.5, "spacing": 2.0},
-    "ReLU, beta1 0.5, spacing 2, latent 64": {
-        "activation": "relu", "beta1": 0.5, "spacing": 2.0, "latent": 64,
-    },
-}  # fmt: skip
-"""What differs from the defaults of :class:`Settings`, which are those of the best variant."""
 
 
 def stacks(
@@ -48,13 +27,13 @@ def stacks(
     return [
         stack
         for arm in dict.fromkeys(member.arm for member in members)
-        for stack in mixture.stacks(
+        for stack in stacks_of_one(
             settings, [member for member in members if member.arm == arm], device, workers
         )
     ]
 
 
-class Training(mixture.Training):
+class Training(MixtureTraining):
     """The plain GANs of one variant in training."""
 
     def __init__(self, settings: Settings, members: Sequence[Member], device: torch.device) -> None:
