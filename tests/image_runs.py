@@ -62,8 +62,8 @@ def without_norms(patch):
         made = networks(*args)
         for network in made:
             for module in [*network.modules()]:
-                for name, child in module.named_children():
-                    if isinstance(child, nn.BatchNorm2d):
+                for name, part in module.named_children():
+                    if isinstance(part, nn.BatchNorm2d):
                         setattr(module, name, nn.Identity())
         return made
 
