@@ -22,7 +22,7 @@ ROOMS = {
     "core": "errors monkeypatch",
     "source": "errors",
     "config": "errors kinds strict_yaml",
-    "adapter": "source",
+    "adapter": "source errors",
     "hooks": "adapter config core",
     "plugins": "hooks adapter core config errors",
     "topk": "plugins hooks core config errors",

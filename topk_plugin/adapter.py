@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from topk_plugin.errors import ConfigError
 from topk_plugin.source.rules import Patch
+
+Seam = Literal["call", "source"]
+Direction = Literal["high", "low"]
+Companions = Literal["follow", "keep"]
+SEAMS, DIRECTIONS, COMPANIONS = map(get_args, (Seam, Direction, Companions))
 
 Wrapper = Callable[[Any, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 """``(seam, wrapped, instance, args, kwargs)``: what stands around an upstream function; it calls
@@ -34,18 +40,29 @@ class Adapter:
     name: str  # for `topk run --adapter`
     upstream: str  # the repository, "owner/name"
     versions: tuple[str, ...]  # releases or commits it was run on
-    seam: Literal["call", "source"]  # functions are wrapped, or the patch's topk rules applied
+    seam: Seam  # functions are wrapped, or the patch's topk rules applied
     wraps: tuple[Wrap, ...]
     epoch: str  # where an epoch ends, in words
     counter: str  # where upstream keeps its counter, in words
     tested: str  # how, in words
     distribution: str | None = None  # on the package index; None: a checkout only
     install: str | None = None  # the command that installs a verified version
-    direction: Literal["high", "low"] | None = None  # of its own losses, if known
+    direction: Direction | None = None  # of its own losses, if known
     # modules that upstream imports and that need not exist: {"torch._six": {"PY3": True}}
     stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     patch: Patch | None = None  # source rules, for `topk patch` too
     # what becomes of the critic's other outputs in dropped rows, unless the settings say
-    companions: Literal["follow", "keep"] = "keep"
+    companions: Companions = "keep"
     # upstream's flags for a configuration file that may have the settings
     config_flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a word that is none of those that its field takes."""
+        words = {"seam": SEAMS, "direction": (*DIRECTIONS, None), "companions": COMPANIONS}
+        for name, known in words.items():
+            found = getattr(self, name)
+            if found not in known:
+                raise ConfigError(
+                    f"adapter {self.name!r}: found {name}={found!r}, expected one of "
+                    f"{', '.join(map(repr, known))}; correct it"
+                )

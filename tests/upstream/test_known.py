@@ -1,5 +1,6 @@
 """The adapters that are known: those of plugins beside those of this package."""
 
+import re
 import sys
 
 import launched
@@ -106,6 +107,25 @@ def test_a_file_without_the_adapter_of_its_name(folder, text, found):
     (folder / "mine.py").write_text(text)
     with pytest.raises(HookError, match=rf"adapter 'mine': {found}.*\(name='mine', .*=mine"):
         known.adapters()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ADAPTER = ", "SyntaxError: invalid syntax"),
+        (ADAPTER.replace('counter="none",', ""), "TypeError: .*'counter'"),
+        (ADAPTER.replace('"call"', '"cal"'), "found seam='cal', expected one of 'call', 'source'"),
+        (ADAPTER.replace("wraps=", "direction='hihg', wraps="), "found direction='hihg', .* None"),
+        (ADAPTER.replace("wraps=", "companions='auto', wraps="), "'auto', .* 'follow', 'keep'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported(folder, capsys, text, found):
+    (folder / "mine.py").write_text(text)
+    message = f"adapter 'mine': its file cannot be imported, .*{found}.*=mine"
+    with pytest.raises(HookError, match=message):
+        known.adapters()
+    assert cli.main(["adapters"]) == 3
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_all_that_an_adapter_states_is_shown(capsys):

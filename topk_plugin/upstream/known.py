@@ -43,7 +43,13 @@ def adapters(manager: PluginManager | None = None) -> dict[str, Adapter]:
 
 def _bundled(name: str) -> Adapter:
     """The ``ADAPTER`` of a module of ``topk_plugin.adapters``."""
-    module = importlib.import_module(f"topk_plugin.adapters.{name}")
+    try:
+        module = importlib.import_module(f"topk_plugin.adapters.{name}")
+    except Exception as error:
+        raise HookError(
+            f"adapter {name!r}: its file cannot be imported, {type(error).__name__}: {error}; "
+            f"correct it, or leave it out with {DISABLE}={name}"
+        ) from error
     adapter = getattr(module, "ADAPTER", None)
     if not isinstance(adapter, Adapter) or adapter.name != name:
         found = f"one named {adapter.name!r}" if isinstance(adapter, Adapter) else repr(adapter)
