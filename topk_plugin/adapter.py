@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -27,6 +28,16 @@ class Wrap:
     name: str  # there, such as "Trainer._fetch_data"
     signature: str  # without annotations, such as "(self, iter_dataloader)"
     wrapper: Wrapper | None = None  # None: relied on, and left as it is
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a scores_argument() that is none of the signature's."""
+        argument = getattr(self.wrapper, "argument", None)
+        stated = re.findall(r"\w+", self.signature)
+        if argument is not None and stated and argument not in stated:
+            raise ConfigError(
+                f"{self.module}: found scores_argument({argument!r}) for {self.name}"
+                f"{self.signature}, expected one of its arguments; correct the name"
+            )
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ def test_a_file_without_the_adapter_of_its_name(folder, text, found):
         (ADAPTER.replace('counter="none",', ""), "TypeError: .*'counter'"),
         (ADAPTER.replace('"call"', '"cal"'), "found seam='cal', expected one of 'call', 'source'"),
         (ADAPTER.replace("wraps=", "direction='hihg', wraps="), "found direction='hihg', .* None"),
+        (
+            ADAPTER.replace("import Adapter", "import Adapter, Wrap, scores_argument").replace(
+                "wraps=()", "wraps=(Wrap('m', 'loss', '(fake, w=1)', scores_argument('scores')),)"
+            ),
+            r"found scores_argument\('scores'\) for loss\(fake, w=1\), expected one of its",
+        ),
         (ADAPTER.replace("wraps=", "companions='auto', wraps="), "'auto', .* 'follow', 'keep'"),
     ],
 )

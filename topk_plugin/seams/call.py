@@ -296,4 +296,5 @@ def scores_argument(name: str, position: int = 0) -> Wrapper:
 
         return seam.gated_loss(loss, bound.arguments[argument])
 
+    wrapper.argument = name  # type: ignore[attr-defined]  # see Wrap
     return wrapper
