@@ -103,22 +103,22 @@ def test_device_that_gives_no_gradient_twice():
     assert dict(found.findings)["critic's own gradient"].startswith("untouched, to rounding")
 
 
+def patched_by_an_audit():
+    from torch.optim import optimizer
+
+    gates = (score_gate.ScoreGate, shielded_gate.OutputGate, shielded_gate.InputGate)
+    return (
+        torch.autograd.backward,
+        [vars(cls)["backward"] for cls in gates],
+        torch._functorch.config.donated_buffer,
+        len(optimizer._global_optimizer_post_hooks),
+    )
+
+
 @pytest.mark.parametrize("steps", [2, 9])
 def test_nothing_is_left_patched(steps):
-    gates = (score_gate.ScoreGate, shielded_gate.OutputGate, shielded_gate.InputGate)
-
-    def present():
-        from torch.optim import optimizer
-
-        return (
-            torch.autograd.backward,
-            [vars(cls)["backward"] for cls in gates],
-            torch._functorch.config.donated_buffer,
-            len(optimizer._global_optimizer_post_hooks),
-        )
-
     topk = TopK()
-    before = present()
+    before = patched_by_an_audit()
     audit = Audit(topk, critic_seam(topk), 3)
     if steps == 9:
         with pytest.raises(Enough):
@@ -126,7 +126,18 @@ def test_nothing_is_left_patched(steps):
     else:
         loop(topk, audit, steps=steps)
     assert len(audit.steps) == min(steps, 3)
-    assert present() == before
+    assert patched_by_an_audit() == before
+    assert topk.observers == []
+
+
+def test_an_audit_that_cannot_begin_leaves_nothing(monkeypatch):
+    topk = TopK()
+    seam = critic_seam(topk)
+    monkeypatch.setattr(seam, "audited", lambda loss, output: 1 / 0)
+    before = patched_by_an_audit()
+    with pytest.raises(ZeroDivisionError), Audit(topk, seam, 3):
+        pass
+    assert patched_by_an_audit() == before
     assert topk.observers == []
 
 
