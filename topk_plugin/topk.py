@@ -24,6 +24,8 @@ from topk_plugin.hooks import Call, Progress, Selection
 from topk_plugin.plugins.calls import first_result, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
 
+__all__ = ["Report", "TopK"]
+
 STATE_VERSION = 1
 
 
