@@ -228,7 +228,8 @@ class TopK:
         self.vote.require_descent(maximizes)
         self.progress.step_counted()
         self.audit.settle([call.box for call in calls])
-        self.vote.vote(tally[BALLOT], [call.choice.tally[BALLOT] for call in calls])
+        if self.vote.goes_on:
+            self.vote.vote(tally[BALLOT], [call.choice.tally[BALLOT] for call in calls])
         self.counts.add(tally)
         rows = sum(call.batch for call in calls)
         told = tuple(Call(choice.scores, choice.kept) for choice in choices)

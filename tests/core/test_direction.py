@@ -79,6 +79,17 @@ def test_direction_is_latched_after_the_vote(way):
 
 
 @pytest.mark.parametrize("way", ["line", "attach"])
+def test_nothing_is_computed_for_a_vote_that_is_over(way, monkeypatch):
+    topk = make_topk(2, 4, direction="high")
+    monkeypatch.setattr(topk.vote, "vote", lambda ballot, ballots: 1 / 0)
+    assert lsgan_step(way, topk, target=0.0) == [1, 3]
+    topk = make_topk(2, 4)
+    monkeypatch.setattr(topk.vote, "vote", lambda ballot, ballots: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lsgan_step(way, topk, target=0.0)
+
+
+@pytest.mark.parametrize("way", ["line", "attach"])
 def test_a_vote_outlives_single_steps(way):
     """Within the vote the majority of the steps so far decides, not the present one."""
     topk = make_topk(2, 4)

@@ -33,6 +33,11 @@ class Direction:
         self._disagreed = torch.zeros((), dtype=torch.float64)
 
     @property
+    def goes_on(self) -> bool:
+        """Generator steps still vote."""
+        return self._voting > 0
+
+    @property
     def unseen(self) -> bool:
         """The direction is read from the loss, and no generator step has shown it yet."""
         return self._voting == VOTING_STEPS
@@ -47,7 +52,7 @@ class Direction:
             )
 
     def vote(self, ballot: Tensor, ballots: Sequence[Tensor]) -> None:
-        """One generator step votes, if the vote is not over.
+        """One generator step votes, while the vote goes on.
 
         Args:
             ballot: 0-d, of the whole step.
@@ -56,8 +61,6 @@ class Direction:
         Raises:
             DirectionUnknown: see :meth:`check`; when the vote ends.
         """
-        if not self._voting:
-            return
         self.votes += ballot.sign()
         if len(ballots) > 1:
             cast = torch.stack([one.to(ballot.device) for one in ballots])
