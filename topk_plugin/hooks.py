@@ -61,6 +61,7 @@ class Selection:
     batch: int  # rows, over all critic calls of the step; 0 for topk(scores): see tally[ROWS]
     tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.core.choice
     calls: tuple[Call, ...]  # none where the step was compiled or replayed
+    training: int = 1  # of how many in this process; each has its own steps and epochs
 
 
 class Hooks:

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from topk_plugin.config import TopKConfig
-from topk_plugin.core.choice import BALLOT, Choice
-from topk_plugin.core.counts import Counts, Report
+from topk_plugin.core.choice import Choice
+from topk_plugin.core.counts import Report
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.schedule import k_of
-from topk_plugin.core.shielded_gate import PathAudit
+from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.hooks import Call, Progress, Selection
 from topk_plugin.plugins.calls import first_result, observe, replacing, selection
@@ -60,16 +61,14 @@ class TopK:
         self.select = selection(manager)
         self._ask_fraction = first_result(manager, "topk_fraction", needed=True)
         self._tell_selected = observe(manager, "topk_selected")
-        self._tell_epoch = observe(manager, "topk_epoch_ended")
+        self._epoch_ended = _telling(observe(manager, "topk_epoch_ended"))
         # whether the critic's other outputs lose the dropped rows' gradient too
         self.follows = self.config.companions == "follow"
-        self.progress = EpochCount(self.fraction_at, self.config.start_epoch)
-        self.counts, self.audit = Counts(), PathAudit()
-        self.vote = Direction(self.config.direction)
-        self.ledger = StepLedger(self._count)
+        self.trainings = Trainings(self._new_training)
+        self.ledger = StepLedger(self._count, self.trainings)
         self.line = LineGate(
             self.config.heads, first_result(manager, "topk_scores"), self.select, self.ledger,
-            self.progress, self.vote, self.counts,
+            self.trainings,
         )  # fmt: skip
         self.observers: list[Callable[[Selection], None]] = []
         self._paused = 0
@@ -86,20 +85,30 @@ class TopK:
 
     # --- schedule -------------------------------------------------------------------------------
 
+    def _new_training(self, first: bool) -> Training:
+        epoch = self.config.start_epoch if first else 0
+        progress = EpochCount(self.fraction_at, epoch)
+        return Training(progress, Direction(self.config.direction), self._epoch_ended)
+
+    @property
+    def training(self) -> Training:
+        """The present training; see :mod:`topk_plugin.core.training`."""
+        return self.trainings.current
+
     @property
     def epoch(self) -> int:
         """Epochs ended."""
-        return self.progress.epoch
+        return self.training.progress.epoch
 
     @property
     def steps(self) -> int:
         """Generator steps counted."""
-        return self.progress.steps
+        return self.training.progress.steps
 
     @property
     def fraction(self) -> float:
         """Of a batch, what is kept now; 1 if disabled."""
-        return self.progress.fraction
+        return self.training.progress.fraction
 
     def k(self, batch: int) -> int:
         """Rows kept of a batch of ``batch`` rows now."""
@@ -107,17 +116,11 @@ class TopK:
 
     def end_epoch(self) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
-        self.progress.end_epoch()
-        if self._tell_epoch is not None:
-            self._tell_epoch(progress=Progress(self.epoch, self.steps))
-        self.audit.check()
+        self.training.end_epoch()
 
     def begin_at(self, epoch: int, steps: int) -> None:
-        """Go on from the loop's own counters: epochs ended, generator steps done.
-
-        What this process counted before, in another training, stays in its verdict.
-        """
-        self.progress.begin_at(epoch, steps)
+        """Go on from the loop's own counters: epochs ended, generator steps done."""
+        self.training.progress.begin_at(epoch, steps)
 
     def fraction_at(self, epoch: int, steps: int | None = None) -> float:
         """Of a batch, what is kept after ``epoch`` ended epochs; 1 if disabled.
@@ -213,33 +216,29 @@ class TopK:
 
     def to(self, device: torch.device | str) -> TopK:
         """Moves what the gates read to ``device``; otherwise done at the first gated call."""
-        self.line.to(device)
+        self.training.to(device)
         return self
 
     # --- counting -------------------------------------------------------------------------------
 
-    def _count(self, calls: list[Arrival], choices: list[Choice], maximizes: bool) -> None:
+    def _count(
+        self, calls: list[Arrival], choices: list[Choice], optimizer: Optimizer | None
+    ) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
-        tally = self.counts.take()
+        training = self.trainings.counted([call.training for call in calls], optimizer)
         self.line.settled()
-        for call in calls:
-            tally += call.choice.tally.to(tally.device)
         require_shield(calls)
-        self.vote.require_descent(maximizes)
-        self.progress.step_counted()
-        self.audit.settle([call.box for call in calls])
-        if self.vote.goes_on:
-            self.vote.vote(tally[BALLOT], [call.choice.tally[BALLOT] for call in calls])
-        self.counts.add(tally)
-        rows = sum(call.batch for call in calls)
+        tallies = [call.choice.tally for call in calls]
+        tally = training.count(tallies, [call.box for call in calls], optimizer)
+        progress, rows = training.progress, sum(call.batch for call in calls)
         told = tuple(Call(choice.scores, choice.kept) for choice in choices)
-        step = Selection(self.steps, self.epoch, rows, tally, told)
+        step = Selection(progress.steps, progress.epoch, rows, tally, told, training.number)
         for observer in list(self.observers):
             observer(step)
         if self._tell_selected is not None:
             self._tell_selected(selection=step)
-        if self.config.every != "epoch" and self.steps % self.config.every == 0:
-            self.end_epoch()
+        if self.config.every != "epoch" and progress.steps % self.config.every == 0:
+            training.end_epoch()
 
     def check(self) -> None:
         """Reads what the first steps showed of the loss (the device is waited for, once).
@@ -248,37 +247,43 @@ class TopK:
             GeneratorStepUnknown: the loss reads the critic past its outputs.
             DirectionUnknown: critic calls of most generator steps asked for opposite directions.
         """
-        self.audit.check()
-        self.vote.check()
+        for training in self.trainings.all:
+            training.check()
 
     @property
     def direction(self) -> str:
         """Which scores are realistic: "high", "low", or "undecided" (the device is waited for)."""
-        return self.vote.name(self.counts.inbox[BALLOT])
+        return self.training.direction
 
-    def report(self) -> Report:
-        """What was gated so far (the device is waited for)."""
-        return self.counts.report(self.steps, self.epoch, self.fraction, self.direction)
+    def report(self, training: Training | None = None) -> Report:
+        """What was gated so far in the present training (the device is waited for)."""
+        return (training or self.training).report()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, training: Training | None = None) -> dict[str, Any]:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
+        of = training or self.training
         return {
             "version": STATE_VERSION,
-            "epoch": self.progress.ended,
-            "steps": self.steps,
-            **self.vote.state(),
+            "epoch": of.progress.ended,
+            "steps": of.progress.steps,
+            **of.vote.state(),
             "settings": self.config.ranking_settings() | {"plugins": self.plugins},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`.
+    def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
+        """Go on from a :meth:`state_dict`, in the present training if none is given.
 
         Raises:
             ResumeMismatch: it was written under other settings, or ``start_epoch`` contradicts it.
         """
         _require_same_settings(self.config, self.plugins, state)
-        self.vote.load(state)
-        self.begin_at(int(state["epoch"]), int(state["steps"]))
+        of = training or self.training
+        of.vote.load(state)
+        of.progress.begin_at(int(state["epoch"]), int(state["steps"]))
+
+
+def _telling(tell: Any) -> Callable[[EpochCount], None] | None:
+    return tell and (lambda at: tell(progress=Progress(at.epoch, at.steps)))
 
 
 def _config_of(config: Any, settings: Mapping[str, Any]) -> TopKConfig:

@@ -62,7 +62,7 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
 
     D, G = Critic(), nn.Linear(3, 2)
     optG = torch.optim.SGD(G.parameters(), 0.1)
-    topk.progress.hold(0.5)
+    topk.training.progress.hold(0.5)
     with attach(D, topk, generator=G), audit:
         for _ in range(steps):
             optG.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -47,53 +48,63 @@ def test_a_given_direction_overrides_the_loss(way, direction):
     assert error(found, expected) <= TOLERANCE
 
 
-def lsgan_step(way: str, topk: TopK, target: float) -> list[int]:
-    """One generator step of LSGAN; the kept rows. ``scores`` stand for the critic's of fakes."""
+def lsgan(way: str, topk: TopK) -> Callable[[float], list[int]]:
+    """Takes one generator step of LSGAN to a target, and gives the kept rows.
+
+    ``scores`` stand for the critic's of fakes.
+    """
     G, D = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         G.weight.fill_(1)
         D.weight.fill_(1)
     optimizer = torch.optim.SGD(G.parameters(), 0.0)
     z = torch.tensor([[0.1], [0.4], [0.2], [0.3]])
-    with ExitStack() as stack:
-        if way == "attach":
-            stack.enter_context(attach(D, topk))
-        fake = G(z)
-        fake.retain_grad()
-        out = D(fake)
-        ((topk(out) if way == "line" else out) - target).pow(2).mean().backward()
-        optimizer.step()
-    return fake.grad.flatten().nonzero().flatten().tolist()
+
+    def step(target: float) -> list[int]:
+        optimizer.zero_grad()
+        with ExitStack() as stack:
+            if way == "attach":
+                stack.enter_context(attach(D, topk))
+            fake = G(z)
+            fake.retain_grad()
+            out = D(fake)
+            ((topk(out) if way == "line" else out) - target).pow(2).mean().backward()
+            optimizer.step()
+        return fake.grad.flatten().nonzero().flatten().tolist()
+
+    return step
 
 
 @pytest.mark.parametrize("way", ["line", "attach"])
 def test_direction_is_latched_after_the_vote(way):
     """All scores pass LSGAN's target later: the gradient turns round, the direction may not."""
     topk = make_topk(2, 4)
+    step = lsgan(way, topk)
     for _ in range(100):
-        assert lsgan_step(way, topk, target=1.0) == [1, 3]
+        assert step(1.0) == [1, 3]
     assert topk.direction == "high"
     for _ in range(101):
-        assert lsgan_step(way, topk, target=0.0) == [1, 3]
+        assert step(0.0) == [1, 3]
     assert topk.direction == "high"
 
 
 @pytest.mark.parametrize("way", ["line", "attach"])
 def test_nothing_is_computed_for_a_vote_that_is_over(way, monkeypatch):
     topk = make_topk(2, 4, direction="high")
-    monkeypatch.setattr(topk.vote, "vote", lambda ballot, ballots: 1 / 0)
-    assert lsgan_step(way, topk, target=0.0) == [1, 3]
+    monkeypatch.setattr(topk.training.vote, "vote", lambda ballot, ballots: 1 / 0)
+    assert lsgan(way, topk)(0.0) == [1, 3]
     topk = make_topk(2, 4)
-    monkeypatch.setattr(topk.vote, "vote", lambda ballot, ballots: 1 / 0)
+    monkeypatch.setattr(topk.training.vote, "vote", lambda ballot, ballots: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        lsgan_step(way, topk, target=0.0)
+        lsgan(way, topk)(0.0)
 
 
 @pytest.mark.parametrize("way", ["line", "attach"])
 def test_a_vote_outlives_single_steps(way):
     """Within the vote the majority of the steps so far decides, not the present one."""
     topk = make_topk(2, 4)
-    kept = [lsgan_step(way, topk, target) for target in (1, 1, 1, 0, 0)]
+    step = lsgan(way, topk)
+    kept = [step(target) for target in (1, 1, 1, 0, 0)]
     assert kept == [[1, 3]] * 5
     assert topk.direction == "high"
 

@@ -169,7 +169,7 @@ def test_a_later_call_follows_the_rows_of_the_first(plugins, direction, companio
     if direction == "auto" and companions == "follow":  # its loss has not been seen
         with pytest.raises(DirectionUnknown, match="^follow: 3 of 8 rows are to be kept"):
             topk.follow(D(fake))
-        topk.vote.assumed = -1.0  # as an adapter states
+        topk.training.vote.assumed = -1.0  # as an adapter states
         first = topk(D(fake))
     second = topk.follow(D(fake + 0.1))
     assert set(second) == set(D(fake))

@@ -15,10 +15,10 @@ def test_a_counter_tells_where_a_run_goes_on(toy):
     seam.begin_at(0, 0)
     seam.reach_epoch(1)
     seam.reach_epoch(1, complete=True)
-    assert (topk.epoch, topk.progress.pass_complete) == (1, True)
+    assert (topk.epoch, topk.training.progress.pass_complete) == (1, True)
     seam.begin_at(3, 40)
-    assert (topk.epoch, topk.steps, topk.progress.pass_complete) == (3, 40, False)
-    assert topk.epoch - topk.progress.first_epoch == 2, "two epochs ended in this process"
+    assert (topk.epoch, topk.steps, topk.training.progress.pass_complete) == (3, 40, False)
+    assert topk.epoch - topk.training.progress.first_epoch == 2, "two epochs ended in this process"
     seam.reach_epoch(5)
     assert topk.epoch == 5
 
@@ -60,7 +60,7 @@ def test_steps_instead_of_epochs(toy):
     seam.begin_at(1, 13)
     assert topk.epoch == 2
     seam.reach_epoch(7, complete=True)
-    assert (topk.epoch, topk.progress.pass_complete) == (2, False)
+    assert (topk.epoch, topk.training.progress.pass_complete) == (2, False)
 
 
 def test_a_record_knows_of_steps_that_were_skipped(toy):

@@ -231,7 +231,7 @@ class Audit:
         if not rows.any():
             return None
         order = torch.stack([h.detach().double().reshape(batch, -1).mean(1) for h in heads]).mean(0)
-        state = self.topk.line.state(heads[0].device)
+        state = self.topk.training.state(heads[0].device)
         ballot = asked_direction(rows.tolist())
         sign = float(state.decided) or float(state.vote) or ballot or 1.0
         k = self.topk.k(batch)

@@ -43,7 +43,7 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     activation = Activation(launch, checkout_roots(command))
     topk, process = activation.topk, os.getpid()
     held = launch.config.nu if launch.config.nu < 1 else 0.5
-    topk.progress.hold(held)
+    topk.training.progress.hold(held)
     audit = Audit(topk, activation.seam, wanted)
     activation.start()
     try:

@@ -258,11 +258,11 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     if config.every != "epoch":
         return
     planned = activation.seam.planned_epochs
-    if planned is not None and epoch > audit.topk.progress.first_epoch + max(
+    if planned is not None and epoch > audit.topk.training.progress.first_epoch + max(
         0, math.ceil(planned) - 1
     ):
         found.note(f"k stays {batch} of {batch} in this run, which has {planned:.3g} epochs")
-    if not (activation.tracker.fed or audit.topk.progress.counted):
+    if not (activation.tracker.fed or audit.topk.training.progress.counted):
         found.note("no DataLoader fed a generator step, so k would never fall: pass --every N")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from topk_plugin.errors import DirectionUnknown
 
@@ -42,9 +43,9 @@ class Direction:
         """The direction is read from the loss, and no generator step has shown it yet."""
         return self._voting == VOTING_STEPS
 
-    def require_descent(self, maximizes: bool) -> None:
-        """Raises DirectionUnknown where votes are read and the optimizer ``maximizes``."""
-        if maximizes and self.is_auto:
+    def require_descent(self, optimizer: Optimizer) -> None:
+        """Raises DirectionUnknown where votes are read and the ``optimizer`` maximises."""
+        if self.is_auto and any(group.get("maximize") for group in optimizer.param_groups):
             raise DirectionUnknown(
                 "the generator's optimizer maximises, so the sign of the scores' gradient does not "
                 "say which end is realistic. Set the direction: --direction high (or "

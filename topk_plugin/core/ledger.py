@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topk_plugin.core.choice import Choice
+from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.shielded_gate import Box
+from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import GeneratorStepUnknown
 
 UNSETTLED_LIMIT = 1000
@@ -46,6 +48,7 @@ class Arrival(NamedTuple):
     task: int  # which backward pass it was
     box: Box  # what became of a shielded call's audit
     unshielded: bool  # no gate could be exact, so it was left alone; see Attachment
+    training: Training  # whose k it was gated by
 
 
 class StepLedger:
@@ -53,29 +56,35 @@ class StepLedger:
 
     Args:
         counted: receives the calls of each generator step, on the host, after the optimizer; what
-            was chosen in them and by line A; and whether that optimizer maximises.
+            was chosen in them and by line A; and that optimizer, if it is known.
+        trainings: told of optimizers that are built, and that join in a step.
     """
 
-    def __init__(self, counted: Callable[[list[Arrival], list[Choice], bool], None]) -> None:
-        self.counted = counted
+    def __init__(
+        self,
+        counted: Callable[[list[Arrival], list[Choice], Optimizer | None], None],
+        trainings: Trainings,
+    ) -> None:
+        self.counted, self.trainings = counted, trainings
         self.pending: list[Arrival] = []
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
+        self.line_training: Training | None = None  # whose gate; None: the present one
         # its latest choices: only a loop whose optimizers nobody sees makes more
         self.line: deque[Choice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
         self._marked = 0  # depth of ``with topk.generator_step()``
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
-        self.optimized: set[int] = set()  # ids of all parameters that an optimizer stepped
-        # ids of what the critic's optimizer owns: also layers and embeddings outside the critic
-        self.of_critic: set[int] = set()
+        self.optimized = LiveIds()  # all parameters that an optimizer stepped
+        # what the critic's optimizer owns: also layers and embeddings outside the critic
+        self.of_critic = LiveIds()
         self.whole_process = False  # every optimizer alive is the script's (`topk run`)
         self.undetached = False  # critic steps send fakes that are not detached
         # optimizers that own parameters of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
-        self.generator_optimizer: weakref.ref[Optimizer] | None = None
+        self._upstream: frozenset[int] = frozenset()  # of the calls that were settled last
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
 
     def arrive(self, arrival: Arrival) -> None:
@@ -107,14 +116,15 @@ class StepLedger:
         """A compiled step with a gate of line A ran forward; its backward runs no Python."""
         self.line_called, self.settled = True, False
 
-    def settle(self, maximizes: bool = False) -> None:
-        """Count what is pending, or was just set aside, as one generator step."""
+    def settle(self, optimizer: Optimizer | None = None) -> None:
+        """Count what is pending, or was just set aside, as one generator step of ``optimizer``."""
         calls = self.pending or self._recoverable()
         choices = [*self.line, *(call.choice for call in calls)]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
         self.settled = True
-        self.counted(calls, choices, maximizes)
+        self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
+        self.counted(calls, choices, optimizer)
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.
@@ -159,23 +169,22 @@ class StepLedger:
         if self.on_optimizer_step is not None:
             self.on_optimizer_step()
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        maximizes = any(group.get("maximize") for group in optimizer.param_groups)
-        self.optimized |= owned
+        self.optimized.take(p for group in optimizer.param_groups for p in group["params"])
         if self.line_called or any(call.known for call in self.pending):
             self.pending = [call for call in self.pending if call.known]
-            self.settle(maximizes)
+            self.settle(optimizer)
             return
         calls = self.pending or self._recoverable()
         if not calls:
+            if self.settled and not self._upstream.isdisjoint(owned):
+                self.trainings.joined(optimizer)
             return
         if self.explicit:
             self._set_aside(calls)
             return
-        self._attribute(optimizer, owned, calls, maximizes)
+        self._attribute(optimizer, owned, calls)
 
-    def _attribute(
-        self, optimizer: Optimizer, owned: set[int], calls: list[Arrival], maximizes: bool
-    ) -> None:
+    def _attribute(self, optimizer: Optimizer, owned: set[int], calls: list[Arrival]) -> None:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
         upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
         of_critic = frozenset[int]().union(*(call.critic for call in calls))
@@ -192,10 +201,9 @@ class StepLedger:
                 f"the critic that the critic's optimizer owns too. {HOW_TO_MARK}"
             )
         if generator:
-            self.generator_optimizer = weakref.ref(optimizer)
-            self.settle(maximizes)
+            self.settle(optimizer)
         elif critic:
-            self.of_critic |= owned
+            self.of_critic.take(p for group in optimizer.param_groups for p in group["params"])
             self.undetached |= bool(upstream - owned)
             self._set_aside(calls)
 

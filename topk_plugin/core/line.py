@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topk_plugin.core.choice import GateState, Select
-from topk_plugin.core.counts import Counts
-from topk_plugin.core.direction import Direction
+from topk_plugin.core.choice import Select
+from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
-from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate
+from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import DirectionUnknown, ScoreShapeError
 
 
@@ -32,29 +31,16 @@ class LineGate:
         ask_scores: a plugin's answer to the same question, or None.
         select: see :func:`~topk_plugin.core.choice.choose`.
         ledger: told what arrived.
-        progress, direction, counts: what gates read, and where they count.
+        trainings: what gates read, and where they count.
     """
 
     def __init__(
         self, heads: Sequence[str | int], ask_scores: Callable[..., Any], select: Select,
-        ledger: StepLedger, progress: EpochCount, direction: Direction, counts: Counts,
+        ledger: StepLedger, trainings: Trainings,
     ) -> None:  # fmt: skip
         self._heads, self._ask_scores, self.select = heads, ask_scores, select
-        self.ledger, self.progress, self.direction = ledger, progress, direction
-        self.counts = counts
+        self.ledger, self.trainings = ledger, trainings
         self._latest: Followed | None = None  # the latest gated call, where outputs may follow it
-
-    def state(self, device: torch.device) -> GateState:
-        """The tensors that gates on ``device`` read; they move there, where they are not."""
-        if self.progress.fraction_tensor.device != device:
-            self.to(device)
-        direction = self.direction
-        return GateState(self.progress.fraction_tensor, direction.decided, direction.votes)
-
-    def to(self, device: torch.device | str) -> None:
-        """Move what the gates read and write."""
-        for part in (self.progress, self.direction, self.counts):
-            part.to(device)
 
     def settled(self) -> None:
         """The generator step ended: no output follows its calls any more."""
@@ -85,13 +71,14 @@ class LineGate:
         else:
             arrived = self.ledger.line_arrive
             listen(self.ledger)
-        state, inbox = self.state(order.device), self.counts.inbox
+        training = self._training(heads)
+        state, inbox = training.state(order.device), training.counts.inbox
         tensors = heads
         if follows:
             tensors = heads + companions(output, heads, len(order))
             if not torch.compiler.is_compiling():
                 self._latest = Followed(
-                    order, state, weigh == "mean", select, inbox, self.direction.assumed
+                    order, state, weigh == "mean", select, inbox, training.vote.assumed
                 )
                 select = self._latest.select if select is not kept_rows else select
         gated = ScoreGate.apply(weigh, select, arrived, inbox, len(heads), order, *state, *tensors)
@@ -103,9 +90,9 @@ class LineGate:
         if followed is None:
             return output
         batch = len(followed.ranking)
-        first = not self.progress.begun and not self.direction.assumed
-        if first:
-            self._require_direction("follow", batch)
+        training = self.ledger.line_training or self.trainings.current
+        if not training.progress.begun and not training.vote.assumed:
+            _require_direction(training, "follow", batch)
         tensors = companions(output, [], batch)
         if not tensors:
             return output
@@ -122,10 +109,11 @@ class LineGate:
                 )
         if paused:
             return (scores, *others) if others else scores
-        k, kept, select = k_of(self.progress.fraction, batch), None, self.select
+        training = self._training([scores])
+        k, kept, select = k_of(training.progress.fraction, batch), None, self.select
         if k < batch:
-            self._require_direction("gather", batch)
-            state = self.state(order.device)
+            _require_direction(training, "gather", batch)
+            state = training.state(order.device)
             vote = torch.where(state.decided != 0, state.decided, state.vote)
             order = order * torch.where(vote < 0, -1.0, 1.0).to(order.dtype)
             mask = self.select(order, torch.full_like(state.fraction, k))
@@ -143,13 +131,23 @@ class LineGate:
         rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *others)]
         return tuple(rows) if others else rows[0]
 
-    def _require_direction(self, what: str, batch: int) -> None:
-        k = k_of(self.progress.fraction, batch)
-        if k < batch and self.direction.unseen:
-            raise DirectionUnknown(
-                f"{what}: {k} of {batch} rows are to be kept, but no loss has been seen, so which "
-                'end is realistic is unknown. Give TopK(direction="high"), or "low" for energies.'
-            )
+    def _training(self, heads: Sequence[Tensor]) -> Training:
+        """The training of a generator that was scored: the present one, or one that begins."""
+        if torch.compiler.is_compiling():
+            return self.trainings.current
+        if self.trainings.doubtful:
+            parameters = {id(leaf) for leaf in leaves_of(heads)}
+            self.ledger.line_training = self.trainings.of(parameters, parameters)
+        return self.ledger.line_training or self.trainings.current
+
+
+def _require_direction(training: Training, what: str, batch: int) -> None:
+    k = k_of(training.progress.fraction, batch)
+    if k < batch and training.vote.unseen:
+        raise DirectionUnknown(
+            f"{what}: {k} of {batch} rows are to be kept, but no loss has been seen, so which "
+            'end is realistic is unknown. Give TopK(direction="high"), or "low" for energies.'
+        )
 
 
 def _rank(heads: list[Tensor], named: bool) -> tuple[int, Tensor]:

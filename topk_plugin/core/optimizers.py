@@ -26,6 +26,7 @@ def listen(ledger: StepLedger) -> None:
     """Let the optimizers of this process tell ``ledger`` of their steps."""
     _ledgers.add(ledger)
     if not _handles:
+        _building.wrap(Optimizer)
         _handles.append(register_optimizer_step_pre_hook(_before_step))
         _handles.append(register_optimizer_step_post_hook(_after_step))
 
@@ -33,7 +34,8 @@ def listen(ledger: StepLedger) -> None:
 def unlisten(ledger: StepLedger) -> None:
     """Undo :func:`listen`."""
     _ledgers.discard(ledger)
-    if not _ledgers:
+    if not _ledgers and _handles:
+        _building.unwrap(Optimizer)
         while _handles:
             _handles.pop().remove()
 
@@ -46,6 +48,19 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for ledger in list(_ledgers):
         ledger.leave(optimizer)
+
+
+def _announcing(build: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(build)
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        for ledger in list(_ledgers):
+            ledger.trainings.built(self)
+
+    return __init__
+
+
+_building = ClassPatches({"__init__": _announcing})
 
 
 def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:

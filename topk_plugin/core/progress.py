@@ -61,6 +61,12 @@ class EpochCount:
         self.pass_complete = False
         self._refresh()
 
+    def as_told(self, other: EpochCount) -> None:
+        """What holds for the process: who tells the epochs, and what is kept whatever they are."""
+        self.counted = other.counted
+        if other._held is not None:
+            self.hold(other._held)
+
     def hold(self, fraction: float) -> None:
         """Keep ``fraction`` from now on, whatever the epoch."""
         self._held = fraction

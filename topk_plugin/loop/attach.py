@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
+from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError, ScoreShapeError
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
@@ -106,7 +107,7 @@ class Attachment:
         self._undo = ExitStack()
         self._tracker = tracker
         self._warned = False
-        self._before = (topk.steps, topk.ledger.optimizer_steps)
+        self._before = (topk.trainings.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
                 raise ConfigError(
@@ -115,7 +116,8 @@ class Attachment:
                 )
         for module in modules:
             self._undo.callback(intercept(module, self))
-        self._undo.callback(ResumeRecord(critic, topk).remove)
+        self.record = ResumeRecord(critic, topk, gated=True)
+        self._undo.callback(self.record.remove)
         self._undo.callback(watch_zeroing())
         _keep_buffers()
         _attachments.add(self)
@@ -146,10 +148,11 @@ class Attachment:
         if error is None:
             if self._tracker is not None:
                 self._tracker.raise_failure()
-            self.topk.audit.check()
             steps, optimizer_steps = self._before
             ran = self.topk.ledger.optimizer_steps - optimizer_steps
-            if ran and self.topk.steps == steps:
+            for training in self.topk.trainings.all:
+                training.audit.check()
+            if ran and self.topk.trainings.steps == steps:
                 warnings.warn(
                     f"attach: {ran} optimizer steps ran and no generator step was gated. Expected "
                     "loss = f(critic(generator(z))), its backward, and a step of an optimizer that "
@@ -203,12 +206,10 @@ class Attachment:
             settings.gate == "auto" and (topk.ledger.is_marked or frozen)
         ):
             mode = "score"
-        elif topk.fraction == 1:
-            mode = "observe"
         generator = self._generator() if self._generator is not None else None
         accepts = generator_test(critic_ids, generator, topk.ledger)
         # the walk ends early if the generator is known and nothing else matters
-        whole = generator is None or mode == "shielded"
+        whole = generator is None or (mode == "shielded" and topk.trainings.any_drops)
         places: list[int] = []
         node, upstream = None, frozenset[int]()
         for place, leaf in enumerate(leaves):
@@ -223,6 +224,12 @@ class Attachment:
                 upstream |= parameters
         if node is None:
             return None
+        of_generator: Set[int] = upstream - critic_ids - topk.ledger.of_critic
+        if generator is not None:
+            of_generator = {id(p) for p in generator.parameters()}
+        training = topk.trainings.of(of_generator, critic_ids, critic)
+        if mode == "shielded" and training.progress.fraction == 1:
+            mode = "observe"
         learned = topk.ledger.of_critic if topk.ledger.undetached else set()
         unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
         if unshielded:
@@ -230,15 +237,18 @@ class Attachment:
             # step turns out to depend on it
             mode = "observe"
         return _Plan(
-            mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded
-        )
+            mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
+            training,
+        )  # fmt: skip
 
     def _gate(
         self, output: Any, plan: _Plan, source: Tensor, sources: list[Node],
         edges: list[GradientEdge], box: Box,
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
-        topk, batch = self.topk, source.shape[0]
+        topk, training, batch = self.topk, plan.training, source.shape[0]
+        critic = self._critic()
+        assert critic is not None  # it was called
         heads, named = topk.line.heads_of(output, batch)
         if not named and heads[0].shape == source.shape and source.numel() > batch:
             raise ScoreShapeError(
@@ -251,6 +261,8 @@ class Attachment:
             return output
 
         def arrived(choice: Choice) -> None:
+            self.record.training = training
+            training.critics.add(critic)
             topk.ledger.arrive(
                 Arrival(
                     choice,
@@ -262,13 +274,14 @@ class Attachment:
                     torch._C._current_graph_task_id(),
                     box,
                     plan.unshielded,
+                    training,
                 )
             )
 
         mean = topk.config.reduction == "mean"
         call = GatedCall(
-            plan.mode, order, topk.line.state(order.device), mean, plan.node, sources,
-            plan.accepts, arrived, box, topk.audit.goes_on, topk.select, topk.follows,
+            plan.mode, order, training.state(order.device), mean, plan.node, sources,
+            plan.accepts, arrived, box, training.audit.goes_on, topk.select, topk.follows,
         )  # fmt: skip
         others = [
             leaf
@@ -306,6 +319,7 @@ class _Plan(NamedTuple):
     accepts: Callable[[Node], bool]  # whether a node is a generator parameter's accumulator
     known: bool  # declared a generator step
     unshielded: bool  # no gate can be exact, so it is left alone
+    training: Training  # whose generator it is
 
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
+from topk_plugin.core.training import Training
 from topk_plugin.errors import TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import ClassPatches
@@ -35,7 +37,7 @@ class Feed:
         self.loader = None if loader is None else weakref.ref(loader)
         self.batches = self.samples = 0
         self.length: int | None = None  # batches of a pass, where that is known
-        self.steps = 0  # generator steps it fed
+        self.steps: Counter[Training] = Counter()  # generator steps it fed
         self.trained_at = 0  # optimizer steps when it began
         self.ended = False
         self.endless = False  # it went on after a whole pass
@@ -57,7 +59,7 @@ class EpochTracker:
         self.topk, self.loader = topk, loader
         self.fed = False  # a generator step was fed by a DataLoader that counts
         self._open: list[Feed] = []  # passes under way, the one that delivered last at the end
-        self._feeder: Feed | None = None  # fed the latest generator step
+        self._feeders: dict[Training, Feed] = {}  # fed the latest generator step of each
         self._failure: TopKError | None = None  # of an epoch that a discarded iterator ended
 
     def start(self) -> None:
@@ -83,7 +85,8 @@ class EpochTracker:
         if size and feed.samples >= size:  # went on after a whole pass
             self._end(feed)
             feed.samples -= size
-            feed.steps, feed.ended, feed.endless = 0, False, True
+            feed.ended, feed.endless = False, True
+            feed.steps.clear()
         if not feed.batches:
             feed.trained_at = self.topk.ledger.optimizer_steps
         feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
@@ -93,7 +96,8 @@ class EpochTracker:
     def finished(self, feed: Feed, exhausted: bool) -> None:
         """A pass was exhausted, or else reset or discarded."""
         if exhausted and not feed.steps and self._fed_critic(feed):
-            self._feeder, feed.steps = feed, 1  # a pass so short that it only trained the critic
+            # a pass so short that it only trained the critic
+            self._feeders[self.topk.training], feed.steps[self.topk.training] = feed, 1
         if exhausted or not feed.endless:  # the last, partial pass of an endless one is no epoch
             self._end(feed)
         self._close(feed)  # a peek between a batch and its generator step feeds nothing
@@ -114,7 +118,8 @@ class EpochTracker:
     def _fed_critic(self, feed: Feed) -> bool:
         """Whether a loader that feeds the generator's steps made a pass between two of them."""
         loader = feed.loader() if feed.loader is not None else None
-        feeder = self._feeder.loader() if self._feeder and self._feeder.loader else None
+        last = self._feeders.get(self.topk.training)
+        feeder = last.loader() if last and last.loader else None
         trained = self.topk.ledger.optimizer_steps > feed.trained_at
         return trained and loader is not None and loader is feeder
 
@@ -122,23 +127,26 @@ class EpochTracker:
         self._open = [other for other in self._open if other is not feed]
 
     def _end(self, feed: Feed) -> None:
-        if feed.ended or not feed.steps or feed is not self._feeder:
+        fed = [training for training in feed.steps if self._feeders.get(training) is feed]
+        if feed.ended or not fed:
             return
         feed.ended = True
-        if self._decides():
-            self.topk.end_epoch()
+        for training in fed:
+            if self._decides(training):
+                training.end_epoch()
 
-    def _decides(self) -> bool:
-        """Whether it is DataLoaders that end the epochs, not steps or an upstream counter."""
-        return self.topk.config.every == "epoch" and not self.topk.progress.counted
+    def _decides(self, training: Training) -> bool:
+        """Whether it is DataLoaders that end its epochs, not steps or an upstream counter."""
+        return self.topk.config.every == "epoch" and not training.progress.counted
 
     def _step_counted(self, step: Selection) -> None:
         if self._open:
-            self._feeder = self._open[-1]
-            self._feeder.steps += 1
+            training, feed = self.topk.training, self._open[-1]
+            self._feeders[training] = feed
+            feed.steps[training] += 1
             self.fed = True
-            if self._decides():
-                self.topk.progress.batch_delivered(last=self._feeder.is_complete())
+            if self._decides(training):
+                training.progress.batch_delivered(last=feed.is_complete())
 
 
 _trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
@@ -27,10 +28,16 @@ _records: weakref.WeakSet[ResumeRecord] = weakref.WeakSet()
 
 
 class ResumeRecord:
-    """Keeps ``topk``'s epoch in the checkpoints of ``critic`` and of the generator's optimizer."""
+    """Keeps ``topk``'s epoch in the checkpoints of ``critic`` and of the generator's optimizer.
 
-    def __init__(self, critic: nn.Module, topk: TopK) -> None:
-        self.topk = topk
+    Args:
+        gated: the critic's own gates say which training it takes part in; else it is the one that
+            counts the next generator step.
+    """
+
+    def __init__(self, critic: nn.Module, topk: TopK, gated: bool = False) -> None:
+        self.topk, self.gated = topk, gated
+        self.training: Training | None = None  # that the critic took part in
         self._classes = [type(module) for module in unwrapped(critic)]
         self.loaded = False  # weights were loaded into the critic
         self.found = False  # ... or an optimizer's state, with a record
@@ -57,14 +64,25 @@ class ResumeRecord:
 
     def restore(self, record: Any) -> None:
         """A checkpoint was loaded; ``record`` is None if it carries nothing of ours."""
-        if self.topk.progress.begun:
+        if self.training is not None and self.training.progress.begun:
             return  # weights put back in mid-run: the passes over the data are not undone
         self.loaded = True
         if record is not None:
-            self.topk.load_state_dict(record)
+            self.topk.load_state_dict(record, self.topk.trainings.upcoming())
             self.found = True
 
+    def state(self) -> dict[str, Any]:
+        """What goes into the critic's checkpoint."""
+        topk = self.topk
+        other = topk.trainings.upcoming() if self.gated else topk.training
+        return topk.state_dict(self.training or other)
+
     def _step_counted(self, step: Selection) -> None:
+        training = self.topk.training
+        if self.training is None and not self.gated:
+            self.training = training
+        if self.training is not training:
+            return
         config = self.topk.config
         known = self.found or config.start_epoch
         if self.loaded and not known and config.gamma < 1:
@@ -94,7 +112,7 @@ def _saving(original: Callable[..., None]) -> Callable[..., None]:
         record = _recorded.get(self)
         metadata = getattr(destination, "_metadata", None)
         if record is not None and metadata is not None:
-            metadata.setdefault(prefix[:-1], {})[KEY] = record.topk.state_dict()
+            metadata.setdefault(prefix[:-1], {})[KEY] = record.state()
 
     return save
 
@@ -119,9 +137,9 @@ def _saving_optimizer(save: Callable[..., dict[str, Any]]) -> Callable[..., dict
     def state_dict(self: Optimizer) -> dict[str, Any]:
         state = save(self)
         for record in list(_records):
-            owner = record.topk.ledger.generator_optimizer
-            if owner is not None and owner() is self:
-                state[KEY] = record.topk.state_dict()
+            training = record.topk.trainings.of_optimizer(self)
+            if training is not None:
+                state[KEY] = record.topk.state_dict(training)
         return state
 
     return state_dict
@@ -132,7 +150,8 @@ def _loading_optimizer(load: Callable[..., None]) -> Callable[..., None]:
     def load_state_dict(self: Optimizer, state: dict[str, Any]) -> None:
         load(self, state)
         for record in list(_records) if KEY in state else ():
-            record.restore(state[KEY])
+            if record.topk.trainings.of_optimizer(self) is None:
+                record.restore(state[KEY])
 
     return load_state_dict
 

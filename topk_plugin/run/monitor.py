@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import distributed
 
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.core.schedule import k_of
+from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.epochs import EpochTracker
@@ -55,10 +56,13 @@ class Monitor:
         self.seam, self.tracker, self.topk, self.child = seam, tracker, seam.topk, child
         self._begun = begun
         self._rank: int | None = None  # of torch.distributed; known also when its group is gone
-        self._before = self._at_fork = (0, 0, 0)  # rows, dropped, nonfinite: of other processes
+        # rows, dropped, nonfinite of each training in other processes
+        self._before: dict[Training, tuple[int, int, int]] = {}
+        self._at_fork: dict[Training, tuple[int, int, int]] = {}
         self._log = None if log is None else log.absolute()
         self._unwritten: list[Selection] = []
-        self._headed = self._warned = False
+        self._headed = 0  # trainings whose header was printed
+        self._warned = False
         self.topk.observers.append(self._step_counted)
         self.topk.ledger.on_optimizer_step = self._optimizer_stepped
         if self._log is not None and not child and self._speaks():
@@ -73,7 +77,7 @@ class Monitor:
     @property
     def steps(self) -> int:
         """Generator steps gated in this process."""
-        return self.topk.steps - self.topk.progress.first_step
+        return self.topk.trainings.steps
 
     def _speaks(self) -> bool:
         if distributed.is_available() and distributed.is_initialized():
@@ -93,26 +97,29 @@ class Monitor:
 
     def forking(self) -> None:
         """This process is about to be forked."""
-        if self.steps:
-            report = self.topk.report()  # where the device can be read
-            self._at_fork = report.rows, report.dropped, report.nonfinite
+        for training in self.topk.trainings.all if self.steps else ():
+            report = self.topk.report(training)  # where the device can be read
+            self._at_fork[training] = report.rows, report.dropped, report.nonfinite
 
     def forked(self) -> None:
         """This process is a fork: what was counted so far is the other one's."""
         topk = self.topk
-        topk.progress.forked()
+        for training in topk.trainings.all:
+            training.progress.forked()
         topk.ledger.optimizer_steps = 0
         self.tracker.fed = False
-        self.child, self._before = True, self._at_fork
-        self._headed = self._warned = False
+        self.child, self._before = True, {**self._at_fork}
+        self._headed, self._warned = topk.training.number - 1, False
         self._unwritten.clear()
 
     def _step_counted(self, step: Selection) -> None:
-        if not self._headed:
-            self._headed = True
-            for note in self.seam.notes:
-                self.say(note)
-            self.say(f"ACTIVE: {self._header(step)}")
+        if step.training > self._headed:
+            if not self._headed:
+                for note in self.seam.notes:
+                    self.say(note)
+            self._headed = step.training
+            which = f", training {step.training}" if step.training > 1 else ""
+            self.say(f"ACTIVE{which}: {self._header(step)}")
         if self._log is not None and self._speaks():
             self._unwritten.append(step)
             if len(self._unwritten) == LOG_EVERY:
@@ -157,6 +164,8 @@ class Monitor:
                 "dropped_score": _mean(tally[DROPPED_SUM], rows - kept),
                 "threshold": _mean(tally[THRESHOLD], tally[CALLS]),
             }
+            if step.training > 1:
+                line["training"] = step.training
             if self.child and self._rank is None:  # others may train something else meanwhile
                 line["process"] = os.getpid()
             lines.append(json.dumps(line) + "\n")
@@ -180,6 +189,26 @@ class Monitor:
         of_children = (child.error for child in children if succeeded or child.fatal)
         return error or next(filter(None, of_children), None)
 
+    def _of_training(self, training: Training) -> Iterator[str]:
+        """What was counted in one training, and what is odd about it."""
+        topk, progress = self.topk, training.progress
+        report = topk.report(training)
+        ended = progress.ended - progress.first_epoch
+        rows, dropped, nonfinite = self._before.get(training, (0, 0, 0))
+        yield (
+            f"{progress.steps - progress.first_step} generator steps gated, "
+            f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
+            f"ended, last k {report.last_k} of {report.last_batch}, "
+            f"{report.nonfinite - nonfinite} non-finite scores"
+        )
+        resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
+        if topk.config.gamma < 1 and not ended and not resumed:
+            fed = self.tracker.fed or progress.counted
+            unfed = "" if fed else " (no DataLoader fed a generator step)"
+            yield f"k never decayed{unfed}: pass --every N"
+        if report.direction == "undecided":
+            yield "the loss never told the direction; is it saturated, without a gradient?"
+
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
         if not self.steps:
@@ -189,23 +218,11 @@ class Monitor:
                 return None
             self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
             return self.seam.no_effect() if succeeded else None
-        report = topk.report()
-        ended = topk.progress.ended - topk.progress.first_epoch
-        rows, dropped, nonfinite = self._before
-        self.say(
-            f"verdict: {self.steps} generator steps gated, {report.dropped - dropped} of "
-            f"{report.rows - rows} rows dropped, {ended} epochs ended, last k {report.last_k} of "
-            f"{report.last_batch}, {report.nonfinite - nonfinite} non-finite scores"
-        )
-        resumed = topk.progress.counted and topk.epoch  # by a counter, inside an epoch that goes on
-        if topk.config.gamma < 1 and not ended and not resumed:
-            fed = self.tracker.fed or topk.progress.counted
-            unfed = "" if fed else " (no DataLoader fed a generator step)"
-            self.say(f"verdict: k never decayed{unfed}: pass --every N")
-        if report.direction == "undecided":
-            self.say(
-                "verdict: the loss never told the direction; is it saturated, without a gradient?"
-            )
+        begun = [training for training in topk.trainings.all if training.progress.begun]
+        for training in begun:
+            which = f", training {training.number}" if len(topk.trainings.all) > 1 else ""
+            for line in self._of_training(training):
+                self.say(f"verdict{which}: {line}")
         try:
             self.tracker.raise_failure()
             topk.check()

@@ -53,7 +53,7 @@ class CallSeam:
         self.adapter, self.topk, self.force, self.in_source = adapter, topk, force, in_source
         if topk.config.companions == "auto":
             topk.follows = adapter.companions == "follow"
-        topk.vote.assumed = SIGNS[adapter.direction or "auto"]
+        topk.training.vote.assumed = SIGNS[adapter.direction or "auto"]
         self.log = PatchLog()
         self.called = 0  # gated calls
         self.planned_epochs: float | None = None  # of this run, where the upstream says so

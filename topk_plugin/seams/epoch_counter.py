@@ -31,13 +31,15 @@ class EpochCounter:
         config, topk = self.topk.config, self.topk
         if config.every != "epoch":
             epoch = steps // config.every
-        if topk.progress.pass_complete:
+        if topk.training.progress.pass_complete:
             topk.end_epoch()  # the last one of an earlier training in this process
-        restored = not topk.progress.begun and any(record.found for record in records)
+        restored = any(record.found for record in records)
+        if restored or steps < topk.steps:
+            topk.trainings.begin()
         for record in records:  # what they loaded is accounted for, with a record or without
             record.loaded = record.found = False
         if not steps:
-            self._origin = config.start_epoch
+            self._origin = config.start_epoch if topk.training.number == 1 else 0
         elif restored:
             # the checkpoint's record knows of steps that were skipped, and of start_epoch
             self._origin = topk.epoch - epoch
@@ -58,12 +60,12 @@ class EpochCounter:
             complete: the last batch of the present one was delivered.
         """
         topk = self.topk
-        topk.progress.told_by_upstream()
+        topk.training.progress.told_by_upstream()
         if topk.config.every != "epoch":
             return
         while topk.epoch < self._origin + epoch:
             topk.end_epoch()
-        topk.progress.batch_delivered(last=complete)
+        topk.training.progress.batch_delivered(last=complete)
 
     def count(self, epoch: int, step: int, records: Sequence[ResumeRecord]) -> None:
         """Both in one, where a line in the source tells both numbers before each step.

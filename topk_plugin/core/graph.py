@@ -1,0 +1,47 @@
+"""What autograd's graph says of a tensor: the parameters that it was computed from."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+
+def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that ``tensors`` were computed from."""
+    queue = [tensor.grad_fn for tensor in tensors]
+    seen, leaves = set(queue), []
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.append(leaf)
+        parents = {parent for parent, _ in node.next_functions} - seen
+        seen |= parents
+        queue += parents
+    return leaves
+
+
+class LiveIds(set[int]):
+    """Ids of tensors that are alive: another tensor may get the id of one that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._references: dict[int, weakref.ref[Tensor]] = {}
+
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """Have those of ``tensors`` too."""
+        for tensor in tensors:
+            if id(tensor) not in self:
+                self.add(id(tensor))
+                self._references[id(tensor)] = weakref.ref(tensor, self._forget(id(tensor)))
+
+    def _forget(self, key: int) -> Callable[[object], None]:
+        def forget(_: object) -> None:
+            self.discard(key)
+            self._references.pop(key, None)
+
+        return forget

@@ -1,0 +1,233 @@
+"""Trainings: what one generator's optimizer does is one, with a k, counts and a vote of its own.
+
+A second training in the same process (a loop over seeds or folds, a sweep) has networks and an
+optimizer of its own and begins at its own k = B. A new critic that the same optimizer goes on with
+makes no new training, nor does an optimizer that takes another's place; both together do, as where
+progressive growing builds its critic anew for each resolution.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence, Set
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.counts import Counts, Report
+from topk_plugin.core.direction import Direction
+from topk_plugin.core.graph import LiveIds
+from topk_plugin.core.progress import EpochCount
+from topk_plugin.core.shielded_gate import Box, PathAudit
+
+
+class Training:
+    """How far one training is, and what was counted in it.
+
+    Args:
+        progress, vote: of it alone.
+        epoch_ended: told when one of its epochs ended.
+    """
+
+    def __init__(
+        self,
+        progress: EpochCount,
+        vote: Direction,
+        epoch_ended: Callable[[EpochCount], None] | None = None,
+    ) -> None:
+        self.number = 1  # of those of its TopK, from 1
+        self.progress, self.vote = progress, vote
+        self.counts, self.audit = Counts(), PathAudit()
+        self.critics: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # whose gates were passed
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step the generator
+        self.parameters = LiveIds()  # that they own
+        self.rivals: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # built since, for its networks
+        self._known = False  # which optimizer steps the generator
+        self._epoch_ended = epoch_ended
+
+    @property
+    def by_hand(self) -> bool:
+        """Its steps were marked, and nobody knows of which optimizer they are."""
+        return not self._known
+
+    def take(self, optimizer: Optimizer) -> None:
+        """``optimizer`` stepped the generator."""
+        self._known = True
+        self.optimizers.add(optimizer)
+        self.rivals.discard(optimizer)
+        self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
+
+    def end_epoch(self) -> None:
+        """One pass over the real data ended: k decays (paper, section 3.2)."""
+        self.progress.end_epoch()
+        if self._epoch_ended is not None:
+            self._epoch_ended(self.progress)
+        self.audit.check()
+
+    def count(
+        self, tallies: Sequence[Tensor], boxes: Sequence[Box], optimizer: Optimizer | None
+    ) -> Tensor:
+        """One generator step: it votes, and its statistics are added.
+
+        Args:
+            tallies: (TALLY_SIZE,) each, of its calls of the critic.
+            boxes: of shielded ones.
+
+        Returns:
+            (TALLY_SIZE,) of the whole step.
+
+        Raises:
+            DirectionUnknown: the loss does not say it, and the vote ends here.
+        """
+        if optimizer is not None:
+            self.vote.require_descent(optimizer)
+        tally = self.counts.take()
+        for one in tallies:
+            tally += one.to(tally.device)
+        self.progress.step_counted()
+        self.audit.settle(boxes)
+        if self.vote.goes_on:
+            self.vote.vote(tally[BALLOT], [one[BALLOT] for one in tallies])
+        self.counts.add(tally)
+        return tally
+
+    def report(self) -> Report:
+        """See TopK.report()."""
+        at = self.progress
+        return self.counts.report(at.steps, at.epoch, at.fraction, self.direction)
+
+    @property
+    def direction(self) -> str:
+        """ "high", "low", or "undecided" (the device is waited for)."""
+        return self.vote.name(self.counts.inbox[BALLOT])
+
+    def check(self) -> None:
+        """See TopK.check()."""
+        self.audit.check()
+        self.vote.check()
+
+    def state(self, device: torch.device) -> GateState:
+        """The tensors that gates on ``device`` read; they move there, where they are not."""
+        if self.progress.fraction_tensor.device != device:
+            self.to(device)
+        return GateState(self.progress.fraction_tensor, self.vote.decided, self.vote.votes)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what the gates read and write."""
+        for part in (self.progress, self.vote, self.counts):
+            part.to(device)
+
+
+class Trainings:
+    """Those of one TopK, in the order in which they began.
+
+    Args:
+        new: makes one; its argument is whether it is the first.
+    """
+
+    def __init__(self, new: Callable[[bool], Training]) -> None:
+        self._new = new
+        self.current = new(True)  # the latest one to count a generator step
+        self.all = [self.current]
+        self._next: Training | None = None  # its gates are called, and no step of it was counted
+        self.doubtful = False  # an optimizer was built after the current one had begun
+
+    @property
+    def steps(self) -> int:
+        """Generator steps that were counted in this process."""
+        return sum(t.progress.steps - t.progress.first_step for t in self.all)
+
+    @property
+    def any_drops(self) -> bool:
+        """Whether k < B in any of them."""
+        return any(training.progress.fraction < 1 for training in self.all)
+
+    def begin(self) -> Training:
+        """The next training begins now, told by an upstream's own counter."""
+        return self._enter(self.upcoming())
+
+    def upcoming(self) -> Training:
+        """The one that is to begin: the present one, if no step of it was counted."""
+        if not self.current.progress.begun:
+            return self.current
+        if self._next is None:
+            self._next = self._new(False)
+            self._next.number = len(self.all) + 1
+            # what an adapter or an audit said holds for each
+            self._next.vote.assumed = self.current.vote.assumed
+            self._next.progress.as_told(self.current.progress)
+        return self._next
+
+    def of(
+        self, parameters: Set[int], of_critic: Set[int], critic: nn.Module | None = None
+    ) -> Training:
+        """The training of a generator, before any optimizer says whose step it is.
+
+        Args:
+            parameters: ids of the generator's, upstream of the critic's input.
+            of_critic: ids of the critic's.
+            critic: if it is known.
+        """
+        for training in reversed(self.all):
+            if training.parameters.isdisjoint(parameters):
+                continue
+            if not training.rivals:
+                return training
+            mine = parameters & training.parameters
+            rest = of_critic - mine
+            new = training.critics and critic is not None and critic not in training.critics
+            replaced = new or not rest or _own(training.rivals, rest)
+            if not (replaced and _own(training.rivals, mine)):
+                return training
+        if self.current.by_hand and self.current.progress.begun:
+            return self.current
+        return self.upcoming()
+
+    def counted(self, among: Sequence[Training], optimizer: Optimizer | None) -> Training:
+        """The training of a generator step that ``optimizer`` took, which is the present one now.
+
+        Args:
+            among: those whose gates it went through.
+            optimizer: None: it is not known.
+        """
+        known = self.of_optimizer(optimizer)
+        training = known or (among[0] if among else self.current)
+        if known is not None:
+            known.rivals.clear()  # it goes on: what was built since has some other use
+        if optimizer is not None:
+            training.take(optimizer)
+        return self._enter(training)
+
+    def joined(self, optimizer: Optimizer) -> None:
+        """Another optimizer took part in the step that was just counted."""
+        if self.of_optimizer(optimizer) is None:
+            self.current.take(optimizer)
+
+    def of_optimizer(self, optimizer: Optimizer | None) -> Training | None:
+        """The one in which ``optimizer`` stepped the generator."""
+        if optimizer is None:
+            return None
+        return next((t for t in reversed(self.all) if optimizer in t.optimizers), None)
+
+    def built(self, optimizer: Optimizer) -> None:
+        """An optimizer was built, perhaps for a new training."""
+        for training in self.all:
+            if training.progress.begun:
+                training.rivals.add(optimizer)
+                self.doubtful = True
+
+    def _enter(self, training: Training) -> Training:
+        if training is self._next:
+            self.all.append(training)
+            self._next, self.doubtful = None, False
+        self.current = training
+        return training
+
+
+def _own(optimizers: Iterable[Optimizer], parameters: Set[int]) -> bool:
+    """Whether optimizers that are alive own one of ``parameters``, by id."""
+    return any(
+        id(p) in parameters for o in optimizers for group in o.param_groups for p in group["params"]
+    )
