@@ -228,8 +228,8 @@ class TopK:
         training = self.trainings.counted([call.training for call in calls], optimizer)
         self.line.settled()
         require_shield(calls)
-        tallies = [call.choice.tally for call in calls]
-        tally = training.count(tallies, [call.box for call in calls], optimizer)
+        made, boxes = [call.choice for call in calls], [call.box for call in calls]
+        tally = training.count(made, boxes, optimizer)
         progress, rows = training.progress, sum(call.batch for call in calls)
         told = tuple(Call(choice.scores, choice.kept) for choice in choices)
         step = Selection(progress.steps, progress.epoch, rows, tally, told, training.number)

@@ -221,20 +221,3 @@ assert "topk_plugin" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_outputs_like_scores_that_are_left_alone_are_named():
-    torch.manual_seed(0)
-    G, D = nn.Linear(2, 2), nn.Linear(2, 1)
-
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = D, nn.Linear(2, 1)
-
-        def forward(self, x):
-            return self.first(x), self.second(x)
-
-    critic = Pair()
-    with attach(critic, TopK()), pytest.warns(UserWarning, match=r"--heads 0,1"):
-        critic(G(torch.randn(4, 2)))

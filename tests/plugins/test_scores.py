@@ -68,8 +68,8 @@ def odd_step(way, kind, topk):
 @pytest.mark.parametrize("way", WAYS[:-1])
 @pytest.mark.parametrize("kind", ["dict", "tuple", "dataclass"])
 def test_topk_scores_finds_them_in_an_odd_output(way, kind):
-    with pytest.raises(ScoreShapeError):  # what is first has two numbers a sample
-        odd_step(way, "dict", make_topk(3, **settings(way)))
+    with pytest.raises(ScoreShapeError):
+        odd_step(way, "object", make_topk(3, **settings(way)))
     mine = plugin("topk_scores", realness)
     found = odd_step(way, kind, make_topk(3, hooks=[mine], **settings(way)))
     torch.manual_seed(0)

@@ -225,7 +225,11 @@ class Audit:
         if not value.requires_grad:
             return None
         heads = self.topk.line.heads_of(gated, None)[0]
-        gradients = torch.autograd.grad(value, heads, retain_graph=True, materialize_grads=True)
+        given = torch.autograd.grad(value, heads, retain_graph=True, allow_unused=True)
+        read = [place for place, g in enumerate(given) if g is not None]
+        if not read:
+            return None
+        heads, gradients = [heads[i] for i in read], [given[i] for i in read]
         batch = len(heads[0])
         rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in gradients]).sum(0)
         if not rows.any():
@@ -247,9 +251,8 @@ class Audit:
         devices = [heads[0].device] if heads[0].is_cuda else []
         with torch.random.fork_rng(devices=devices):
             value = loss(fewer)
-        found = torch.autograd.grad(
-            value, self.topk.line.heads_of(fewer, None)[0], materialize_grads=True
-        )
+        fewer_heads = self.topk.line.heads_of(fewer, None)[0]
+        found = torch.autograd.grad(value, [fewer_heads[i] for i in read], materialize_grads=True)
         weights = {"mean": batch / k, "sum": 1.0}
         errors = {
             name: relative(

@@ -39,7 +39,7 @@ from topk_plugin.check.formula import (
     sorted_rows,
 )
 from topk_plugin.core.choice import BALLOT, GateState
-from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.core.shielded_gate import Mode
@@ -94,6 +94,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     given = [g for g in heads if g is not None]
     if not given:
         return None
+    ranking = order_of(ranking, heads)
     batch = len(ranking)
     rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in given]).sum(0).tolist()
     ballot = asked_direction(rows)
@@ -212,6 +213,9 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         return result
     before = [None if p.grad is None else dense(p.grad).clone() for p in backward.leaves]
     backward.run(original)
+    result.rankings = [_ranking_of(node) for node in backward.gates]
+    for node, it in seen.items():
+        it.ranking = _ranking_of(node)
     result.gates = list(seen.values())
     _compare_rows(result.gates, topk)
     if ranks() > 1:
@@ -310,8 +314,14 @@ def _ranks(it: Gated, node: Any) -> bool:
 
 
 def _ranking_of(node: Any) -> Tensor:
+    """What ranked its batch, (B,), once its own backward ran."""
     ranking: Tensor
-    (ranking,) = node.saved_tensors if kind_of(node) is ScoreGate else (node.call.ranking,)
+    if kind_of(node) is not ScoreGate:
+        ranking = node.call.order
+    elif hasattr(node, "order"):
+        ranking = node.order
+    else:
+        (ranking,) = node.saved_tensors
     return ranking
 
 

@@ -36,6 +36,12 @@ class Choice(NamedTuple):
     scale: Tensor  # 0-d float64, weight of a kept row
     scores: Tensor  # (B,) that were ranked
     tally: Tensor  # (TALLY_SIZE,) float64
+    ballots: Tensor | None = None  # (H,) float64, of several heads
+
+    @property
+    def cast(self) -> Tensor:
+        """(H,) ballots of its heads."""
+        return self.tally[BALLOT].reshape(1) if self.ballots is None else self.ballots
 
 
 def choose(
@@ -86,6 +92,14 @@ def choose(
         ]
     )
     return Choice(kept, scale, ranking, tally)
+
+
+def ballots_of(gradients: Sequence[Tensor | None], batch: int) -> Tensor | None:
+    """Which way the loss pushes each of several heads, (H,); None for one."""
+    read = [g for g in gradients if g is not None]
+    if len(read) < 2:
+        return None
+    return torch.stack([ballot(g.reshape(batch, -1).sum(dim=1)) for g in read])
 
 
 def keep(gradient: Tensor, choice: Choice) -> Tensor:

@@ -57,14 +57,14 @@ class Direction:
 
         Args:
             ballot: 0-d, of the whole step.
-            ballots: 0-d, of each call of the critic in it.
+            ballots: (H,) of the heads of each call of the critic in it.
 
         Raises:
             DirectionUnknown: see :meth:`check`; when the vote ends.
         """
         self.votes += ballot.sign()
-        if len(ballots) > 1:
-            cast = torch.stack([one.to(ballot.device) for one in ballots])
+        if sum(map(len, ballots)) > 1:
+            cast = torch.cat([one.to(ballot.device) for one in ballots])
             self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
         self._voting -= 1
         if self._voting:
@@ -87,9 +87,10 @@ class Direction:
         if 2 * disagreed > voted:
             raise DirectionUnknown(
                 f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
-                "critic call and lowered those of another, so it does not say which scores are "
-                'realistic. Set the direction: --direction high (or TopK(direction="high")) if '
-                "the critic gives real samples high scores, low if it gives them low ones."
+                "critic call or output and lowered those of another, so it does not say which "
+                "scores are realistic. Set the direction: --direction high (or "
+                'TopK(direction="high")) if the critic gives real samples high scores, low if it '
+                "gives them low ones; and name the outputs that score generated samples (heads)."
             )
 
     def name(self, ballot: Tensor) -> str:

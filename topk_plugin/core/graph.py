@@ -1,11 +1,12 @@
-"""What autograd's graph says of a tensor: the parameters that it was computed from."""
+"""What autograd's graph says of a tensor: what it was computed from."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -45,3 +46,19 @@ class LiveIds(set[int]):
             self._references.pop(key, None)
 
         return forget
+
+
+def reaches(tensor: Tensor, nodes: Collection[Node]) -> bool:
+    """Whether ``tensor`` was computed from what one of ``nodes`` gave."""
+    queue = [tensor.grad_fn]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        if node in nodes:
+            return True
+        parents = {parent for parent, _ in node.next_functions} - seen
+        seen |= parents
+        queue += parents
+    return False

@@ -20,13 +20,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topk_plugin.core.choice import Choice
+from topk_plugin.core.choice import BALLOT, Choice
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.shielded_gate import Box
 from topk_plugin.core.training import Training, Trainings
@@ -36,7 +36,8 @@ UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
 
 
-class Arrival(NamedTuple):
+@dataclass(eq=False)
+class Arrival:
     """A gated call whose backward ran."""
 
     choice: Choice
@@ -49,6 +50,8 @@ class Arrival(NamedTuple):
     box: Box  # what became of a shielded call's audit
     unshielded: bool  # no gate could be exact, so it was left alone; see Attachment
     training: Training  # whose k it was gated by
+    # no gradient of it lies in the critic (frozen, or zeroed since), so it is of no critic step
+    spared: bool
 
 
 class StepLedger:
@@ -97,6 +100,7 @@ class StepLedger:
                 for call in self.pending
                 if call.task == arrival.task or call.parameter is not arrival.parameter
             ]
+        self._once(arrival)
         self.pending.append(arrival)
         if len(self.pending) > UNSETTLED_LIMIT and self.optimized:
             del self.pending[0]  # something else than the two networks is being optimised
@@ -106,6 +110,13 @@ class StepLedger:
                 "torch.optim stepped that owns a generator parameter, so generator steps cannot "
                 f"be told from critic steps. {HOW_TO_MARK}"
             )
+
+    def _once(self, arrival: Arrival) -> None:
+        """A second backward through one call is the same rows again; both vote."""
+        for other in self.pending:
+            if other.box is arrival.box:
+                arrival.choice.tally[BALLOT] += other.choice.tally[BALLOT]
+        self.pending = [other for other in self.pending if other.box is not arrival.box]
 
     def line_arrive(self, choice: Choice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""
@@ -241,10 +252,13 @@ class StepLedger:
             return  # an optimizer that does it inside its step has used them
         gone = {id(parameter) for parameter in parameters}
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
+        for call in self.pending:
+            call.spared |= not call.critic.isdisjoint(gone)
         self.aside = [(call, g) for call, g in self.aside if id(call.parameter) not in gone]
 
     def _set_aside(self, calls: list[Arrival]) -> None:
-        self.aside, self.pending = [(call, call.parameter.grad) for call in calls], []
+        self.aside = [(call, call.parameter.grad) for call in calls if not call.spared]
+        self.pending = [call for call in calls if call.spared]
 
     def _recoverable(self) -> list[Arrival]:
         """What was set aside, as far as the generator's gradients are still those of then."""

@@ -16,7 +16,7 @@ from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
-from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads
+from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads, table
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate
 from topk_plugin.core.training import Training, Trainings
@@ -46,11 +46,20 @@ class LineGate:
         """The generator step ended: no output follows its calls any more."""
         self._latest = None
 
-    def heads_of(self, output: Any, batch: int | None) -> tuple[list[Tensor], bool]:
-        """See TopK.heads_of()."""
+    def heads_of(
+        self, output: Any, batch: int | None, names: Sequence[str | int] = (),
+        depends: Callable[[Tensor], bool] | None = None,
+    ) -> tuple[list[Tensor], bool]:  # fmt: skip
+        """The scores in a critic's ``output``, and whether somebody named them.
+
+        Args:
+            batch, depends: see :func:`~topk_plugin.core.ranking.score_heads`.
+            names: of them; none: those of the settings.
+        """
         answer = self._ask_scores(output=output)
         if answer is None:
-            return score_heads(output, batch, self._heads), bool(self._heads)
+            names = names or self._heads
+            return score_heads(output, batch, names, depends), bool(names)
         heads = [answer] if isinstance(answer, Tensor) else list(answer)
         return heads, True
 
@@ -64,7 +73,13 @@ class LineGate:
         heads, named = self.heads_of(output, None)
         if not any(head.requires_grad for head in heads):
             return output
-        _, order = _rank(heads, named)
+        if follows and len(heads) > 1 and not named:
+            raise ScoreShapeError(
+                f"several outputs are shaped like scores, and other outputs follow their rows, "
+                f"which takes one ranking: found{table(output)}\nName those that are scores: "
+                "--heads, or TopK(heads=...)."
+            )
+        batch, order = _rank(heads, named)
         arrived = None
         if torch.compiler.is_compiling():
             self.ledger.line_compiled()
@@ -75,7 +90,7 @@ class LineGate:
         state, inbox = training.state(order.device), training.counts.inbox
         tensors = heads
         if follows:
-            tensors = heads + companions(output, heads, len(order))
+            tensors = heads + companions(output, heads, batch)
             if not torch.compiler.is_compiling():
                 self._latest = Followed(
                     order, state, weigh == "mean", select, inbox, training.vote.assumed

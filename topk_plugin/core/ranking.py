@@ -5,7 +5,7 @@ Pure functions of tensors: nothing here reads the device from the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,47 +14,83 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin.errors import ScoreShapeError
 
-SCORE_KEYS = ("adv_output", "score", "logits")
-"""Keys of a dict output that name the score, in order (the first is StudioGAN's)."""
-
 _EXPECTED = (
     "one score per sample, (B,), (B, 1) or (B, 1, 1, 1), or a one-channel patch map (B, 1, H, W)"
 )
 
 
 def score_heads(
-    output: Any, batch: int | None = None, heads: Sequence[str | int] = ()
+    output: Any,
+    batch: int | None = None,
+    heads: Sequence[str | int] = (),
+    depends: Callable[[Tensor], bool] | None = None,
 ) -> list[Tensor]:
     """The score tensors of a critic's output, in the order of ``heads``.
 
-    Of a tuple, list or dict the first floating tensor with ``batch`` rows is the score (of a dict
-    ``adv_output``, ``score`` and ``logits`` come first). ``heads`` names several outputs that
-    share one ranking, by key or index; ``"a.0"`` walks into nested containers.
+    A tensor is the score. Of a tuple, list or dict, nested ones too, all that are shaped like
+    scores may be; which of them are is told by the gradient. ``heads`` names outputs that share
+    one ranking, by key or index; ``"a.0"`` walks into nested containers.
 
     Args:
         output: whatever the critic returned.
         batch: number of rows B of the critic's input; None if unknown.
         heads: names of the score outputs; empty for the rule above.
+        depends: whether a tensor depends on the generator's samples; only such ones are scores
+            (a critic may score real samples in the same call). None: that is not known.
 
     Raises:
         ScoreShapeError: no such output, or none that could be a score.
     """
     if heads:
-        return [_walk(output, head) for head in heads]
+        found = [_walk(output, head) for head in heads]
+        for head, leaf in zip(heads, found, strict=True):
+            if depends is not None and leaf is not output and not depends(leaf):
+                raise ScoreShapeError(
+                    f"heads names {head!r}, which does not depend on the generator's samples, so "
+                    f"it cannot rank them. The critic returns:{table(output, batch, depends)}"
+                )
+        return found
     if isinstance(output, Tensor) and output.is_floating_point():
         return [output]
-    candidates: list[Any] = []
-    if isinstance(output, Mapping):
-        candidates += [output[key] for key in SCORE_KEYS if key in output]
-    candidates += pytree.tree_leaves(output)
-    for leaf in candidates:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and _has_rows(leaf, batch):
-            return [leaf]
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    if batch is None:
+        rows = (len(x) for x in leaves if x.dim() and resembles_score(x, len(x)))
+        batch = next(rows, None)
+    likely = [] if batch is None else [x for x in leaves if resembles_score(x, batch)]
+    found = [leaf for leaf in likely if depends is None or depends(leaf)]
+    if found:
+        return found
     raise ScoreShapeError(
-        f"no score in the critic's output: found {describe(output)}"
-        f"{'' if batch is None else f' for a batch of {batch}'}; expected {_EXPECTED}. "
+        f"no score in the critic's output{'' if batch is None else f' for a batch of {batch}'}: "
+        f"found{table(output, batch, depends)}\nexpected {_EXPECTED}. "
         "Name the outputs that hold scores: --heads, or TopK(heads=...)."
     )
+
+
+def table(
+    output: Any, batch: int | None = None, depends: Callable[[Tensor], bool] | None = None
+) -> str:
+    """What a critic returned, a line for each part: its dotted path, its shape, what it is of."""
+    lines = []
+    for name, leaf in named_leaves(output):
+        of = ""
+        if depends is not None and isinstance(leaf, Tensor):
+            of = ", of the generator's samples" if depends(leaf) else ", not of the generator's"
+        lines.append(f"\n  {name or 'the output'}: {describe(leaf)}{of}")
+    return "".join(lines) or f"\n  {describe(output)}"
+
+
+def named_leaves(output: Any) -> list[tuple[str, Any]]:
+    """The parts of a critic's output, each with the name that ``heads`` takes."""
+    leaves, _ = pytree.tree_flatten_with_path(output)
+    return [(".".join(map(_key, path)), leaf) for path, leaf in leaves]
+
+
+def _key(entry: Any) -> str:
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            return str(getattr(entry, name))
+    return str(entry)
 
 
 def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
@@ -96,7 +132,9 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
 
 def resembles_score(leaf: Tensor, batch: int) -> bool:
     """Whether :func:`per_sample` would take ``leaf`` without its being named."""
-    if not leaf.dim() or leaf.shape[0] != batch or not leaf.is_floating_point():
+    if not leaf.is_floating_point() or not (leaf.dim() or batch == 1):
+        return False
+    if leaf.dim() and leaf.shape[0] != batch:
         return False
     return leaf.numel() == batch or (leaf.dim() >= 3 and leaf.shape[1] == 1)
 
@@ -104,13 +142,32 @@ def resembles_score(leaf: Tensor, batch: int) -> bool:
 def ranking_scores(scores: Sequence[Tensor], batch: int, named: bool = False) -> Tensor:
     """The numbers that rank a batch, (B,): the score, or the mean of several heads' scores.
 
+    Of several that nobody ``named`` (H, B): :func:`order_of` tells which of them are heads.
     Detached, and a copy, so that a later in-place change of the critic's output cannot move it.
     """
     rows = [per_sample(plain(score.detach()), batch, named) for score in scores]
     if len(rows) == 1:
         return rows[0].clone()
     dtype = torch.promote_types(torch.float32, rows[0].dtype)
-    return torch.stack([row.to(dtype) for row in rows]).mean(dim=0)
+    wide = torch.stack([row.to(dtype) for row in rows])
+    return wide.mean(dim=0) if named else wide
+
+
+def order_of(ranking: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
+    """What ranks a batch, (B,), once it is known which outputs the loss reads.
+
+    Args:
+        ranking: (B,), or (H, B) of H outputs that may be scores.
+        gradients: of the loss by each of the H; those that have one share the ranking.
+    """
+    if ranking.dim() == 1:
+        return ranking
+    read = [row for row, g in zip(ranking, gradients, strict=True) if g is not None]
+    if torch.compiler.is_compiling():  # where no gradient is None, but zero
+        used = torch.stack([(g != 0).any() for g in gradients if g is not None])
+        rows = torch.where(used[:, None], torch.stack(read), 0.0)
+        return rows.sum(dim=0) / used.sum().clamp(min=1)
+    return read[0] if len(read) == 1 else torch.stack(read).mean(dim=0)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -155,12 +212,6 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _has_rows(leaf: Tensor, batch: int | None) -> bool:
-    if leaf.dim() == 0:
-        return batch == 1
-    return batch is None or leaf.shape[0] == batch
-
-
 def _walk(output: Any, head: str | int) -> Tensor:
     found = output
     steps = head.split(".") if isinstance(head, str) else [head]
@@ -170,7 +221,10 @@ def _walk(output: Any, head: str | int) -> Tensor:
         try:
             if isinstance(found, Tensor):
                 raise KeyError  # indexing would take a row
-            found = found[int(step) if isinstance(found, Sequence) else step]
+            if hasattr(type(found), "_fields") and step in type(found)._fields:
+                found = getattr(found, str(step))
+            else:
+                found = found[int(step) if isinstance(found, Sequence) else step]
         except (KeyError, IndexError, TypeError, ValueError):
             raise ScoreShapeError(
                 f"heads names {head!r}, which the critic's output does not have: "

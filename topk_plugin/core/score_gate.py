@@ -17,18 +17,20 @@ from topk_plugin.core.choice import (
     Choice,
     GateState,
     Select,
+    ballots_of,
     choose,
     keep,
     keep_companion,
     row_gradient,
 )
-from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.ranking import kept_rows, order_of
 
 
 class ScoreGate(torch.autograd.Function):
     """Line A's gate: ``apply(weigh, select, arrived, inbox, heads, ranking, *state, *tensors)``.
 
-    ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only. Of the
+    ``weigh`` is "mean" or "sum" (see :func:`choose`), or "none" to count and vote only; ``ranking``
+    is (B,), or (H, B) of heads of which the gradient tells which are (:func:`order_of`). Of the
     tensors (B, ...) the first ``heads`` are scores, whose gradient votes; the rest are companions,
     which follow the kept rows. Returns the tensors unchanged, as a tuple. The backward adds its
     tally to ``inbox`` in place and, where Python runs, calls ``arrived``; nothing else leaves it,
@@ -64,11 +66,13 @@ class ScoreGate(torch.autograd.Function):
         fraction, decided, vote = ctx.state
         # what is in the inbox has not reached the vote yet
         state = GateState(fraction, decided, vote + ctx.inbox[BALLOT])
-        rows = row_gradient(heads, ranking.shape[0])
-        choice = choose(ranking, rows, state, ctx.weigh == "mean", ctx.select)
+        order = order_of(ranking, heads)
+        rows = row_gradient(heads, len(order))
+        choice = choose(order, rows, state, ctx.weigh == "mean", ctx.select)
         ctx.inbox.add_(choice.tally)
         if ctx.arrived is not None and not compiling:
-            ctx.arrived(choice)
+            ctx.order = order
+            ctx.arrived(choice._replace(ballots=ballots_of(heads, len(order))))
         if ctx.weigh == "none":
             return nothing + gradients
         kept = tuple(None if g is None else keep(g, choice) for g in heads)

@@ -18,12 +18,13 @@ from topk_plugin.core.choice import (
     Choice,
     GateState,
     Select,
+    ballots_of,
     choose,
     keep,
     keep_companion,
     row_gradient,
 )
-from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.errors import GeneratorStepUnknown
 
 Mode = Literal["observe", "score", "shielded"]
@@ -36,6 +37,7 @@ class Box:
         self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
         self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
         self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
+        self.looked_at = False  # it was one of the first calls, which are audited
 
     def take(self, index: int, gradient: Tensor) -> Tensor:
         """What goes back from input ``index``, which received ``gradient`` from the critic."""
@@ -52,11 +54,15 @@ class Box:
 
 
 AUDITED_STEPS = 2
-"""Shielded generator steps that are checked for a path around the critic's outputs."""
+"""Generator steps that are checked for a path around the critic's outputs."""
 
 
 class PathAudit:
-    """Whether the first shielded generator steps had a path around the critic's outputs."""
+    """Whether the first generator steps had a path around the critic's outputs.
+
+    While k = B nothing is masked, and yet the critic's graph is replayed, so that whatever a shield
+    cannot do is known before it has to.
+    """
 
     def __init__(self) -> None:
         self._unaudited = AUDITED_STEPS
@@ -64,12 +70,12 @@ class PathAudit:
 
     @property
     def goes_on(self) -> bool:
-        """Shielded calls are still checked."""
+        """Calls are still checked."""
         return self._unaudited > 0
 
     def settle(self, boxes: Sequence[Box]) -> None:
         """A generator step was counted; ``boxes`` are those of its calls."""
-        if any(box.plain for box in boxes):
+        if any(box.looked_at for box in boxes):
             self._unaudited -= 1
             self._bypassed += [flag for box in boxes for flag in box.bypassed]
 
@@ -96,7 +102,7 @@ class GatedCall:
 
     Args:
         mode: "observe" (k = B: count and vote only), "score" or "shielded".
-        ranking: (B,) detached scores.
+        ranking: (B,) detached scores, or (H, B) of heads of which the gradient tells which are.
         state: fraction and direction; read at backward time.
         mean: see :func:`choose`.
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
@@ -117,9 +123,12 @@ class GatedCall:
         select: Select = kept_rows, follow: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
+        self.order = ranking  # (B,) that ranked the batch in the latest backward
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.select, self.follow = box, audit, select, follow
+        # told what the loss sends to outputs that are no heads; where it is audited
+        self.look: Callable[[Sequence[Tensor | None]], None] | None = None
         self.outputs: tuple[GradientEdge, ...] = ()
         self.inputs: tuple[GradientEdge, ...] = ()
 
@@ -151,10 +160,19 @@ class GatedCall:
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
-        rows = row_gradient(heads, self.ranking.shape[0])
-        choice = choose(self.ranking, rows, self.state, self.mean, self.select)
+        self.order = order_of(self.ranking, heads)
+        rows = row_gradient(heads, len(self.order))
+        choice = choose(self.order, rows, self.state, self.mean, self.select)
+        choice = choice._replace(ballots=ballots_of(heads, len(self.order)))
         self.arrived(choice)
+        self.box.looked_at = self.audit
+        if self.look is not None:
+            self.look(others)
+            self.look = None
         if self.mode == "observe":
+            if self.inputs:  # rehearsed
+                self.box.plain = self._replay(gradients)
+                self.box.masked = [None] * len(self.inputs)
             return gradients
         if self.follow:
             others = tuple(keep_companion(g, choice) for g in others)
@@ -237,12 +255,12 @@ def gate_outputs(
     Args:
         others: differentiable outputs that are no heads; gated only if the call is shielded, or
             if they follow.
-        inputs: edges of what :func:`gate_inputs` gave, if the call is shielded; taken before the
-            critic ran, which may change its input in place.
+        inputs: edges of what :func:`gate_inputs` gave, if the call is shielded or rehearsed; taken
+            before the critic ran, which may change its input in place.
     """
-    together = call.mode == "shielded" or (call.mode == "score" and call.follow)
-    outputs = (*heads, *others) if together else tuple(heads)
-    if call.mode == "shielded":
+    follow = call.mode == "score" and call.follow
+    outputs = (*heads, *others) if inputs or follow or call.look is not None else tuple(heads)
+    if inputs:
         # edges, not tensors: no activation outlives the backward for our sake
         call.outputs = tuple(get_gradient_edge(output) for output in outputs)
         call.inputs = tuple(inputs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.choice import BALLOT, Choice, GateState
 from topk_plugin.core.counts import Counts, Report
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.graph import LiveIds
@@ -64,16 +64,16 @@ class Training:
         self.progress.end_epoch()
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
-        self.audit.check()
+        self.check()
 
     def count(
-        self, tallies: Sequence[Tensor], boxes: Sequence[Box], optimizer: Optimizer | None
+        self, choices: Sequence[Choice], boxes: Sequence[Box], optimizer: Optimizer | None
     ) -> Tensor:
         """One generator step: it votes, and its statistics are added.
 
         Args:
-            tallies: (TALLY_SIZE,) each, of its calls of the critic.
-            boxes: of shielded ones.
+            choices: made in its calls of a critic that is attached.
+            boxes: of those calls.
 
         Returns:
             (TALLY_SIZE,) of the whole step.
@@ -84,12 +84,12 @@ class Training:
         if optimizer is not None:
             self.vote.require_descent(optimizer)
         tally = self.counts.take()
-        for one in tallies:
-            tally += one.to(tally.device)
+        for choice in choices:
+            tally += choice.tally.to(tally.device)
         self.progress.step_counted()
         self.audit.settle(boxes)
         if self.vote.goes_on:
-            self.vote.vote(tally[BALLOT], [one[BALLOT] for one in tallies])
+            self.vote.vote(tally[BALLOT], [choice.cast for choice in choices])
         self.counts.add(tally)
         return tally
 

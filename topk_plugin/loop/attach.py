@@ -7,6 +7,7 @@ deepcopy (EMA) or a pickled critic is the plain module it was.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import warnings
@@ -28,9 +29,10 @@ from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
 from topk_plugin.core.training import Training
-from topk_plugin.errors import ConfigError, ScoreShapeError
+from topk_plugin.errors import ConfigError
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
+from topk_plugin.loop.heads import Heads, warn_of_scores_left
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.topk import TopK
@@ -41,6 +43,7 @@ def attach(
     topk: TopK,
     generator: nn.Module | None = None,
     loader: Any = None,
+    heads: Sequence[str | int] = (),
 ) -> Attachment:
     """Gate every call of ``critic`` whose gradient reaches the generator.
 
@@ -61,6 +64,7 @@ def attach(
             parameter that is not the critic's.
         loader: the torch DataLoader of the real data, whose passes end the epochs; without it
             call ``topk.end_epoch()``.
+        heads: this critic's outputs that are scores, by name or index; none: as the settings say.
 
     Raises:
         ConfigError: the critic is no module or is attached already, or the loader is no
@@ -86,7 +90,7 @@ def attach(
                 "DataLoader. Leave it out and call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
-    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker)
+    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, heads)
 
 
 class Attachment:
@@ -99,14 +103,14 @@ class Attachment:
         topk: TopK,
         generator: nn.Module | None = None,
         tracker: EpochTracker | None = None,
+        heads: Sequence[str | int] = (),
     ) -> None:
-        self.topk = topk
+        self.topk, self.heads = topk, Heads(topk.line, heads)
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
         self._undo = ExitStack()
         self._tracker = tracker
-        self._warned = False
         self._before = (topk.trainings.steps, topk.ledger.optimizer_steps)
         for module in modules:
             if is_intercepted(module):
@@ -184,7 +188,7 @@ class Attachment:
         box = Box()
         inputs = [leaves[place] for place in plan.places]
         edges: list[GradientEdge] = []
-        if plan.mode == "shielded":
+        if plan.mode == "shielded" or plan.rehearsed:
             gated = gate_inputs(inputs, box)
             edges = [get_gradient_edge(tensor) for tensor in gated]
             for place, tensor in zip(plan.places, gated, strict=True):
@@ -228,17 +232,19 @@ class Attachment:
         if generator is not None:
             of_generator = {id(p) for p in generator.parameters()}
         training = topk.trainings.of(of_generator, critic_ids, critic)
-        if mode == "shielded" and training.progress.fraction == 1:
-            mode = "observe"
+        audit = training.audit.goes_on
         learned = topk.ledger.of_critic if topk.ledger.undetached else set()
         unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
         if unshielded:
             # a masked gradient would reach the critic from behind: TopK objects if a generator
             # step turns out to depend on it
             mode = "observe"
+        rehearsed = False
+        if mode == "shielded" and training.progress.fraction == 1:
+            mode, rehearsed = "observe", audit
         return _Plan(
             mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
-            training,
+            training, audit, rehearsed, frozen,
         )  # fmt: skip
 
     def _gate(
@@ -249,13 +255,7 @@ class Attachment:
         topk, training, batch = self.topk, plan.training, source.shape[0]
         critic = self._critic()
         assert critic is not None  # it was called
-        heads, named = topk.line.heads_of(output, batch)
-        if not named and heads[0].shape == source.shape and source.numel() > batch:
-            raise ScoreShapeError(
-                f"the critic returns {ranking.describe(output)}, as large as its input "
-                f"{tuple(source.shape)}: an image, not a score; expected one score per sample. "
-                "Top-k needs a critic that scores samples (an autoencoding critic does not)."
-            )
+        heads, named = self.heads.of(output, source, sources, plan.places)
         order = ranking.ranking_scores(heads, batch, named)
         if not any(head.requires_grad for head in heads):
             return output
@@ -275,13 +275,14 @@ class Attachment:
                     box,
                     plan.unshielded,
                     training,
+                    plan.frozen,
                 )
             )
 
         mean = topk.config.reduction == "mean"
         call = GatedCall(
             plan.mode, order, training.state(order.device), mean, plan.node, sources,
-            plan.accepts, arrived, box, training.audit.goes_on, topk.select, topk.follows,
+            plan.accepts, arrived, box, plan.audit, topk.select, topk.follows,
         )  # fmt: skip
         others = [
             leaf
@@ -290,22 +291,10 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
-        self._warn_of_other_scores(output, others, batch, named)
+        if plan.audit and others and not named:
+            call.look = functools.partial(warn_of_scores_left, output, others, batch)
         gated = gate_outputs(call, heads, others, edges)
         return with_replaced(output, [*heads, *others][: len(gated)], gated)
-
-    def _warn_of_other_scores(
-        self, output: Any, others: Sequence[Tensor], batch: int, named: bool
-    ) -> None:
-        alike = [leaf for leaf in others if ranking.resembles_score(leaf, batch)]
-        if alike and not named and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the critic returns {ranking.describe(output)}: only the first score is gated, "
-                f"not {ranking.describe(alike)}. If the generator's loss reads those as scores "
-                "too, name all of them: --heads 0,1 or TopK(heads=(0, 1)).",
-                stacklevel=2,
-            )
 
 
 class _Plan(NamedTuple):
@@ -320,6 +309,9 @@ class _Plan(NamedTuple):
     known: bool  # declared a generator step
     unshielded: bool  # no gate can be exact, so it is left alone
     training: Training  # whose generator it is
+    audit: bool  # it is looked at what the loss reads
+    rehearsed: bool  # k = B: the shield goes through its motions, and nothing is masked
+    frozen: bool  # no parameter of the critic's gets a gradient
 
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()

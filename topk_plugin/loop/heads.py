@@ -1,0 +1,121 @@
+"""Which outputs of an attached critic are its scores."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils import _pytree as pytree
+
+from topk_plugin.core.graph import reaches
+from topk_plugin.core.line import LineGate
+from topk_plugin.core.ranking import describe, named_leaves, plain, table
+from topk_plugin.errors import ScoreShapeError
+
+
+class Heads:
+    """Those of one critic.
+
+    Args:
+        line: asks plugins and settings.
+        names: of them, given for this critic; none: as the settings say.
+    """
+
+    def __init__(self, line: LineGate, names: Sequence[str | int] = ()) -> None:
+        self.line, self.names = line, names
+        self._known: tuple[Any, list[bool]] = (None, [])  # a structure, which of its leaves depend
+
+    def of(
+        self, output: Any, source: Tensor, sources: Sequence[Node], places: Sequence[int]
+    ) -> tuple[list[Tensor], bool]:
+        """The scores in ``output``, and whether somebody named them.
+
+        Args:
+            source: (B, ...) the generator's samples.
+            sources: what made those of the critic's arguments that are the generator's.
+            places: of them among the arguments.
+
+        Raises:
+            ScoreShapeError: no score for each sample, or a named head that is none.
+        """
+        batch = source.shape[0]
+        if isinstance(output, Tensor):
+            heads, named = self.line.heads_of(output, batch, self.names)
+        else:
+            leaves, spec = pytree.tree_flatten(output)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            shape = (spec, [tensor.shape for tensor in tensors], list(places))
+            if self._known[0] != shape:  # the walk takes longer than the gate
+                nodes = {*sources}
+                self._known = shape, [reaches(tensor, nodes) for tensor in tensors]
+            answers = {id(t): yes for t, yes in zip(tensors, self._known[1], strict=True)}
+            heads, named = self.line.heads_of(
+                output, batch, self.names, lambda leaf: answers.get(id(leaf), True)
+            )
+            self._refuse_copies(output, tensors, heads, named)
+        if not named and any(h.shape == source.shape and h.numel() > batch for h in heads):
+            raise ScoreShapeError(
+                f"the critic returns {describe(output)}, as large as its input "
+                f"{tuple(source.shape)}: an image, not a score; expected one score per sample. "
+                "Top-k needs a critic that scores samples (an autoencoding critic does not). If it "
+                "scores each pixel, the mean of its map ranks the samples: name it, --heads 0 or "
+                "TopK(heads=(0,))."
+            )
+        return heads, named
+
+    def _refuse_copies(
+        self, output: Any, tensors: Sequence[Tensor], heads: Sequence[Tensor], named: bool
+    ) -> None:
+        """A score map may be there twice, also flattened, and the loss reads either of them."""
+        places = {(h.untyped_storage().data_ptr(), h.numel()): h for h in heads if not named}
+        for leaf in tensors:
+            head = places.get((leaf.untyped_storage().data_ptr(), leaf.numel()))
+            if head is not None and leaf is not head and not any(leaf is h for h in heads):
+                one, other = names_of(output, [head]), names_of(output, [leaf])
+                raise ScoreShapeError(
+                    f"the critic's outputs {one[0]} and {other[0]} hold the same numbers, so which "
+                    f"of them the loss takes for the score is unknown. It returns:{table(output)}\n"
+                    f"Name it, with all others that are scores: --heads {other[0]}, or "
+                    f"TopK(heads=({other[0]!r},))."
+                )
+
+
+def names_of(output: Any, tensors: Sequence[Tensor]) -> list[str]:
+    """Dotted paths of ``tensors`` in a critic's output, as ``heads`` takes them."""
+    ids = {id(tensor) for tensor in tensors}
+    return [name or "0" for name, leaf in named_leaves(output) if id(leaf) in ids]
+
+
+def warn_of_scores_left(
+    output: Any, left: Sequence[Tensor], batch: int, gradients: Sequence[Tensor | None]
+) -> None:
+    """Looks at what the loss sends to outputs that are not gated; in a run's first steps only.
+
+    Gradients of class logits add up to nothing in each row, and those of most features are mixed;
+    all the numbers of a score are pushed one way (the device is waited for).
+
+    Args:
+        left: outputs that are not gated.
+        batch: B.
+        gradients: of the loss by each of them.
+    """
+    for leaf, gradient in zip(left, gradients, strict=True):
+        if gradient is None or leaf.shape[:1] != (batch,):
+            continue
+        rows = plain(gradient).double().flatten(1)
+        size = rows.abs().sum(1)
+        told = size > 0
+        if rows.shape[1] < 2 or not bool(told.any()):
+            continue
+        if bool((rows.sum(1).abs()[told] / size[told]).mean() > 0.99):
+            (name,) = names_of(output, [leaf])
+            warnings.warn(
+                f"the loss pushes all numbers of the critic's output {name}, {describe(leaf)}, one "
+                "way, as it does with scores, and top-k leaves it alone. The critic returns:"
+                f"{table(output)}\nIf it is a score, name all that are: --heads, or "
+                "TopK(heads=...).",
+                stacklevel=2,
+            )
