@@ -18,7 +18,7 @@ from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
-from topk_plugin.core.schedule import k_of
+from topk_plugin.core.schedule import first_fall, k_of
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.hooks import Call, Progress, Selection
@@ -225,12 +225,15 @@ class TopK:
         self, calls: list[Arrival], choices: list[Choice], optimizer: Optimizer | None
     ) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
-        training = self.trainings.counted([call.training for call in calls], optimizer)
+        among = [call.training for call in calls] or [self.ledger.line_training or self.training]
+        training = self.trainings.counted(among[0], optimizer)
         self.line.settled()
         require_shield(calls)
         made, boxes = [call.choice for call in calls], [call.box for call in calls]
         tally = training.count(made, boxes, optimizer)
         progress, rows = training.progress, sum(call.batch for call in calls)
+        sizes = (len(choice.scores) for choice in choices)
+        training.counts.largest = max(training.counts.largest, *sizes, 0)
         told = tuple(Call(choice.scores, choice.kept) for choice in choices)
         step = Selection(progress.steps, progress.epoch, rows, tally, told, training.number)
         for observer in list(self.observers):
@@ -254,6 +257,11 @@ class TopK:
     def direction(self) -> str:
         """Which scores are realistic: "high", "low", or "undecided" (the device is waited for)."""
         return self.training.direction
+
+    def can_drop(self, training: Training) -> bool:
+        """Whether a row of its batches could ever be dropped, however long it went on."""
+        batch = training.counts.largest or training.report().last_batch
+        return self.config.gamma == 1 or first_fall(self.fraction_at, batch) is not None
 
     def report(self, training: Training | None = None) -> Report:
         """What was gated so far in the present training (the device is waited for)."""

@@ -6,12 +6,8 @@ import math
 
 from topk_plugin.check.audit import Audit
 from topk_plugin.check.literal import Pass
-from topk_plugin.core.schedule import k_of
+from topk_plugin.core.schedule import first_fall, k_of
 from topk_plugin.run.activation import Activation
-from topk_plugin.topk import TopK
-
-EPOCHS_AHEAD = 100_000
-"""Epochs in which k has to fall for the first time."""
 
 COARSE = 4
 """Fewer rows that can ever be dropped are pointed out."""
@@ -245,7 +241,7 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     """When k falls, outside an audit, and whether this run comes to it."""
     config = audit.topk.config
     batch = max(it.batch for step in audit.steps for it in step.gates)
-    first = _first_fall(audit.topk, batch)
+    first = first_fall(audit.topk.fraction_at, batch)
     if first is None:
         found.find("schedule", f"k stays {batch} of {batch}")
         found.note(f"k never falls with gamma = {config.gamma:g} and nu = {config.nu:g}")
@@ -264,12 +260,3 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
         found.note(f"k stays {batch} of {batch} in this run, which has {planned:.3g} epochs")
     if not (activation.tracker.fed or audit.topk.training.progress.counted):
         found.note("no DataLoader fed a generator step, so k would never fall: pass --every N")
-
-
-def _first_fall(topk: TopK, batch: int) -> tuple[int, int] | None:
-    """The epoch after which k < B for the first time, and k then."""
-    for epoch in range(1, EPOCHS_AHEAD):
-        k = k_of(topk.fraction_at(epoch), batch)
-        if k < batch:
-            return epoch, k
-    return None

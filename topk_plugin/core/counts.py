@@ -30,6 +30,7 @@ class Counts:
     """Tallies, each (TALLY_SIZE,) float64; see :mod:`topk_plugin.core.choice`."""
 
     def __init__(self) -> None:
+        self.largest = 0  # rows of a critic call; 0 where no Python saw one
         self.inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)  # line A, not yet counted
         self._totals = torch.zeros(TALLY_SIZE, dtype=torch.float64)
         self._last = torch.zeros(TALLY_SIZE, dtype=torch.float64)

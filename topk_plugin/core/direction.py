@@ -31,6 +31,7 @@ class Direction:
         self._voting = VOTING_STEPS if self.is_auto else 0  # steps that still vote
         self.decided = torch.tensor(SIGNS[setting], dtype=torch.float64)
         self.votes = torch.zeros((), dtype=torch.float64)
+        self._cast = torch.zeros((), dtype=torch.float64)  # votes, for whichever end
         self._disagreed = torch.zeros((), dtype=torch.float64)
 
     @property
@@ -62,7 +63,9 @@ class Direction:
         Raises:
             DirectionUnknown: see :meth:`check`; when the vote ends.
         """
-        self.votes += ballot.sign()
+        vote = ballot.sign()
+        self.votes += vote
+        self._cast += vote.abs()
         if sum(map(len, ballots)) > 1:
             cast = torch.cat([one.to(ballot.device) for one in ballots])
             self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
@@ -102,21 +105,28 @@ class Direction:
         sign = float(self.decided) or float(self.votes) or float(ballot)
         return "undecided" if not sign else "high" if sign > 0 else "low"
 
+    def how(self) -> str:
+        """How :meth:`name` was found (the device is waited for)."""
+        if not self.is_auto:
+            return "as set"
+        cast, ahead = int(self._cast), abs(int(self.votes))
+        return f"by {(cast + ahead) // 2} of {cast} votes" if cast else "as the checkpoint says"
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint; on the device, as some loops ask at every step."""
         return {
-            "votes": torch.stack([self.votes, self.decided, self._disagreed]),
+            "votes": torch.stack([self.votes, self.decided, self._disagreed, self._cast]),
             "voting": self._voting,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
         self._voting = int(state["voting"])
-        tensors = (self.votes, self.decided, self._disagreed)
-        for tensor, value in zip(tensors, state["votes"], strict=True):
+        tensors = (self.votes, self.decided, self._disagreed, self._cast)
+        for tensor, value in zip(tensors, state["votes"], strict=False):  # older ones have three
             tensor.copy_(value)
 
     def to(self, device: torch.device | str) -> None:
         """Move what gates read."""
-        for name in ("decided", "votes", "_disagreed"):
+        for name in ("decided", "votes", "_disagreed", "_cast"):
             setattr(self, name, getattr(self, name).to(device))

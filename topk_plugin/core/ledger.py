@@ -136,6 +136,7 @@ class StepLedger:
         self.settled = True
         self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
         self.counted(calls, choices, optimizer)
+        self.line_training = None
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.

@@ -1,7 +1,25 @@
 """How many rows of a batch are kept: k shrinks as epochs end (paper, section 3.2)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+EPOCHS_AHEAD = 100_000
+"""Epochs in which k has to fall for the first time."""
+
+
+def first_fall(fraction_at: Callable[[int], float], batch: int) -> tuple[int, int] | None:
+    """The epoch after which k < B for the first time, and k then; None: k stays B.
+
+    Args:
+        fraction_at: of a batch, what is kept after so many ended epochs.
+        batch: B.
+    """
+    for epoch in range(1, EPOCHS_AHEAD if batch > 1 else 1):
+        k = k_of(fraction_at(epoch), batch)
+        if k < batch:
+            return epoch, k
+    return None
 
 
 def k_of(fraction: float, batch: int) -> int:

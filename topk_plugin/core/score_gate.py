@@ -69,8 +69,12 @@ class ScoreGate(torch.autograd.Function):
         order = order_of(ranking, heads)
         rows = row_gradient(heads, len(order))
         choice = choose(order, rows, state, ctx.weigh == "mean", ctx.select)
-        ctx.inbox.add_(choice.tally)
-        if ctx.arrived is not None and not compiling:
+        if ctx.arrived is None or compiling:
+            ctx.inbox.add_(choice.tally)
+        elif hasattr(ctx, "order"):  # a second backward: the same rows again, and another ballot
+            ctx.inbox[BALLOT] += choice.tally[BALLOT]
+        else:
+            ctx.inbox.add_(choice.tally)
             ctx.order = order
             ctx.arrived(choice._replace(ballots=ballots_of(heads, len(order))))
         if ctx.weigh == "none":

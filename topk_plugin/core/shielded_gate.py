@@ -124,6 +124,7 @@ class GatedCall:
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
         self.order = ranking  # (B,) that ranked the batch in the latest backward
+        self.read: list[int] = []  # heads that got a gradient in it
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.select, self.follow = box, audit, select, follow
@@ -161,6 +162,7 @@ class GatedCall:
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
         self.order = order_of(self.ranking, heads)
+        self.read = [place for place, g in enumerate(heads) if g is not None]
         rows = row_gradient(heads, len(self.order))
         choice = choose(self.order, rows, self.state, self.mean, self.select)
         choice = choice._replace(ballots=ballots_of(heads, len(self.order)))

@@ -44,6 +44,7 @@ class Training:
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step the generator
         self.parameters = LiveIds()  # that they own
         self.rivals: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # built since, for its networks
+        self.heads: list[str] = []  # that share one ranking, where several do
         self._known = False  # which optimizer steps the generator
         self._epoch_ended = epoch_ended
 
@@ -173,27 +174,29 @@ class Trainings:
         for training in reversed(self.all):
             if training.parameters.isdisjoint(parameters):
                 continue
-            if not training.rivals:
-                return training
-            mine = parameters & training.parameters
-            rest = of_critic - mine
-            new = training.critics and critic is not None and critic not in training.critics
-            replaced = new or not rest or _own(training.rivals, rest)
-            if not (replaced and _own(training.rivals, mine)):
-                return training
+            if training.rivals or not training.optimizers:
+                mine = parameters & training.parameters
+                rest = of_critic - mine
+                new = bool(training.critics) and critic is not None
+                new = new and critic not in training.critics
+                critic_replaced = new or not rest or _own(training.rivals, rest)
+                replaced = not training.optimizers or _own(training.rivals, mine)
+                if critic_replaced and replaced:
+                    continue
+            return training
         if self.current.by_hand and self.current.progress.begun:
             return self.current
         return self.upcoming()
 
-    def counted(self, among: Sequence[Training], optimizer: Optimizer | None) -> Training:
+    def counted(self, gated: Training, optimizer: Optimizer | None) -> Training:
         """The training of a generator step that ``optimizer`` took, which is the present one now.
 
         Args:
-            among: those whose gates it went through.
+            gated: whose k its gates went by.
             optimizer: None: it is not known.
         """
         known = self.of_optimizer(optimizer)
-        training = known or (among[0] if among else self.current)
+        training = known or gated
         if known is not None:
             known.rivals.clear()  # it goes on: what was built since has some other use
         if optimizer is not None:

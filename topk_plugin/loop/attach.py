@@ -32,7 +32,7 @@ from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
-from topk_plugin.loop.heads import Heads, warn_of_scores_left
+from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.topk import TopK
@@ -163,6 +163,13 @@ class Attachment:
                     "owns the generator's parameters.",
                     stacklevel=2,
                 )
+            begun = [t for t in self.topk.trainings.all if t.progress.begun]
+            if begun and not any(map(self.topk.can_drop, begun)):
+                warnings.warn(
+                    f"attach: k could never fall below the batch of {begun[0].counts.largest} rows "
+                    f"with nu = {self.topk.config.nu:g}, so top-k did nothing.",
+                    stacklevel=2,
+                )
 
     # --- one call of the critic -----------------------------------------------------------------
 
@@ -260,7 +267,11 @@ class Attachment:
         if not any(head.requires_grad for head in heads):
             return output
 
+        names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
+
         def arrived(choice: Choice) -> None:
+            if names:
+                training.heads = [names[place] for place in call.read]
             self.record.training = training
             training.critics.add(critic)
             topk.ledger.arrive(

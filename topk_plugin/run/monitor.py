@@ -17,7 +17,7 @@ from torch import distributed
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.training import Training
-from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run.children import ChildReport
@@ -136,6 +136,9 @@ class Monitor:
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
+        heads = self.topk.training.heads
+        if len(heads) > 1:
+            decay += f", ranked by the mean of the heads {', '.join(heads)}"
         plugins = f", with plugin {', '.join(self.topk.plugins)}" if self.topk.plugins else ""
         return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}{plugins}"
 
@@ -208,6 +211,8 @@ class Monitor:
             yield f"k never decayed{unfed}: pass --every N"
         if report.direction == "undecided":
             yield "the loss never told the direction; is it saturated, without a gradient?"
+        else:
+            yield f"direction {report.direction}, {training.vote.how()}"
 
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
@@ -228,6 +233,14 @@ class Monitor:
             topk.check()
         except TopKError as error:
             return error if succeeded else None
+        if begun and not any(map(topk.can_drop, begun)):
+            rows = max(training.counts.largest for training in begun)
+            return NoEffectError(
+                f"k could never fall below the batch: found at most {rows} row{'s' * (rows != 1)} "
+                f"in a critic call and nu = {topk.config.nu:g}, so top-k did nothing. Expected a "
+                "batch of two rows at least, and nu < 1; accumulating gradients over several "
+                "batches does not help, since each ranks its own rows"
+            )
         broken = self.seam.broken()
         if broken is not None:
             self.say(f"verdict: {broken}")
