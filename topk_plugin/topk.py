@@ -18,7 +18,7 @@ from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
-from topk_plugin.core.schedule import first_fall, k_of
+from topk_plugin.core.schedule import k_of
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.hooks import Call, Progress, Selection
@@ -231,16 +231,13 @@ class TopK:
         require_shield(calls)
         made, boxes = [call.choice for call in calls], [call.box for call in calls]
         tally = training.count(made, boxes, optimizer)
-        progress, rows = training.progress, sum(call.batch for call in calls)
-        sizes = (len(choice.scores) for choice in choices)
-        training.counts.largest = max(training.counts.largest, *sizes, 0)
-        told = tuple(Call(choice.scores, choice.kept) for choice in choices)
-        step = Selection(progress.steps, progress.epoch, rows, tally, told, training.number)
+        training.counts.saw(choices)
+        step = _told(training, tally, sum(call.batch for call in calls), choices)
         for observer in list(self.observers):
             observer(step)
         if self._tell_selected is not None:
             self._tell_selected(selection=step)
-        if self.config.every != "epoch" and progress.steps % self.config.every == 0:
+        if self.config.every != "epoch" and training.progress.steps % self.config.every == 0:
             training.end_epoch()
 
     def check(self) -> None:
@@ -258,25 +255,15 @@ class TopK:
         """Which scores are realistic: "high", "low", or "undecided" (the device is waited for)."""
         return self.training.direction
 
-    def can_drop(self, training: Training) -> bool:
-        """Whether a row of its batches could ever be dropped, however long it went on."""
-        batch = training.counts.largest or training.report().last_batch
-        return self.config.gamma == 1 or first_fall(self.fraction_at, batch) is not None
-
     def report(self, training: Training | None = None) -> Report:
         """What was gated so far in the present training (the device is waited for)."""
         return (training or self.training).report()
 
     def state_dict(self, training: Training | None = None) -> dict[str, Any]:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
-        of = training or self.training
-        return {
-            "version": STATE_VERSION,
-            "epoch": of.progress.ended,
-            "steps": of.progress.steps,
-            **of.vote.state(),
-            "settings": self.config.ranking_settings() | {"plugins": self.plugins},
-        }
+        settings = self.config.ranking_settings() | {"plugins": self.plugins}
+        of = (training or self.training).saved()
+        return {"version": STATE_VERSION, **of, "settings": settings}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
         """Go on from a :meth:`state_dict`, in the present training if none is given.
@@ -285,9 +272,14 @@ class TopK:
             ResumeMismatch: it was written under other settings, or ``start_epoch`` contradicts it.
         """
         _require_same_settings(self.config, self.plugins, state)
-        of = training or self.training
-        of.vote.load(state)
-        of.progress.begin_at(int(state["epoch"]), int(state["steps"]))
+        (training or self.training).load(state)
+
+
+def _told(training: Training, tally: Tensor, rows: int, choices: list[Choice]) -> Selection:
+    """What observers are told of a step."""
+    calls = tuple(Call(choice.scores, choice.kept) for choice in choices)
+    at = training.progress
+    return Selection(at.steps, at.epoch, rows, tally, calls, training.number)
 
 
 def _telling(tell: Any) -> Callable[[EpochCount], None] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from topk_plugin.core.choice import CALLS, KEPT, NONFINITE, ROWS, TALLY_SIZE, THRESHOLD
+from topk_plugin.core.choice import CALLS, KEPT, NONFINITE, ROWS, TALLY_SIZE, THRESHOLD, Choice
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Counts:
         tally = self.inbox.clone()
         self.inbox.zero_()
         return tally
+
+    def saw(self, choices: Sequence[Choice]) -> None:
+        """What was chosen in a generator step."""
+        self.largest = max([self.largest, *(len(choice.scores) for choice in choices)])
 
     def add(self, tally: Tensor) -> None:
         """One generator step."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from topk_plugin.core.schedule import first_fall
+
 
 class EpochCount:
     """Epochs and generator steps of one TopK; the only writer of these numbers.
@@ -66,6 +68,10 @@ class EpochCount:
         self.counted = other.counted
         if other._held is not None:
             self.hold(other._held)
+
+    def can_drop(self, batch: int) -> bool:
+        """Whether a row of such a batch could ever be dropped, however long it went on."""
+        return first_fall(lambda epoch: self._fraction_at(epoch, self.steps), batch) is not None
 
     def hold(self, fraction: float) -> None:
         """Keep ``fraction`` from now on, whatever the epoch."""

@@ -9,7 +9,8 @@ progressive growing builds its critic anew for each resolution.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,11 @@ class Training:
         self.counts.add(tally)
         return tally
 
+    @property
+    def can_drop(self) -> bool:
+        """Whether a row of its batches could ever be dropped, however long it went on."""
+        return self.progress.can_drop(self.counts.largest or self.report().last_batch)
+
     def report(self) -> Report:
         """See TopK.report()."""
         at = self.progress
@@ -108,6 +114,15 @@ class Training:
         """See TopK.check()."""
         self.audit.check()
         self.vote.check()
+
+    def saved(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"epoch": self.progress.ended, "steps": self.progress.steps, **self.vote.state()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what was :meth:`saved`."""
+        self.vote.load(saved)
+        self.progress.begin_at(int(saved["epoch"]), int(saved["steps"]))
 
     def state(self, device: torch.device) -> GateState:
         """The tensors that gates on ``device`` read; they move there, where they are not."""

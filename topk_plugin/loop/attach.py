@@ -164,7 +164,8 @@ class Attachment:
                     stacklevel=2,
                 )
             begun = [t for t in self.topk.trainings.all if t.progress.begun]
-            if begun and not any(map(self.topk.can_drop, begun)):
+            decays = self.topk.config.gamma < 1
+            if begun and decays and not any(training.can_drop for training in begun):
                 warnings.warn(
                     f"attach: k could never fall below the batch of {begun[0].counts.largest} rows "
                     f"with nu = {self.topk.config.nu:g}, so top-k did nothing.",

@@ -233,7 +233,7 @@ class Monitor:
             topk.check()
         except TopKError as error:
             return error if succeeded else None
-        if begun and not any(map(topk.can_drop, begun)):
+        if begun and topk.config.gamma < 1 and not any(t.can_drop for t in begun):
             rows = max(training.counts.largest for training in begun)
             return NoEffectError(
                 f"k could never fall below the batch: found at most {rows} row{'s' * (rows != 1)} "
