@@ -15,7 +15,7 @@ class EpochCounter:
     def __init__(self, topk: TopK, upstream: str) -> None:
         self.topk, self.upstream = topk, upstream
         self._origin = topk.config.start_epoch  # epochs before upstream's first step
-        self._begun = False  # the counter has been read
+        self._step = -1  # that upstream was at; -1: the counter was not read yet
 
     def begin_at(self, epoch: int, steps: int, records: Sequence[ResumeRecord]) -> None:
         """Training begins, or goes on after ``steps`` generator steps.
@@ -75,7 +75,7 @@ class EpochCounter:
             step: since then, resumed ones included.
             records: see :meth:`begin_at`.
         """
-        if not self._begun:
-            self._begun = True
+        if step < self._step or self._step < 0:  # the first one, or another training's
             self.begin_at(epoch, step, records)
+        self._step = step
         self.reach(epoch)
