@@ -150,7 +150,7 @@ class LineGate:
         """The training of a generator that was scored: the present one, or one that begins."""
         if torch.compiler.is_compiling():
             return self.trainings.current
-        if self.trainings.doubtful:
+        if self.trainings.current.rivals:
             parameters = {id(leaf) for leaf in leaves_of(heads)}
             self.ledger.line_training = self.trainings.of(parameters, parameters)
         return self.ledger.line_training or self.trainings.current

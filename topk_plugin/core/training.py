@@ -148,7 +148,6 @@ class Trainings:
         self.current = new(True)  # the latest one to count a generator step
         self.all = [self.current]
         self._next: Training | None = None  # its gates are called, and no step of it was counted
-        self.doubtful = False  # an optimizer was built after the current one had begun
 
     @property
     def steps(self) -> int:
@@ -234,12 +233,11 @@ class Trainings:
         for training in self.all:
             if training.progress.begun:
                 training.rivals.add(optimizer)
-                self.doubtful = True
 
     def _enter(self, training: Training) -> Training:
         if training is self._next:
             self.all.append(training)
-            self._next, self.doubtful = None, False
+            self._next = None
         self.current = training
         return training
 

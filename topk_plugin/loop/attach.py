@@ -241,6 +241,11 @@ class Attachment:
             of_generator = {id(p) for p in generator.parameters()}
         training = topk.trainings.of(of_generator, critic_ids, critic)
         audit = training.audit.goes_on
+        # while k = B nothing is masked, but if k is to fall, what cannot be is told now
+        observe = training.progress.fraction == 1
+        falls = not observe or (settings.gamma < 1 and settings.nu < 1)
+        if not falls:
+            mode = "observe"
         learned = topk.ledger.of_critic if topk.ledger.undetached else set()
         unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
         if unshielded:
@@ -248,7 +253,7 @@ class Attachment:
             # step turns out to depend on it
             mode = "observe"
         rehearsed = False
-        if mode == "shielded" and training.progress.fraction == 1:
+        if mode == "shielded" and observe:
             mode, rehearsed = "observe", audit
         return _Plan(
             mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
