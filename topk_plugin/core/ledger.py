@@ -49,6 +49,7 @@ class Arrival(NamedTuple):
     box: Box  # what became of a shielded call's audit
     unshielded: bool  # no gate could be exact, so it was left alone; see Attachment
     training: Training  # whose k it was gated by
+    counted: Callable[[], None]  # told when a generator step counts it
 
 
 class StepLedger:
@@ -125,6 +126,8 @@ class StepLedger:
         self.settled = True
         self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
         self.counted(calls, choices, optimizer)
+        for call in calls:
+            call.counted()
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.

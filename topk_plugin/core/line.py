@@ -46,11 +46,20 @@ class LineGate:
         """The generator step ended: no output follows its calls any more."""
         self._latest = None
 
-    def heads_of(self, output: Any, batch: int | None) -> tuple[list[Tensor], bool]:
-        """See TopK.heads_of()."""
+    def heads_of(
+        self, output: Any, batch: int | None, own: Sequence[str | int] = ()
+    ) -> tuple[list[Tensor], bool]:
+        """The scores in a critic's output, and whether they were named.
+
+        Args:
+            output: of the critic.
+            batch: its rows; None if unknown.
+            own: names of this critic's heads; none: those of the settings.
+        """
         answer = self._ask_scores(output=output)
         if answer is None:
-            return score_heads(output, batch, self._heads), bool(self._heads)
+            names = own or self._heads
+            return score_heads(output, batch, names), bool(names)
         heads = [answer] if isinstance(answer, Tensor) else list(answer)
         return heads, True
 

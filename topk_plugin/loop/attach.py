@@ -29,6 +29,7 @@ from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
 from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError, ScoreShapeError
+from topk_plugin.kinds import HEADS
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.intercept import intercept, is_intercepted
@@ -41,6 +42,7 @@ def attach(
     topk: TopK,
     generator: nn.Module | None = None,
     loader: Any = None,
+    heads: Sequence[str | int] = (),
 ) -> Attachment:
     """Gate every call of ``critic`` whose gradient reaches the generator.
 
@@ -61,10 +63,12 @@ def attach(
             parameter that is not the critic's.
         loader: the torch DataLoader of the real data, whose passes end the epochs; without it
             call ``topk.end_epoch()``.
+        heads: names or indices of this critic's outputs that are scores, where several critics
+            have heads of their own; none: those of the settings.
 
     Raises:
-        ConfigError: the critic is no module or is attached already, or the loader is no
-            DataLoader.
+        ConfigError: the critic is no module or is attached already, the loader is no DataLoader,
+            or the heads are no list of names.
     """
     if not isinstance(critic, nn.Module) or isinstance(critic, torch.jit.ScriptModule):
         raise ConfigError(
@@ -86,7 +90,11 @@ def attach(
                 "DataLoader. Leave it out and call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
-    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker)
+    try:
+        own = HEADS.check(heads)
+    except ValueError:
+        raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
+    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own)
 
 
 class Attachment:
@@ -99,8 +107,10 @@ class Attachment:
         topk: TopK,
         generator: nn.Module | None = None,
         tracker: EpochTracker | None = None,
+        heads: Sequence[str | int] = (),
     ) -> None:
-        self.topk = topk
+        self.topk, self.heads = topk, heads
+        self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
@@ -159,6 +169,10 @@ class Attachment:
                     "owns the generator's parameters.",
                     stacklevel=2,
                 )
+
+    def counted(self) -> None:
+        """A call of it was one of a generator step."""
+        self.took_part = True
 
     # --- one call of the critic -----------------------------------------------------------------
 
@@ -249,7 +263,7 @@ class Attachment:
         topk, training, batch = self.topk, plan.training, source.shape[0]
         critic = self._critic()
         assert critic is not None  # it was called
-        heads, named = topk.line.heads_of(output, batch)
+        heads, named = topk.line.heads_of(output, batch, self.heads)
         if not named and heads[0].shape == source.shape and source.numel() > batch:
             raise ScoreShapeError(
                 f"the critic returns {ranking.describe(output)}, as large as its input "
@@ -275,6 +289,7 @@ class Attachment:
                     box,
                     plan.unshielded,
                     training,
+                    self.counted,
                 )
             )
 
