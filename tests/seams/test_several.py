@@ -198,9 +198,12 @@ def test_a_class_and_one_that_derives_from_it(folder):
 SPAWN = """
 import torch.multiprocessing as mp
 
+import gan as m
+Alias = Named
+
 def work(rank):
     torch.manual_seed(rank)
-    train_all([Wide(), Named(), Plain()], make_generator())
+    train_all([Wide(), Named(), m.Critic()], make_generator())
 
 if __name__ == "__main__":
     mp.spawn(work, nprocs=1)
@@ -209,10 +212,14 @@ if __name__ == "__main__":
 
 def test_a_spawned_child_inherits_all_critics_and_their_heads(folder):
     text = SCRIPT.replace("sys.argv[1:]", "'by hand' in sys.argv") + SPAWN
-    done = gated_as_by_hand(folder, text)
-    assert (
-        ") ACTIVE: critics __main__:Wide=1.0,1.1, __main__:Named=real, __main__:Plain" in done.err
-    )
+    others = ["--critic", "__main__:Alias=real", "--critic", "__main__:Wide=1.0,1.1"]
+
+    def launch(folder):
+        flags = [*SETTINGS, *others]
+        return topk_run(folder, "train.py", critic="__main__:m.Critic", flags=flags)
+
+    done = gated_as_by_hand(folder, text, launch)
+    assert ") ACTIVE: critics __main__:m.Critic, __main__:Alias=real, __main__:Wide=" in done.err
     assert "120 of 288 rows dropped" in done.err
 
 

@@ -56,7 +56,11 @@ class CriticPath:
 
     def modules(self) -> list[types.ModuleType]:
         """What it names, as far as that is imported."""
-        return [sys.modules[name] for name in self._module_names() if name in sys.modules]
+        found = {name: sys.modules[name] for name in self._module_names() if name in sys.modules}
+        spawned = found.get("__mp_main__")
+        if spawned is not None and spawned.__name__ != "__mp_main__":
+            del found["__mp_main__"]  # multiprocessing's name for what was started, the launcher
+        return [*found.values()]
 
     def _module_names(self) -> tuple[str, ...]:
         if self.module == "__main__":
