@@ -202,9 +202,12 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--critic",
-        metavar="MODULE:CLASS",
-        help="for any other: the critic's class; __main__:CLASS for a class of the script itself; "
-        "MODULE:CLASS.ATTRIBUTE for a submodule, where the critic averages inside",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS[=HEADS]",
+        help="for any other: the critic's class, as the script names it; __main__:CLASS for a name "
+        "in the script itself; MODULE:CLASS.ATTRIBUTE for a submodule, where the critic averages "
+        "inside. Of several critics each is given, perhaps with heads of its own",
     )
     parser.add_argument(
         "--force",
@@ -234,7 +237,7 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
     config = TopKConfig.from_sources(vars(options), os.environ, file)
     if not config.enabled and file is not None and options.config is None:
         print(f"top-k off: {file} says so; --enabled switches it on", file=sys.stderr)
-    return Launch(config, options.critic, name, options.force, log), script
+    return Launch(config, tuple(options.critic), name, options.force, log), script
 
 
 def _run(options: argparse.Namespace) -> int:

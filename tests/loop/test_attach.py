@@ -225,3 +225,30 @@ assert "topk_plugin" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class TwoScores(Critic):
+    """Two scores, in a dict; the second is a half of the first's negative."""
+
+    def forward(self, x):
+        score = super().forward(x)
+        return {"score": score, "other": -score / 2}
+
+
+def test_each_critic_may_have_heads_of_its_own():
+    """One TopK's ``heads`` were those of all of its critics."""
+    topk, G = make_topk(2, direction="high"), make_generator()
+    first, second = TwoScores(), TwoScores()
+    seen = {}
+    with attach(first, topk, heads=("other",)), attach(second, topk, heads=("score",)):
+        for critic, head in ((first, "other"), (second, "score")):
+            fake = G(noise())
+            fake.retain_grad()
+            out = critic(fake)
+            (-out[head].sum()).backward()
+            kept = (fake.grad != 0).any(1).nonzero().flatten()
+            seen[head] = set(kept.tolist()) == set(out[head].flatten().topk(2).indices.tolist())
+    assert seen == {"other": True, "score": True}
+    for heads in ("score", [1.5], [""]):
+        with pytest.raises(ConfigError, match="attach: found heads"):
+            attach(first, topk, heads=heads)

@@ -159,7 +159,7 @@ RUNS = {  # what the script does, the critic; exit status, the launcher's verdic
         (
             3,
             "1 process gated, 12 generator steps; NOT ACTIVE in process N",
-            "topk: SeamNotFound: in process N: --critic gan:Critic: it was never built, while 8 ",
+            "topk: SeamNotFound: in process N: --critic gan:Critic was never built. 8 ",
         ),
     ),
     "never built": (
@@ -444,7 +444,7 @@ def test_an_interpreter_without_topk_plugin_says_so_and_goes_on(fakes):
 def test_a_child_whose_launcher_has_ended_says_its_error_itself(tmp_path, monkeypatch, capfd):
     reports = tmp_path / "reports"
     reports.mkdir()
-    told = {"config": {"gamma": 0.5}, "critic": "gan:Critic", "adapter": None, "force": False}
+    told = {"config": {"gamma": 0.5}, "critic": ["gan:Critic"], "adapter": None, "force": False}
     told |= {"log": None, "roots": [], "reports": str(reports), "launcher": os.getpid()}
     monkeypatch.setenv("TOPK_ACTIVATION", json.dumps(told))  # as os.exec leaves it
     activation.inherit()

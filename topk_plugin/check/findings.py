@@ -71,6 +71,8 @@ def findings(audit: Audit, activation: Activation, title: str) -> Findings:
     _batches(audit, found)
     _directions(audit, found)
     _schedule(audit, activation, found)
+    for text in activation.seam.left_out:
+        found.note(text)
     return found
 
 

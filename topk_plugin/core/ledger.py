@@ -52,6 +52,7 @@ class Arrival:
     training: Training  # whose k it was gated by
     # no gradient of it lies in the critic (frozen, or zeroed since), so it is of no critic step
     spared: bool
+    counted: Callable[[], None]  # told when a generator step counts it
 
 
 class StepLedger:
@@ -137,6 +138,8 @@ class StepLedger:
         self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
         self.counted(calls, choices, optimizer)
         self.line_training = None
+        for call in calls:
+            call.counted()
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.

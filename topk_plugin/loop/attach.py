@@ -30,6 +30,7 @@ from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
 from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError
+from topk_plugin.kinds import HEADS
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
@@ -64,11 +65,12 @@ def attach(
             parameter that is not the critic's.
         loader: the torch DataLoader of the real data, whose passes end the epochs; without it
             call ``topk.end_epoch()``.
-        heads: this critic's outputs that are scores, by name or index; none: as the settings say.
+        heads: names or indices of this critic's outputs that are scores, where several critics
+            have heads of their own; none: those of the settings.
 
     Raises:
-        ConfigError: the critic is no module or is attached already, or the loader is no
-            DataLoader.
+        ConfigError: the critic is no module or is attached already, the loader is no DataLoader,
+            or the heads are no list of names.
     """
     if not isinstance(critic, nn.Module) or isinstance(critic, torch.jit.ScriptModule):
         raise ConfigError(
@@ -90,7 +92,11 @@ def attach(
                 "DataLoader. Leave it out and call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
-    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, heads)
+    try:
+        own = HEADS.check(heads)
+    except ValueError:
+        raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
+    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own)
 
 
 class Attachment:
@@ -106,6 +112,7 @@ class Attachment:
         heads: Sequence[str | int] = (),
     ) -> None:
         self.topk, self.heads = topk, Heads(topk.line, heads)
+        self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
         self._generator = weakref.ref(generator) if generator is not None else None
@@ -171,6 +178,10 @@ class Attachment:
                     f"with nu = {self.topk.config.nu:g}, so top-k did nothing.",
                     stacklevel=2,
                 )
+
+    def counted(self) -> None:
+        """A call of it was one of a generator step."""
+        self.took_part = True
 
     # --- one call of the critic -----------------------------------------------------------------
 
@@ -293,6 +304,7 @@ class Attachment:
                     plan.unshielded,
                     training,
                     plan.frozen,
+                    self.counted,
                 )
             )
 

@@ -21,7 +21,7 @@ from topk_plugin.run.execute import exit_status_of
 from topk_plugin.run.monitor import Monitor
 from topk_plugin.seams import Seam
 from topk_plugin.seams.call import CallSeam
-from topk_plugin.seams.critic import CriticPath, CriticSeam
+from topk_plugin.seams.critic import CriticSeam, parse_critics
 from topk_plugin.seams.source import SourceSeam
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
@@ -33,7 +33,7 @@ class Launch:
     """What `topk run` was asked to do."""
 
     config: TopKConfig
-    critic: str | None = None  # module:Class
+    critic: tuple[str, ...] = ()  # module:Class each, perhaps with =heads
     adapter: str | None = None  # its name; one of the two is given
     force: bool = False  # go on where an adapter's fingerprint does not match
     log: Path | None = None  # JSONL file, one line a generator step
@@ -170,7 +170,8 @@ def inherit() -> None:
     if told.pop("launcher") == os.getpid():  # by os.exec: nobody is left to read reports
         shutil.rmtree(reports.folder, ignore_errors=True)
     config, log = TopKConfig(**told.pop("config")), told.pop("log")
-    launch = Launch(config, **told, log=None if log is None else Path(log))
+    critic = tuple(told.pop("critic"))
+    launch = Launch(config, critic, **told, log=None if log is None else Path(log))
     if not config.enabled:
         Upstream(find_adapter(str(launch.adapter)), roots).install()
         return
@@ -212,14 +213,14 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
 
 
 def _seam(launch: Launch, topk: TopK, roots: Sequence[Path], in_source: bool) -> Seam:
-    if (launch.critic is None) == (launch.adapter is None):
+    if bool(launch.critic) == (launch.adapter is not None):
         found = "both" if launch.critic else "neither"
         raise ConfigError(
             f"topk run: found {found} of --critic and --adapter, expected one: the critic's class, "
             "such as --critic model:Discriminator, or an adapter that `topk adapters` lists"
         )
-    if launch.critic is not None:
-        return CriticSeam(CriticPath.parse(launch.critic), topk)
+    if launch.critic:
+        return CriticSeam(parse_critics(launch.critic), topk)
     adapter = find_adapter(str(launch.adapter))
     kind = SourceSeam if adapter.seam == "source" or in_source else CallSeam
     return kind(adapter, topk, roots, launch.force, in_source)

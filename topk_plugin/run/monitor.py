@@ -147,6 +147,8 @@ class Monitor:
         if steps == 1:
             self._speaks()  # ask the rank while there is one
             self._begun()
+            for line in self.seam.first_step():
+                self.say(line)
         if steps >= SILENT_STEPS and not self._headed and not self._warned:
             self._warned = True
             self.say(f"NOT ACTIVE yet: {SILENT_STEPS} optimizer steps, none through {self.seam}")
@@ -228,6 +230,8 @@ class Monitor:
             which = f", training {training.number}" if len(topk.trainings.all) > 1 else ""
             for line in self._of_training(training):
                 self.say(f"verdict{which}: {line}")
+        for line in self.seam.left_out:
+            self.say(f"verdict: {line}")
         try:
             self.tracker.raise_failure()
             topk.check()

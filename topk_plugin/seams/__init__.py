@@ -28,6 +28,17 @@ class Seam(Protocol):
     def notes(self) -> list[str]:
         """Said with the header."""
 
+    @property
+    def left_out(self) -> list[str]:
+        """Said with the verdict, where generator steps were gated: what was named, and was not."""
+
+    def first_step(self) -> list[str]:
+        """What is to be said when an optimizer steps for the first time.
+
+        Raises:
+            SeamNotFound: what was named can never be found.
+        """
+
     def apply(self) -> None:
         """Go in."""
 

@@ -157,6 +157,15 @@ class CallSeam:
         """Said with the header: how what was found differs from what was tested."""
         return self._fingerprint.notes()
 
+    @property
+    def left_out(self) -> list[str]:
+        """See :class:`Seam`."""
+        return []
+
+    def first_step(self) -> list[str]:
+        """See :meth:`Seam.first_step`."""
+        return []
+
     @contextmanager
     def audited(self, loss: AuditLoss, output: Callable[[Any], None]) -> Iterator[None]:
         """For `topk check`.
