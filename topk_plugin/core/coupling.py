@@ -39,10 +39,11 @@ def coupling_of_gates(roots: Iterable[Node | None]) -> tuple[str | None, list[Te
     """
     nodes = _upwards(roots)
     gates = {node: count for node in nodes if (count := _gated(node)) is not None}
-    return _first(nodes, gates), [_ranking(node) for node in gates]
+    return _first(nodes, gates), [ranking_of(node) for node in gates]
 
 
-def _kind(node: Any) -> Any:
+def kind_of(node: Any) -> Any:
+    """The autograd.Function that a node of the graph is of, if it is of one."""
     return getattr(type(node), "_forward_cls", None)
 
 
@@ -51,16 +52,17 @@ def _gated(node: Any) -> int | None:
 
     Of the literal form, which took the rows themselves, 0.
     """
-    if _kind(node) is ScoreGate:
+    if kind_of(node) is ScoreGate:
         return 0 if node.weigh == "none" else len(node._input_metadata)
-    if _kind(node) is OutputGate:
+    if kind_of(node) is OutputGate:
         return len(node._input_metadata) if node.call.follow else int(node.scores)
     return None
 
 
-def _ranking(node: Any) -> Tensor:
+def ranking_of(node: Any) -> Tensor:
+    """What a gate ranks, (B,)."""
     ranking: Tensor
-    (ranking,) = node.saved_tensors if _kind(node) is ScoreGate else (node.call.ranking,)
+    (ranking,) = node.saved_tensors if kind_of(node) is ScoreGate else (node.call.ranking,)
     return ranking
 
 
