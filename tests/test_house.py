@@ -30,7 +30,7 @@ ROOMS = {
     "loop": "topk hooks core monkeypatch kinds errors",
     "seams": "loop upstream topk hooks core source adapter monkeypatch kinds errors",
     "run": "seams upstream loop source topk hooks core adapter config errors",
-    "check": "run seams core topk hooks errors",
+    "check": "run seams core topk hooks monkeypatch errors",
     "script": "run seams config errors",
     "demo": "errors",
     "reference": "errors",

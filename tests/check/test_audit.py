@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from topk_plugin import TopK, attach
+from topk_plugin import TopK
 from topk_plugin.check.audit import Audit, Enough
 from topk_plugin.check.findings import Findings, _companions, findings
 from topk_plugin.check.formula import asked_direction, sorted_rows
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
+from topk_plugin.loop.attach import Attachment
 from topk_plugin.seams.critic import CriticPath, CriticSeam
 from topk_plugin.seams.source import SourceSeam
 from topk_plugin.upstream.known import adapters
@@ -63,7 +64,7 @@ def loop(topk: TopK, audit: Audit, wobbly: bool = False, steps: int = 9) -> None
     D, G = Critic(), nn.Linear(3, 2)
     optG = torch.optim.SGD(G.parameters(), 0.1)
     topk.training.progress.hold(0.5)
-    with attach(D, topk, generator=G), audit:
+    with Attachment([D], D, topk, generator=G), audit:  # as a launched run does
         for _ in range(steps):
             optG.zero_grad()
             D.zero_grad()
@@ -109,7 +110,10 @@ def patched_by_an_audit():
     gates = (score_gate.ScoreGate, shielded_gate.OutputGate, shielded_gate.InputGate)
     return (
         torch.autograd.backward,
+        torch.Tensor.backward,
         [vars(cls)["backward"] for cls in gates],
+        [vars(cls).get("apply") for cls in gates],
+        torch._C._len_torch_function_stack(),
         torch._functorch.config.donated_buffer,
         len(optimizer._global_optimizer_post_hooks),
     )

@@ -29,7 +29,7 @@ def test_a_parent_that_only_spawns_is_no_error(folder):
         0,
         ["child 0 __mp_main__ ['--arg']", "child 7 __mp_main__ ['--arg']"],
     ), done.err
-    assert done.err.count("verdict") == 1
+    assert done.err.count("generator steps gated") == 1
 
 
 def test_forked_children_say_nothing_and_change_nothing(folder):
@@ -45,7 +45,7 @@ def test_forked_children_say_nothing_and_change_nothing(folder):
     )
     done = topk_run(folder, "train.py")
     assert (done.status, done.out) == (0, "3\n"), done.err
-    assert done.err.count("verdict") == 1
+    assert done.err.count("generator steps gated") == 1
 
 
 def test_of_a_torchrun_only_rank_0_speaks_and_all_gate(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,15 @@ from torch.utils import _pytree as pytree
 
 from topk_plugin.check.backward import Backward
 from topk_plugin.check.formula import (
-    BOUNDS,
     LARGEST_NOISE,
     REPEATS,
     asked_direction,
     brief,
-    norm2,
-    relative,
     sorted_rows,
 )
+from topk_plugin.check.kept_loss import LossFinding, loss_finding
 from topk_plugin.check.literal import Gated, Pass, audited
+from topk_plugin.check.tape import Tape, taken_down
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
 from topk_plugin.seams import Seam
@@ -71,16 +70,6 @@ class Step:
         return [one.reason for one in self.passes if one.reason]
 
 
-@dataclass
-class LossFinding:
-    """A generator's loss, called once more on the kept scores alone."""
-
-    error: float | None = None  # relative difference of the gradients
-    bound: float = 0.0
-    other: str | None = None  # the reduction with which they would agree
-    reason: str | None = None  # why it could not be compared
-
-
 class Audit:
     """Audits the backward passes of this process while it is entered.
 
@@ -95,7 +84,9 @@ class Audit:
         self.steps: list[Step] = []
         self.unaudited: list[str] = []  # of other generator steps, why
         self.of_critic: list[Pass] = []  # passes of critic steps
-        self.losses: list[LossFinding] = []
+        self.losses: list[LossFinding] = []  # of a call seam, which sees the loss
+        called = seam.adapter is not None and seam.adapter.seam == "call"
+        self._tape = None if called else Tape()
         self.companions: list[bool] = []  # of the critic's other outputs, whether they are gated
         self._open: list[Pass] = []  # no optimizer told yet whose they are
         self._counted: Selection | None = None
@@ -129,6 +120,8 @@ class Audit:
             self.topk.observers.append(self._count)
             undo.callback(self.topk.observers.remove, self._count)
             undo.enter_context(self.seam.audited(self._loss, self._output))
+            if self._tape is not None:
+                undo.enter_context(taken_down(self._tape))
             self._undo = undo.pop_all()
         return self
 
@@ -137,18 +130,24 @@ class Audit:
         self._close()
 
     def _backward(self, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        backward = Backward(args, kwargs)
-        if not backward.gates:
-            return original(*args, **kwargs)
-        result = audited(backward, original, self.topk)
-        if result.gates or result.reason:
-            self._open.append(result)
+        tape = self._tape
+        with nullcontext() if tape is None else tape.paused():
+            backward = Backward(args, kwargs)
+            if not backward.gates:
+                return original(*args, **kwargs)
+            result = audited(backward, original, self.topk, tape)
+            if result.gates or result.reason:
+                self._open.append(result)
+            if tape is not None:
+                tape.forget(backward.gates)
         return None
 
     def _count(self, selection: Selection) -> None:
         self._counted = selection
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._tape is not None:
+            self._tape.clear()
         if self._counted is None:
             aside = {id(call.choice.scores) for call, _ in self.topk.ledger.aside}
             for one in self._open:
@@ -253,20 +252,4 @@ class Audit:
             value = loss(fewer)
         fewer_heads = self.topk.line.heads_of(fewer, None)[0]
         found = torch.autograd.grad(value, [fewer_heads[i] for i in read], materialize_grads=True)
-        weights = {"mean": batch / k, "sum": 1.0}
-        errors = {
-            name: relative(
-                math.sqrt(
-                    sum(
-                        norm2(f.double() - g[kept].double() * weight)
-                        for f, g in zip(found, gradients, strict=True)
-                    )
-                ),
-                weight * math.sqrt(sum(norm2(g[kept]) for g in gradients)),
-            )
-            for name, weight in weights.items()
-        }
-        bound = max(BOUNDS.get(g.dtype, BOUNDS[torch.bfloat16]) for g in gradients)
-        mine = self.topk.config.reduction
-        (other,) = weights.keys() - {mine}
-        return LossFinding(errors[mine], bound, other if errors[other] <= bound else None)
+        return loss_finding(found, gradients, kept, self.topk.config.reduction)

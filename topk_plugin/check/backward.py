@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from topk_plugin.core.coupling import kind_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.core.shielded_gate import InputGate, OutputGate
 
@@ -23,10 +24,6 @@ _GATES: dict[Any, int] = {
 }
 
 Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
-
-
-def kind_of(node: Node) -> Any:
-    return getattr(type(node), "_forward_cls", None)
 
 
 def unchanged(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -86,7 +83,8 @@ class Backward:
         several = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
         self.tensors: Any = several
         edges = (e if isinstance(e, GradientEdge) else _edge(e) for e in several)
-        reached, self.gates = graph_of(edge.node for edge in edges if edge is not None)
+        self.roots = [edge.node for edge in edges if edge is not None]
+        reached, self.gates = graph_of(self.roots)
         if given["create_graph"]:
             self.gates = []  # a penalty: no gate acts
         self.leaves = list(reached.values())
@@ -110,6 +108,14 @@ class Backward:
                 allow_unused=True,
             )
         return [None if g is None else dense(g) for g in found]
+
+    @property
+    def given(self) -> list[tuple[Any, Tensor | None]]:
+        """Where it begins, each with the gradient that it is given."""
+        given = self._grad_tensors()
+        none = [None] * len(self.tensors)
+        several = none if given is None else [given] if isinstance(given, Tensor) else list(given)
+        return list(zip(self.tensors, several, strict=True))
 
     def _grad_tensors(self) -> Any:
         given = self.bound.arguments

@@ -158,24 +158,28 @@ def _touch(passes: list[Pass]) -> tuple[str, bool]:
 def _losses(audit: Audit, found: Findings) -> None:
     """What the loss says to the kept scores alone."""
     what = "loss on kept scores"
-    if audit.seam.adapter is None or audit.seam.adapter.seam == "source":
-        found.find(what, "not audited: only an adapter's call seam sees the loss")
-        return
-    compared = [one for one in audit.losses if one.error is not None]
+    losses = audit.losses + [it for s in audit.steps for one in s.passes for it in one.losses]
+    compared = [one for one in losses if one.error is not None]
     if compared:
         text = f"relative difference at most {max(one.error or 0.0 for one in compared):.1e}"
         agrees = all((one.error or 0.0) <= one.bound for one in compared)
         others = {one.other for one in compared}
+        names = ", ".join(dict.fromkeys(one.operation for one in compared if one.operation))
+        by = f" ({names})" if names else ""
         if not agrees and others <= {"mean", "sum"}:
             verb = "averages over" if others == {"mean"} else "sums over"
             text += f": the loss {verb} the batch, pass --reduction {others.pop()}"
         elif not agrees:
             text += (
-                ": the loss couples the rows of a batch, so dropping a row's gradient is not what "
-                "the loss of the kept scores gives"
+                f": the loss couples the rows of a batch{by}, so dropping a row's gradient is not "
+                "what the loss of the kept scores gives"
+            )
+        elif names:
+            found.note(
+                f"the loss couples the rows of a batch{by}, which did not show in these steps"
             )
         found.find(what, text, agrees)
-    for reason in dict.fromkeys(one.reason for one in audit.losses if one.reason):
+    for reason in dict.fromkeys(one.reason for one in losses if one.reason):
         found.find(what, f"not audited: {reason}")
 
 

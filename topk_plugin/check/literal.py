@@ -13,7 +13,7 @@ Hooks that the script put on tensors run in all three.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from topk_plugin.check.backward import (
     Backward,
     dense,
     graph_of,
-    kind_of,
     same_bits,
     unchanged,
 )
@@ -38,7 +37,10 @@ from topk_plugin.check.formula import (
     relative,
     sorted_rows,
 )
+from topk_plugin.check.kept_loss import LossFinding, bound_of, differences, loss_finding
+from topk_plugin.check.tape import Tape, Unrepeatable
 from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.coupling import coupling_of_gates, kind_of, ranking_of
 from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
@@ -138,6 +140,7 @@ class Pass:
     exactly: bool = True  # ... bit by bit; else this device gives no gradient twice
     reason: str | None = None  # why no gradient was compared
     critic: bool = False  # of a critic step, as far as it is known
+    losses: list[LossFinding] = field(default_factory=list)  # on the kept scores alone
 
     def error(self, owned: set[int]) -> float:
         """Of the leaves that the generator's optimizer owns, or of all others if larger."""
@@ -172,10 +175,17 @@ def _off(after: Tensor, had: Tensor | None, want: Tensor) -> Tensor:
     return (off - torch.finfo(after.dtype).eps * after.double().abs()).clamp(min=0)
 
 
-def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pass:
-    """Run the script's ``backward``, and audit it."""
-    result = Pass([_ranking_of(node) for node in backward.gates])
+def audited(
+    backward: Backward, original: Callable[..., Any], topk: TopK, tape: Tape | None = None
+) -> Pass:
+    """Run the script's ``backward``, and audit it.
+
+    Args:
+        tape: has what became of the gated scores, where the loss is to be compared too.
+    """
+    result = Pass([ranking_of(node) for node in backward.gates])
     seen: dict[Any, Gated] = {}
+    received: dict[Any, tuple[Tensor | None, ...]] = {}  # by the heads, without top-k
 
     def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         if kind_of(node) is FollowGate:
@@ -184,6 +194,7 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         found = observed(node, gradients, sum(line))
         if found is not None:
             seen[node] = found
+            received[node] = gradients[: found.heads]
         return gradients
 
     def literal(nodes: set[Any]) -> Answer:
@@ -213,11 +224,18 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
         return result
     before = [None if p.grad is None else dense(p.grad).clone() for p in backward.leaves]
     backward.run(original)
-    result.rankings = [_ranking_of(node) for node in backward.gates]
+    result.rankings = [ranking_of(node) for node in backward.gates]
     for node, it in seen.items():
-        it.ranking = _ranking_of(node)
+        it.ranking = ranking_of(node)
     result.gates = list(seen.values())
     _compare_rows(result.gates, topk)
+    if tape is not None:
+        name = coupling_of_gates(backward.roots)[0]
+        for node, it in seen.items():
+            if it.mode != "observe" and not it.saturated:
+                result.losses.append(
+                    _on_kept_scores(tape, backward, node, it, received[node], name)
+                )
     if ranks() > 1:
         result.reason = "gradients are averaged over ranks"
         return result
@@ -266,6 +284,32 @@ def audited(backward: Backward, original: Callable[..., Any], topk: TopK) -> Pas
     return result
 
 
+def _on_kept_scores(
+    tape: Tape,
+    backward: Backward,
+    node: Any,
+    it: Gated,
+    received: Sequence[Tensor | None],
+    name: str | None,
+) -> LossFinding:
+    """The loss of the scores that one gate keeps, beside what the gate keeps of the loss."""
+    kept = torch.tensor(it.kept, device=it.ranking.device)
+    try:
+        again = tape.gradient(node, backward.given)
+        gradients = [
+            torch.zeros_like(a) if g is None else g for g, a in zip(received, again, strict=True)
+        ]
+        error = differences(again, gradients, torch.ones_like(kept))["sum"]
+        if error > bound_of(gradients):
+            raise Unrepeatable("what was done with the scores gave another gradient once more")
+        found = tape.gradient(node, backward.given, kept)
+    except Exception as error:  # also the script's own code, on what it never had before
+        reason = str(error) if isinstance(error, Unrepeatable) else brief(error)
+        return LossFinding(reason=reason)
+    divides = tape.divides_by_rows(node)
+    return loss_finding(found, gradients, kept, "mean" if it.mean else "sum", divides, name)
+
+
 def _ask_device(
     result: Pass,
     backward: Backward,
@@ -311,18 +355,6 @@ def _allow_for_device(
 
 def _ranks(it: Gated, node: Any) -> bool:
     return it.ranking is node.followed.ranking
-
-
-def _ranking_of(node: Any) -> Tensor:
-    """What ranked its batch, (B,), once its own backward ran."""
-    ranking: Tensor
-    if kind_of(node) is not ScoreGate:
-        ranking = node.call.order
-    elif hasattr(node, "order"):
-        ranking = node.order
-    else:
-        (ranking,) = node.saved_tensors
-    return ranking
 
 
 def _compare_rows(gates: list[Gated], topk: TopK) -> None:

@@ -31,6 +31,7 @@ from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, ga
 from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError
 from topk_plugin.kinds import HEADS
+from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
@@ -96,7 +97,11 @@ def attach(
         own = HEADS.check(heads)
     except ValueError:
         raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
-    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own)
+    first = not topk.trainings.steps and not any(a.topk is topk for a in _attachments)
+    attachment = Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own)
+    if first:  # of several critics' attachments one looks at the loss
+        attachment.probe_loss()
+    return attachment
 
 
 class Attachment:
@@ -136,6 +141,17 @@ class Attachment:
         if tracker is not None:
             tracker.start()
             self._undo.callback(tracker.stop)
+
+    def probe_loss(self) -> None:
+        """Warns, once, if the loss of the next generator steps couples the rows of a batch."""
+
+        def tell(name: str) -> None:
+            advice = "Gate the kept rows themselves, topk.gather(scores, *companions)."
+            warnings.warn(f"attach: {coupled_rows(name)}. {advice}", stacklevel=2)
+
+        probe = CouplingProbe(self.topk, tell)
+        probe.start()
+        self._undo.callback(probe.stop)
 
     def remove(self) -> None:
         """Puts the critic, its class and every hook back as they were; calling it twice is fine."""

@@ -19,6 +19,7 @@ from topk_plugin.core.schedule import k_of
 from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.hooks import Selection
+from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run.children import ChildReport
 from topk_plugin.seams import Seam
@@ -63,6 +64,8 @@ class Monitor:
         self._unwritten: list[Selection] = []
         self._headed = 0  # trainings whose header was printed
         self._warned = False
+        self._coupled: dict[int, str] = {}  # of trainings by number, the operation that does it
+        self._probe = CouplingProbe(self.topk, self._rows_coupled)
         self.topk.observers.append(self._step_counted)
         self.topk.ledger.on_optimizer_step = self._optimizer_stepped
         if self._log is not None and not child and self._speaks():
@@ -120,6 +123,7 @@ class Monitor:
             self._headed = step.training
             which = f", training {step.training}" if step.training > 1 else ""
             self.say(f"ACTIVE{which}: {self._header(step)}")
+            self._probe.start()
         if self._log is not None and self._speaks():
             self._unwritten.append(step)
             if len(self._unwritten) == LOG_EVERY:
@@ -141,6 +145,11 @@ class Monitor:
             decay += f", ranked by the mean of the heads {', '.join(heads)}"
         plugins = f", with plugin {', '.join(self.topk.plugins)}" if self.topk.plugins else ""
         return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}{plugins}"
+
+    def _rows_coupled(self, name: str) -> None:
+        if name not in self._coupled.values():
+            self.say(f"note: {coupled_rows(name)}; `topk check` says by how much it differs")
+        self._coupled[self._headed] = name
 
     def _optimizer_stepped(self) -> None:
         steps = self.topk.ledger.optimizer_steps
@@ -188,6 +197,7 @@ class Monitor:
                 ended in is the run's, too.
         """
         self._write()
+        self._probe.stop()
         error = self._verdict(succeeded, children) if verdict else None
         if succeeded and self.topk.hook_errors:  # the script swallowed it
             error = self.topk.hook_errors[0]
@@ -211,6 +221,8 @@ class Monitor:
             fed = self.tracker.fed or progress.counted
             unfed = "" if fed else " (no DataLoader fed a generator step)"
             yield f"k never decayed{unfed}: pass --every N"
+        if name := self._coupled.get(training.number):
+            yield f"the loss couples the rows of a batch ({name}): the note above says what that is"
         if report.direction == "undecided":
             yield "the loss never told the direction; is it saturated, without a gradient?"
         else:

@@ -1,0 +1,1 @@
+"""A package that hydra starts: `-m hydra_app.train`."""
