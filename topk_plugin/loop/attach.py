@@ -33,6 +33,7 @@ from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.loop.witness import warn, witness_of
 from topk_plugin.topk import TopK
 
 
@@ -86,11 +87,15 @@ def attach(
                 "DataLoader. Leave it out and call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
-    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker)
+    return Attachment(list(_entrances(critic)), critic, topk, generator, tracker, warn)
 
 
 class Attachment:
-    """Gated modules whose parameters are the critic's; made by :func:`attach`."""
+    """Gated modules whose parameters are the critic's; made by :func:`attach`.
+
+    Args:
+        tell: told of critics in the generator's loss that are not gated.
+    """
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class Attachment:
         topk: TopK,
         generator: nn.Module | None = None,
         tracker: EpochTracker | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.topk = topk
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
@@ -120,6 +126,8 @@ class Attachment:
         self._undo.callback(self.record.remove)
         self._undo.callback(watch_zeroing())
         _keep_buffers()
+        self.witness = witness_of(topk, tell)
+        self._undo.callback(self.witness.watch(critic))
         _attachments.add(self)
         listen(topk.ledger)
         if tracker is not None:
@@ -180,7 +188,9 @@ class Attachment:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         plan = self._plan(leaves)
         if plan is None:
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+            self.witness.scored(self._critic(), leaves, output)
+            return output
         box = Box()
         inputs = [leaves[place] for place in plan.places]
         edges: list[GradientEdge] = []
@@ -192,7 +202,9 @@ class Attachment:
             args, kwargs = pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         output = original(*args, **kwargs)
-        return self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+        gated = self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+        self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
+        return gated
 
     def _plan(self, leaves: Sequence[Any]) -> _Plan | None:
         """How a call with these arguments is gated; None where none of them is the generator's."""

@@ -64,7 +64,7 @@ class CriticSeam:
     def __init__(self, path: CriticPath, topk: TopK) -> None:
         self.path, self.topk = path, topk
         self.adapter, self.planned_epochs = None, None
-        self.notes: list[str] = []  # said with the header
+        self.notes: list[str] = []  # said with the header, or with the verdict
         self.built = 0
         self.seen: set[str] = set()  # "module:Class" of every module built, for error messages
         self._found: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
@@ -166,7 +166,8 @@ class CriticSeam:
 
     def gate(self, module: nn.Module, critic: nn.Module) -> None:
         """Attach ``module``, which scores; ``critic`` owns the critic's parameters."""
-        self._undo.callback(Attachment([module], critic, self.topk).remove)
+        attachment = Attachment([module], critic, self.topk, tell=self.notes.append)
+        self._undo.callback(attachment.remove)
 
 
 class _Owner:
