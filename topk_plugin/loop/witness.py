@@ -173,4 +173,4 @@ def _something_is_compiled() -> bool:
     It would be made anew with the hook, and torch warns of hooks where a compiled module is called.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters.get("frames"))
+    return dynamo is not None and bool(dynamo.counters.get("stats"))
