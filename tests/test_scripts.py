@@ -129,6 +129,7 @@ def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
     plugin, stderr = run_plugin(case, tmp_path / "plugin.pt")
     assert f"top-k ACTIVE: critic {case.critic}, direction {case.direction}" in stderr
     assert difference(plugin, hand) <= 1e-9
+    assert "not gated" not in stderr
     assert count(r"([\d,]+) generator steps? gated", stderr) == case.steps
     assert count(r"([\d,]+) epochs? ended", stderr) == case.epochs
 

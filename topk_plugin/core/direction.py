@@ -15,6 +15,9 @@ VOTING_STEPS = 100
 """Generator steps that vote on the direction, usually while k = B. Later votes would let a
 target-seeking loss such as LSGAN turn the direction round."""
 
+CRITIC_STEPS, AGREED = 5, 0.9
+"""The critic's own steps that it takes to say the direction, and the share of them that agrees."""
+
 SIGNS = {"auto": 0.0, "high": 1.0, "low": -1.0}
 
 
@@ -33,6 +36,9 @@ class Direction:
         self.votes = torch.zeros((), dtype=torch.float64)
         self._cast = torch.zeros((), dtype=torch.float64)  # votes, for whichever end
         self._disagreed = torch.zeros((), dtype=torch.float64)
+        # of the critic's own steps: the sum of what they said, and how many said something
+        self._critic = torch.zeros(2, dtype=torch.float64)
+        self.critic_steps = 0  # that were looked at
 
     @property
     def goes_on(self) -> bool:
@@ -82,8 +88,10 @@ class Direction:
         """Reads the vote (the device is waited for).
 
         Raises:
-            DirectionUnknown: the calls of most generator steps asked for opposite directions.
+            DirectionUnknown: the calls of most generator steps asked for opposite directions, or
+                the critic's own steps contradict the vote.
         """
+        self.require_agreement()
         if not self.is_auto or float(self.decided):
             return
         voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
@@ -95,6 +103,61 @@ class Direction:
                 'TopK(direction="high")) if the critic gives real samples high scores, low if it '
                 "gives them low ones; and name the outputs that score generated samples (heads)."
             )
+
+    def critic_stepped(self, says: Tensor) -> None:
+        """One step of the critic's own.
+
+        Args:
+            says: (2,): 1 if it lowers fakes' scores and raises reals', -1 for the reverse, else 0;
+                and 1 if there was something to be read, else 0.
+        """
+        self._critic += says.to(self._critic.device)
+        self.critic_steps += 1
+
+    @property
+    def of_critic(self) -> str:
+        """What the critic's own steps say: "high", "low", or "unread" (the device is waited for).
+
+        Nine of ten have to agree, of five or more: a critic whose loss seeks a target may push
+        its scores the other way now and then.
+        """
+        if self.critic_steps < CRITIC_STEPS:
+            return "unread"
+        total, read = self._critic.tolist()
+        if read < CRITIC_STEPS or abs(total) < AGREED * read:
+            return "unread"
+        return "high" if total > 0 else "low"
+
+    @property
+    def confirmed(self) -> bool:
+        """The critic's own steps say the same direction (the device is waited for)."""
+        return self.of_critic == self.name(torch.zeros(()))
+
+    def require_agreement(self, unless_wavering: bool = False) -> None:
+        """Holds the vote so far against what the critic's own steps say.
+
+        Args:
+            unless_wavering: only where the vote is as unanimous as the critic has to be.
+
+        Raises:
+            DirectionUnknown: they contradict each other.
+        """
+        if not self.is_auto or self.critic_steps < CRITIC_STEPS:
+            return
+        votes, voted = float(self.votes), VOTING_STEPS - self._voting
+        wavers = voted < CRITIC_STEPS or abs(votes) < AGREED * voted
+        own, asked = self.of_critic, self.name(self.votes)
+        if (unless_wavering and wavers) or own == "unread" or asked in (own, "undecided"):
+            return
+        lowers, raises = ("lowered", "raised") if own == "high" else ("raised", "lowered")
+        raise DirectionUnknown(
+            f"the generator's loss asks for {asked} scores (in {(voted + abs(int(votes))) // 2} of "
+            f"{voted} generator steps), while the critic's own steps say that {own} ones are "
+            f"realistic: they {lowers} the scores of generated samples and "
+            f"{raises} those of the others. A loss that pulls the scores to a target from both "
+            f"sides does that. Set the direction: --direction {own} (or "
+            f'TopK(direction="{own}")) if real samples get {own} scores, else {asked}.'
+        )
 
     def name(self, ballot: Tensor) -> str:
         """ "high", "low", or "undecided" (the device is waited for).
@@ -117,6 +180,8 @@ class Direction:
         return {
             "votes": torch.stack([self.votes, self.decided, self._disagreed, self._cast]),
             "voting": self._voting,
+            "critic": self._critic.clone(),
+            "critic_steps": self.critic_steps,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -125,8 +190,11 @@ class Direction:
         tensors = (self.votes, self.decided, self._disagreed, self._cast)
         for tensor, value in zip(tensors, state["votes"], strict=False):  # older ones have three
             tensor.copy_(value)
+        if "critic" in state:  # else it was written before critics were read
+            self._critic.copy_(state["critic"])
+            self.critic_steps = int(state["critic_steps"])
 
     def to(self, device: torch.device | str) -> None:
         """Move what gates read."""
-        for name in ("decided", "votes", "_disagreed", "_cast"):
+        for name in ("decided", "votes", "_disagreed", "_cast", "_critic"):
             setattr(self, name, getattr(self, name).to(device))

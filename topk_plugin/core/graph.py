@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -24,6 +25,14 @@ def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
         seen |= parents
         queue += parents
     return leaves
+
+
+def executes(node: Node) -> bool:
+    """Whether the running backward runs ``node``, or stores what reaches it."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf in autograd.grad: captured, not executed
+        return True
 
 
 class LiveIds(set[int]):

@@ -88,6 +88,8 @@ class StepLedger:
         # optimizers that own parameters of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
+        self.after_step: list[Callable[[Optimizer], None]] = []  # told when it was settled
+        self.after_zeroing: list[Callable[[set[int]], None]] = []  # told ids of parameters
         self._upstream: frozenset[int] = frozenset()  # of the calls that were settled last
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
 
@@ -252,9 +254,11 @@ class StepLedger:
 
     def zeroed(self, parameters: Iterable[Tensor]) -> None:
         """Gradients were set to zero: what calls left there is gone."""
-        if self._stack or not (self.pending or self.aside):
+        if self._stack or not (self.pending or self.aside or self.after_zeroing):
             return  # an optimizer that does it inside its step has used them
         gone = {id(parameter) for parameter in parameters}
+        for tell in self.after_zeroing:
+            tell(gone)
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
         for call in self.pending:
             call.spared |= not call.critic.isdisjoint(gone)
@@ -286,6 +290,8 @@ class StepLedger:
                 break
         if not self._stack:
             self.optimizer_stepped(optimizer)
+            for tell in list(self.after_step):
+                tell(optimizer)
 
 
 def require_shield(calls: Iterable[Arrival]) -> None:

@@ -24,6 +24,7 @@ from topk_plugin.core.choice import (
     keep_companion,
     row_gradient,
 )
+from topk_plugin.core.graph import executes
 from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.errors import GeneratorStepUnknown
 
@@ -139,13 +140,13 @@ class GatedCall:
         It does not for an input gradient (anomaly scores, latent optimisation): those are no
         generator steps and have to stay as they are.
         """
-        if _executes(self.generator_node):
+        if executes(self.generator_node):
             return True
         # by other parameters only, as in a gradient by the last layer's weight: look for them
         queue, seen = list(self.sources), set(self.sources)
         while queue:
             node = queue.pop()
-            if not _executes(node):
+            if not executes(node):
                 continue
             if self.is_generator(node):
                 return True
@@ -204,14 +205,6 @@ class GatedCall:
                 "backward, or use checkpoint(..., use_reentrant=False). "
                 f"The replay said: {error}"
             ) from error
-
-
-def _executes(node: Node) -> bool:
-    """Whether the running backward runs ``node``, or stores what reaches it."""
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf in autograd.grad: captured, not executed
-        return True
 
 
 class OutputGate(torch.autograd.Function):

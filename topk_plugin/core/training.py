@@ -62,7 +62,14 @@ class Training:
         self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
 
     def end_epoch(self) -> None:
-        """One pass over the real data ended: k decays (paper, section 3.2)."""
+        """One pass over the real data ended: k decays (paper, section 3.2).
+
+        Raises:
+            DirectionUnknown: the critic's own steps contradict what the generator's ask for.
+            GeneratorStepUnknown: see :meth:`PathAudit.check`.
+        """
+        if self.vote.goes_on:
+            self.vote.require_agreement(unless_wavering=True)
         self.progress.end_epoch()
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)

@@ -37,6 +37,7 @@ from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.loop.witness import warn, witness_of
 from topk_plugin.topk import TopK
 
 
@@ -98,14 +99,18 @@ def attach(
     except ValueError:
         raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
     first = not topk.trainings.steps and not any(a.topk is topk for a in _attachments)
-    attachment = Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own)
+    attachment = Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own, warn)
     if first:  # of several critics' attachments one looks at the loss
         attachment.probe_loss()
     return attachment
 
 
 class Attachment:
-    """Gated modules whose parameters are the critic's; made by :func:`attach`."""
+    """Gated modules whose parameters are the critic's; made by :func:`attach`.
+
+    Args:
+        tell: told of critics in the generator's loss that are not gated.
+    """
 
     def __init__(
         self,
@@ -115,6 +120,7 @@ class Attachment:
         generator: nn.Module | None = None,
         tracker: EpochTracker | None = None,
         heads: Sequence[str | int] = (),
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.topk, self.heads = topk, Heads(topk.line, heads)
         self.took_part = False  # its scores were those of a generator step
@@ -136,6 +142,8 @@ class Attachment:
         self._undo.callback(self.record.remove)
         self._undo.callback(watch_zeroing())
         _keep_buffers()
+        self.witness = witness_of(topk, tell)
+        self._undo.callback(self.witness.watch(critic))
         _attachments.add(self)
         listen(topk.ledger)
         if tracker is not None:
@@ -219,7 +227,9 @@ class Attachment:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         plan = self._plan(leaves)
         if plan is None:
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+            self.witness.scored(self._critic(), leaves, output)
+            return output
         box = Box()
         inputs = [leaves[place] for place in plan.places]
         edges: list[GradientEdge] = []
@@ -231,7 +241,9 @@ class Attachment:
             args, kwargs = pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         output = original(*args, **kwargs)
-        return self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+        gated = self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+        self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
+        return gated
 
     def _plan(self, leaves: Sequence[Any]) -> _Plan | None:
         """How a call with these arguments is gated; None where none of them is the generator's."""

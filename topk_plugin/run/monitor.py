@@ -63,6 +63,7 @@ class Monitor:
         self._log = None if log is None else log.absolute()
         self._unwritten: list[Selection] = []
         self._headed = 0  # trainings whose header was printed
+        self._noted = 0  # notes of the seam that were printed
         self._warned = False
         self._coupled: dict[int, str] = {}  # of trainings by number, the operation that does it
         self._probe = CouplingProbe(self.topk, self._rows_coupled)
@@ -118,8 +119,7 @@ class Monitor:
     def _step_counted(self, step: Selection) -> None:
         if step.training > self._headed:
             if not self._headed:
-                for note in self.seam.notes:
-                    self.say(note)
+                self._say_notes()
             self._headed = step.training
             which = f", training {step.training}" if step.training > 1 else ""
             self.say(f"ACTIVE{which}: {self._header(step)}")
@@ -128,6 +128,11 @@ class Monitor:
             self._unwritten.append(step)
             if len(self._unwritten) == LOG_EVERY:
                 self._write()
+
+    def _say_notes(self, origin: str = "") -> None:
+        for note in self.seam.notes[self._noted :]:
+            self.say(f"{origin}{note}")
+        self._noted = len(self.seam.notes)
 
     def _header(self, step: Selection) -> str:
         config, tally = self.topk.config, step.tally.tolist()
@@ -227,6 +232,12 @@ class Monitor:
             yield "the loss never told the direction; is it saturated, without a gradient?"
         else:
             yield f"direction {report.direction}, {training.vote.how()}"
+        own = training.vote.of_critic
+        if not training.vote.is_auto and own not in ("unread", report.direction):
+            yield (
+                f"direction {report.direction} was set, but the critic's own steps say {own}: "
+                f"they {'lower' if own == 'high' else 'raise'} the scores of generated samples"
+            )
 
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
@@ -244,6 +255,7 @@ class Monitor:
                 self.say(f"verdict{which}: {line}")
         for line in self.seam.left_out:
             self.say(f"verdict: {line}")
+        self._say_notes("verdict: ")
         try:
             self.tracker.raise_failure()
             topk.check()

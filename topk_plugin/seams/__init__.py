@@ -26,7 +26,7 @@ class Seam(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """Said with the header."""
+        """Said with the header; what is added later, with the verdict."""
 
     @property
     def left_out(self) -> list[str]:

@@ -88,7 +88,7 @@ class CriticSeam:
     def __init__(self, critics: Sequence[NamedCritic], topk: TopK) -> None:
         self.critics, self.topk = critics, topk
         self.adapter, self.planned_epochs = None, None
-        self.notes: list[str] = []  # said with the header
+        self.notes: list[str] = []  # said with the header, or with the verdict
         self._of: weakref.WeakKeyDictionary[nn.Module, NamedCritic] = weakref.WeakKeyDictionary()
         self._built = Built()
         self._meant: weakref.WeakKeyDictionary[type, list[Meant]] = weakref.WeakKeyDictionary()
@@ -205,7 +205,9 @@ class CriticSeam:
 
     def gate(self, critic: NamedCritic, module: nn.Module, owner: nn.Module) -> None:
         """Attach ``module``, which scores; ``owner`` owns the critic's parameters."""
-        attachment = Attachment([module], owner, self.topk, heads=critic.heads)
+        attachment = Attachment(
+            [module], owner, self.topk, heads=critic.heads, tell=self.notes.append
+        )
         critic.attachments.append(attachment)
         self._undo.callback(attachment.remove)
 

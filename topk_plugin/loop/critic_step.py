@@ -1,0 +1,263 @@
+"""What the critic's own step says of the direction: it lowers fakes' scores and raises reals'.
+
+A step of the critic is read where calls of it are known to be of fakes: those whose input reaches
+the generator's parameters, and those whose input shares its storage with what a module of the
+generator returned (``fake.detach()``, ``fake.data``, a fake made under ``no_grad()``). All other
+calls of that step are taken for reals. It says something only where the two are pushed opposite
+ways, so a loss that seeks a target, and now raises both, says nothing. What was computed on from
+a detached fake (augmented, concatenated) is not known for a fake, and such steps are not read.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from topk_plugin.core.graph import executes
+from topk_plugin.core.ranking import resembles_score
+from topk_plugin.core.training import Training, Trainings
+
+REMEMBERED = 1000
+"""Tensors and gradients that are remembered: more come only where no optimizer is seen."""
+
+
+class Generated:
+    """Which tensors are what a module of a generator returned; holds none of them."""
+
+    def __init__(self, trainings: Trainings) -> None:
+        self._trainings = trainings
+        self._lock = threading.Lock()  # DataParallel's replicas run in threads
+        self._of: dict[StorageWeakRef, Training] = {}
+
+    def returned(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """``module(*arguments)`` gave ``output``; noted if an optimizer of a generator owns it."""
+        ids = [id(parameter) for parameter in module.parameters()]
+        training = next((t for t in self._trainings.all if not t.parameters.isdisjoint(ids)), None)
+        if training is None:
+            return
+        given = _storages(arguments)  # it may hand it on
+        made = {storage: training for storage in _storages(output) if storage not in given}
+        with self._lock:
+            if len(self._of) > REMEMBERED:
+                alive = {key: of for key, of in self._of.items() if not key.expired()}
+                self._of = alive if len(alive) <= REMEMBERED else {}
+            self._of |= made
+
+    def training_of(self, tensor: Any) -> Training | None:
+        """The training whose generator returned ``tensor``, or what it is a view of."""
+        storage = storage_of(tensor) if self._of else None
+        return None if storage is None else self._of.get(storage)
+
+    def clear(self) -> None:
+        """Forget them."""
+        with self._lock:
+            self._of = {}
+
+
+class CriticCall:
+    """A call of an attached critic.
+
+    Args:
+        critic: owns the critic's parameters.
+        training: whose fakes it is of; None: it is of something else.
+        places: of its arguments that the generator made.
+        detached: whether those were cut off from the generator.
+    """
+
+    def __init__(
+        self, critic: nn.Module, training: Training | None, places: Sequence[int], detached: bool
+    ) -> None:
+        self._critic = weakref.ref(critic)
+        self.training, self.places, self.detached = training, tuple(places), detached
+        # its gradient is itself differentiated: a penalty, which says nothing of its samples
+        self.differentiated = False
+
+    @property
+    def parameters(self) -> Iterable[Tensor]:
+        """The critic's."""
+        critic = self._critic()
+        return () if critic is None else critic.parameters()
+
+
+class Pull(NamedTuple):
+    """A gradient that reached one score output of a call, in one backward pass."""
+
+    call: CriticCall
+    place: int  # of the output
+    summed: Tensor  # 0-d: the gradient, over all rows; negative: the scores are raised
+    task: int  # which backward pass
+
+
+class CriticSteps:
+    """Reads the critics' own steps for the votes of ``trainings``."""
+
+    def __init__(self, trainings: Trainings) -> None:
+        self.trainings, self.generated = trainings, Generated(trainings)
+        self._pulls: deque[Pull] = deque(maxlen=REMEMBERED)
+        # read of fakes that were not detached; recovered by the generator's optimizer, they would
+        # be a generator step's
+        self._aside: list[tuple[Training, Tensor]] = []
+
+    def scored(
+        self, critic: nn.Module, arguments: Sequence[Any], places: Sequence[int],
+        training: Training | None, output: Any,
+    ) -> None:  # fmt: skip
+        """A call of ``critic``, by its ``arguments`` and its ``output``.
+
+        Args:
+            places: of the arguments that reach the generator, if any do.
+            training: theirs.
+        """
+        detached = not places
+        if detached:
+            of = [self.generated.training_of(argument) for argument in arguments]
+            places = [place for place, one in enumerate(of) if one is not None]
+            training = of[places[0]] if places else None
+        tensors = (a for a in arguments if isinstance(a, Tensor) and a.dim())
+        batch = next((len(tensor) for tensor in tensors), 0)
+        call = CriticCall(critic, training, places, detached)
+        for place, leaf in enumerate(pytree.tree_leaves(output)):
+            if isinstance(leaf, Tensor) and leaf.requires_grad and resembles_score(leaf, batch):
+                leaf.register_hook(partial(self._pulled, call, place))
+
+    def _pulled(self, call: CriticCall, place: int, gradient: Tensor | None) -> None:
+        if gradient is None:  # the loss reads other outputs of the call
+            return
+        if torch.is_grad_enabled():  # inside a backward: create_graph
+            call.differentiated = True
+            return
+        if call.places and not call.detached:
+            self._read_aside()  # nothing recovers them any more
+        task = torch._C._current_graph_task_id()
+        reached = reached_of(call.parameters)
+        if reached is None or is_capturing(gradient):
+            return
+        if reached.grad is None:  # so what earlier passes left there was thrown away
+            self.zeroed({id(reached)}, but=task)
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # 16 bits overflow
+        self._pulls.append(Pull(call, place, gradient.sum(dtype=wide), task))
+
+    def zeroed(self, parameters: set[int], but: int | None = None) -> None:
+        """Gradients of ``parameters``, by id, were set to zero: what led to them is gone."""
+        kept = [
+            pull
+            for pull in self._pulls
+            if pull.task == but or parameters.isdisjoint(map(id, pull.call.parameters))
+        ]
+        self._pulls = deque(kept, maxlen=REMEMBERED)
+
+    def optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """An outermost optimizer step ended, and is counted if it was the generator's."""
+        if self.trainings.of_optimizer(optimizer) is not None:
+            self._aside.clear()
+            self._pulls.clear()
+            return
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        mine: dict[int, list[Pull]] = {}  # those of each critic that it owns
+        for pull in self._pulls:
+            first = next((id(p) for p in pull.call.parameters if id(p) in owned), None)
+            if first is not None:
+                mine.setdefault(first, []).append(pull)
+        self.zeroed(owned)
+        for pulls in mine.values():
+            self._read([pull for pull in pulls if not pull.call.differentiated])
+
+    def _read(self, pulls: Sequence[Pull]) -> None:
+        """One step of one critic, by all that pulled at its scores."""
+        fakes = [pull for pull in pulls if pull.call.places]
+        detached = [pull for pull in fakes if pull.call.detached]
+        fakes = detached or fakes
+        others = [pull for pull in pulls if not pull.call.places]
+        if len({pull.call.places for pull in fakes}) != 1:
+            return  # pairs, of which the generator made now one half, now the other
+        training = fakes[0].call.training
+        if training is None or training.by_hand or not training.progress.begun:
+            return  # nothing tells its steps from the critic's
+        says = opposition(fakes, others)
+        if says is None:
+            return
+        if detached:
+            training.vote.critic_stepped(says)
+        else:
+            self._aside.append((training, says))
+
+    def _read_aside(self) -> None:
+        for training, says in self._aside:
+            training.vote.critic_stepped(says)
+        self._aside.clear()
+
+    def clear(self) -> None:
+        """Forget everything that is under way."""
+        self._aside.clear()
+        self._pulls.clear()
+        self.generated.clear()
+
+
+def opposition(fakes: Iterable[Pull], others: Iterable[Pull]) -> Tensor | None:
+    """What one step of a critic says, by all pulls at the scores of fakes and of others.
+
+    Returns:
+        (2,): 1 if it lowers fakes' scores and raises others', -1 for the reverse, 0 if it pushes
+        both one way, or one output so and another so; and 1 if there was something to be read,
+        0 where one of the two got no gradient. None if they have no output in common.
+    """
+    of_fakes, of_others = _by_place(fakes), _by_place(others)
+    places = [place for place in of_fakes if place in of_others]
+    if not places:
+        return None
+    signs = torch.stack(
+        [
+            torch.stack([of_fakes[place], of_others[place].to(of_fakes[place].device)]).sign()
+            for place in places
+        ]
+    )
+    high, low = ((signs[:, 0] - signs[:, 1] == 2 * end).all() for end in (1, -1))
+    read = (signs.abs() == 1).all()  # no zero, and no NaN
+    return torch.stack([high.to(torch.float64) - low.to(torch.float64), read.to(torch.float64)])
+
+
+def _by_place(pulls: Iterable[Pull]) -> dict[int, Tensor]:
+    totals: dict[int, Tensor] = {}
+    for pull in pulls:
+        before = totals.get(pull.place)
+        totals[pull.place] = pull.summed if before is None else before + pull.summed
+    return totals
+
+
+def reached_of(parameters: Iterable[Tensor]) -> Tensor | None:
+    """One of ``parameters`` that the running backward goes on to."""
+    for parameter in parameters:
+        if parameter.requires_grad and executes(get_gradient_edge(parameter).node):
+            return parameter
+    return None
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which what is computed now has no value."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _storages(tree: Any) -> set[StorageWeakRef]:
+    found = (storage_of(leaf) for leaf in pytree.tree_leaves(tree))
+    return {storage for storage in found if storage is not None}
+
+
+def storage_of(value: Any) -> StorageWeakRef | None:
+    """A weak reference to what holds a tensor's numbers; None where that cannot be told."""
+    if not isinstance(value, Tensor):
+        return None
+    try:
+        return StorageWeakRef(value.untyped_storage())
+    except (RuntimeError, NotImplementedError):  # sparse tensors, and those inside vmap, have none
+        return None
