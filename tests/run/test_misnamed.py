@@ -198,6 +198,20 @@ LATER = {  # text, name, the line at the first optimizer step
         "__main__:Disc",
         "critic __main__:Disc is not built yet.\n",
     ),
+    "a name that is None until then": (
+        """
+        from gan import *
+        Disc, G = None, make_generator()
+        optG = torch.optim.SGD(G.parameters(), 0.1)
+        (G(torch.randn(8, 3)) - 1).square().mean().backward()
+        optG.step()
+        print("warm")
+        Disc = type("Made", (Critic,), {})
+        train(Disc(), G)
+        """,
+        "__main__:Disc",
+        "critic __main__:Disc is not built yet",
+    ),
     "made by its name": (
         """
         from gan import *

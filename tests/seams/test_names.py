@@ -201,6 +201,20 @@ def test_a_package_that_is_run_as_a_module_with_re_exported_names(module, folder
         gated_as_by_hand(folder, f"{module}:{name}", "-m", "pkg.train")
 
 
+def test_a_package_that_imports_its_names_when_it_is_asked(folder):
+    text = """
+    import importlib
+    def __getattr__(name):
+        if name == "Critic":
+            return importlib.import_module("gan").Critic
+        raise AttributeError(name)
+    """
+    script(folder, text, "lazy/__init__.py")
+    text = "import lazy\nD = lazy.Critic()\nfrom gan import *\nG = make_generator()\n"
+    script(folder, text + FINISH)
+    gated_as_by_hand(folder, "lazy:Critic")
+
+
 EARLY = """
 import gan
 D = gan.Critic()

@@ -86,7 +86,7 @@ def _mistake(path: CriticPath, found: Found, built: Built) -> str | None:
         return None  # an attribute, of a class that was not built yet
     if isinstance(owner, nn.Module):
         return f"what has {part!r} is {_instance(owner, f'.{part}')}"
-    if value is MISSING:
+    if value is MISSING or value is None:
         if _may_come(owner, part):
             return None
         if part == path.names[0]:

@@ -102,7 +102,17 @@ class CriticPath:
         for distance, base in enumerate(cls.__mro__):
             if base.__module__ in modules and name in names_of(base.__qualname__):
                 return distance
+            if base.__name__ == name and self._exports_late(base):
+                return distance
         return None
+
+    def _exports_late(self, cls: type) -> bool:
+        """Whether a module that imports what it is asked for gives ``cls`` for its own name.
+
+        Asked of a class that was built: so the import that it may be is done already.
+        """
+        lazy = [module for module in self.modules() if "__getattr__" in vars(module)]
+        return any(getattr(module, cls.__name__, None) is cls for module in lazy)
 
 
 def names_of(qualname: str) -> Iterator[str]:
