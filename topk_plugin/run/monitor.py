@@ -231,7 +231,8 @@ class Monitor:
         if report.direction == "undecided":
             yield "the loss never told the direction; is it saturated, without a gradient?"
         else:
-            yield f"direction {report.direction}, {training.vote.how()}"
+            confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
+            yield f"direction {report.direction}, {training.vote.how()}{confirmed}"
         own = training.vote.of_critic
         if not training.vote.is_auto and own not in ("unread", report.direction):
             yield (
