@@ -8,8 +8,6 @@ deepcopy (EMA) or a pickled critic is the plain module it was.
 from __future__ import annotations
 
 import sys
-import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
@@ -31,8 +29,9 @@ from topk_plugin.core.training import Training
 from topk_plugin.errors import ConfigError, ScoreShapeError
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
-from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.intercept import inside, intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 
@@ -153,7 +152,7 @@ class Attachment:
             for training in self.topk.trainings.all:
                 training.audit.check()
             if ran and self.topk.trainings.steps == steps:
-                warnings.warn(
+                warn(
                     f"attach: {ran} optimizer steps ran and no generator step was gated. Expected "
                     "loss = f(critic(generator(z))), its backward, and a step of an optimizer that "
                     "owns the generator's parameters.",
@@ -165,16 +164,18 @@ class Attachment:
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """``original(*args, **kwargs)``, gated if its gradient reaches the generator."""
         if (
-            getattr(_inside, "a_critic", False)
-            or self.topk.is_paused
+            inside.a_critic
             or not torch.is_grad_enabled()
+            or torch._C._get_tracing_state() is not None  # torch.jit.trace: no step of a training
         ):
             return original(*args, **kwargs)
-        _inside.a_critic = True
+        inside.a_critic = True
         try:
+            if self.topk.is_paused:
+                return original(*args, **kwargs)
             return self._call(original, args, kwargs)
         finally:
-            _inside.a_critic = False
+            inside.a_critic = False
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -300,7 +301,7 @@ class Attachment:
         alike = [leaf for leaf in others if ranking.resembles_score(leaf, batch)]
         if alike and not named and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"the critic returns {ranking.describe(output)}: only the first score is gated, "
                 f"not {ranking.describe(alike)}. If the generator's loss reads those as scores "
                 "too, name all of them: --heads 0,1 or TopK(heads=(0, 1)).",
@@ -324,7 +325,6 @@ class _Plan(NamedTuple):
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _donated: list[bool] = []  # torch.compile's setting before the first attachment
-_inside = threading.local()  # a critic called by an attached critic is part of it
 
 
 def _keep_buffers() -> None:

@@ -6,7 +6,6 @@ import hooks never see a class of ``__main__``."""
 from __future__ import annotations
 
 import difflib
-import functools
 import sys
 import weakref
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from topk_plugin.core.ledger import HOW_TO_MARK
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound
 from topk_plugin.loop.attach import Attachment
 from topk_plugin.loop.intercept import intercept, is_intercepted
-from topk_plugin.monkeypatch import PatchLog
+from topk_plugin.monkeypatch import PatchLog, stands_in
 from topk_plugin.topk import TopK
 
 
@@ -77,33 +76,33 @@ class CriticSeam:
     def apply(self) -> None:
         """Begin to recognise instances."""
         init, parallel = nn.Module.__init__, nn.DataParallel.__init__
-        self.log = PatchLog()
+        self.log, seam = PatchLog(), self
 
-        @functools.wraps(init)
-        def recognise(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            init(module, *args, **kwargs)
-            if not self.log.active:  # torch.compile keeps a reference
+        @stands_in(init)
+        def recognise(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            if not seam.log.active:  # torch.compile keeps a reference
                 return
-            cls = type(module)
-            if cls not in self._found:
-                self._found[cls] = self.path.find(cls)
-                self.seen.add(f"{cls.__module__}:{cls.__qualname__}")
-            found = self._found[cls]
-            if found is not None and not is_intercepted(module):
-                self.built += 1
-                self._attach(module, *found)
+            cls = type(self)
+            if cls not in seam._found:
+                seam._found[cls] = seam.path.find(cls)
+                seam.seen.add(f"{cls.__module__}:{cls.__qualname__}")
+            found = seam._found[cls]
+            if found is not None and not is_intercepted(self):
+                seam.built += 1
+                seam._attach(self, *found)
 
-        @functools.wraps(parallel)
-        def wrap(module: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
-            parallel(module, *args, **kwargs)
-            if not self.log.active:
+        @stands_in(parallel)
+        def wrap(self: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
+            parallel(self, *args, **kwargs)
+            if not seam.log.active:
                 return
-            if is_intercepted(module.module):  # its replicas see a shard each
-                self.gate(module, module)
-            elif len(module.device_ids) > 1 and any(map(is_intercepted, module.modules())):
+            if is_intercepted(self.module):  # its replicas see a shard each
+                seam.gate(self, self)
+            elif len(self.device_ids) > 1 and any(map(is_intercepted, self.modules())):
                 raise SeamNotFound(
-                    f"--critic {self.path}: it runs inside a DataParallel of a "
-                    f"{type(module.module).__qualname__} over {len(module.device_ids)} devices, "
+                    f"--critic {seam.path}: it runs inside a DataParallel of a "
+                    f"{type(self.module).__qualname__} over {len(self.device_ids)} devices, "
                     "where every replica sees a shard of the batch. Use one device, or one process "
                     "a device (DistributedDataParallel)."
                 )
@@ -162,7 +161,8 @@ class CriticSeam:
             self.gate(module, module)
         else:
             # the attribute does not exist yet: attach it when its owner is first called
-            self._undo.callback(intercept(module, _Owner(self, module, attribute)))
+            owner = _Owner(self, module, attribute)
+            self._undo.callback(intercept(module, owner, compiles=False))
 
     def gate(self, module: nn.Module, critic: nn.Module) -> None:
         """Attach ``module``, which scores; ``critic`` owns the critic's parameters."""
