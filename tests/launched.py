@@ -49,8 +49,12 @@ except SystemExit as stop:
 # what the interpreter does as it ends, without its second of tearing torch down
 threading._shutdown()
 atexit._run_exitfuncs()
-sys.stdout.flush()
-sys.stderr.flush()
+for stream in (sys.stdout, sys.stderr):
+    try:
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+    except Exception:
+        status = 120
 os._exit(status)
 """
 

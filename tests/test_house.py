@@ -16,6 +16,7 @@ PACKAGE = ROOT / "topk_plugin"
 # each room, a module or a folder, and the rooms that it may import: only some that stand above it
 ROOMS = {
     "errors": "",
+    "streams": "",
     "kinds": "errors",
     "monkeypatch": "errors",
     "strict_yaml": "errors",
@@ -24,17 +25,17 @@ ROOMS = {
     "config": "errors kinds strict_yaml",
     "adapter": "source errors",
     "hooks": "adapter config core",
-    "plugins": "hooks adapter core config errors",
+    "plugins": "hooks adapter core config streams errors",
     "topk": "plugins hooks core config errors",
     "upstream": "adapter source strict_yaml plugins errors",
-    "loop": "topk hooks core monkeypatch kinds errors",
-    "seams": "loop upstream topk hooks core source adapter monkeypatch kinds errors",
-    "run": "seams upstream loop source topk hooks core adapter config errors",
-    "check": "run seams core topk hooks monkeypatch errors",
+    "loop": "topk hooks core monkeypatch kinds streams errors",
+    "seams": "loop upstream topk hooks core source adapter monkeypatch kinds streams errors",
+    "run": "seams upstream loop source topk hooks core adapter config streams errors",
+    "check": "run seams core topk hooks monkeypatch streams errors",
     "script": "run seams config errors",
     "demo": "errors",
     "reference": "errors",
-    "cli": "adapter run check script demo reference upstream config errors",
+    "cli": "adapter run check script demo reference upstream config streams errors",
 }
 # the rooms of reference/, floor by floor: each imports only from the floors above its own
 FLOORS = [

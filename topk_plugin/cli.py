@@ -18,6 +18,7 @@ from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unkn
 from topk_plugin.run.activation import Launch
 from topk_plugin.run.execute import checkout_roots, exit_status_of
 from topk_plugin.run.launch import run
+from topk_plugin.streams import say
 from topk_plugin.upstream import on_disk
 from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised
 
@@ -230,13 +231,13 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
     name, file = options.adapter, options.config
     if name == "auto" and script:
         adapter, why = recognised(checkout_roots(script), script, force=options.force)
-        print(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}", file=sys.stderr)
+        say(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}")
         name = adapter.name
     if name is not None and file is None and options.enabled is not False:
         file = own_settings(find_adapter(name), script)
     config = TopKConfig.from_sources(vars(options), os.environ, file)
     if not config.enabled and file is not None and options.config is None:
-        print(f"top-k off: {file} says so; --enabled switches it on", file=sys.stderr)
+        say(f"top-k off: {file} says so; --enabled switches it on")
     return Launch(config, tuple(options.critic), name, options.force, log), script
 
 

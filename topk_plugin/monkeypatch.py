@@ -2,50 +2,94 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import wrapt
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stands_in(original: Callable[..., Any]) -> Callable[[F], F]:
+    """Decorates what takes the place of ``original``: it shows that one's name and parameters.
+
+    ``inspect.getfullargspec`` does not follow ``__wrapped__``, hence the signature.
+    """
+
+    def decorate(function: F) -> F:
+        functools.update_wrapper(function, original)
+        with contextlib.suppress(ValueError, TypeError):  # some that are written in C have none
+            function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
 
 class ClassPatches:
-    """Wraps the same methods on any number of classes, counting who asked.
+    """Wraps the same functions of any number of classes (or modules), counting who asked.
 
     Args:
-        wrappers: for each method's name what makes the new function of the present one.
+        wrappers: for each method's name what makes the new function of the present one. The
+            function is called as the present one is, by position or by keyword, ``self`` too:
+            torch's state-dict helpers say ``state_dict(self=optimizer)``.
     """
 
     def __init__(self, wrappers: Mapping[str, Callable[[Any], Any]]) -> None:
         self.wrappers = wrappers
-        self._users: Counter[type] = Counter()
-        self._own: dict[type, dict[str, Any]] = {}  # what the class itself defined
+        self._users: Counter[Any] = Counter()
+        self._own: dict[Any, dict[str, Any]] = {}  # what the class itself defined
+        self._ours: dict[Any, dict[str, Any]] = {}
+        self._suspended = 0  # how many times over
 
-    def holds(self, cls: type) -> bool:
+    def holds(self, cls: Any) -> bool:
         """Whether the methods of ``cls`` are wrapped."""
         return self._users[cls] > 0
 
-    def wrap(self, cls: type) -> None:
+    def wrap(self, cls: Any) -> None:
         """Wrap the methods of ``cls``; once, however often it is asked."""
         if not self._users[cls]:
             self._own[cls] = {name: cls.__dict__.get(name) for name in self.wrappers}
+            self._ours[cls] = {}
             for name, wrapper in self.wrappers.items():
-                setattr(cls, name, wrapper(getattr(cls, name)))
+                present = getattr(cls, name)
+                self._ours[cls][name] = stands_in(present)(wrapper(present))
+            if not self._suspended:
+                _put(cls, self._ours[cls])
         self._users[cls] += 1
 
-    def unwrap(self, cls: type) -> None:
+    def unwrap(self, cls: Any) -> None:
         """Undo one :meth:`wrap`; the last one restores the very objects."""
         self._users[cls] -= 1
         if self._users[cls]:
             return
-        del self._users[cls]
-        for name, own in self._own.pop(cls).items():
-            if own is None:  # it was inherited
-                delattr(cls, name)
-            else:
-                setattr(cls, name, own)
+        del self._users[cls], self._ours[cls]
+        _put(cls, self._own.pop(cls))
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Every class is as it was, for the time being; then our very functions are back."""
+        self._suspended += 1
+        try:
+            for cls, own in self._own.items():
+                _put(cls, own)
+            yield
+        finally:
+            self._suspended -= 1
+            for cls, ours in self._ours.items() if not self._suspended else ():
+                _put(cls, ours)
+
+
+def _put(cls: Any, functions: Mapping[str, Any]) -> None:
+    for name, function in functions.items():
+        if function is not None:
+            setattr(cls, name, function)
+        elif name in cls.__dict__:  # it was inherited
+            delattr(cls, name)
 
 
 _MISSING = object()

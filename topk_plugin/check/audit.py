@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -28,6 +27,7 @@ from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.check.tape import Tape, taken_down
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
+from topk_plugin.monkeypatch import stands_in
 from topk_plugin.seams import Seam
 from topk_plugin.topk import TopK
 
@@ -96,7 +96,7 @@ class Audit:
     def __enter__(self) -> Audit:
         original = torch.autograd.backward
 
-        @functools.wraps(original)
+        @stands_in(original)
         def backward(*args: Any, **kwargs: Any) -> None:
             if self._busy:  # one within another, as reentrant checkpoints have
                 return original(*args, **kwargs)

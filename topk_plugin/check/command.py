@@ -17,6 +17,7 @@ from topk_plugin.check.findings import findings
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.run.activation import Activation, Launch, stubs_handed_down
 from topk_plugin.run.execute import checkout_roots, execute, exit_status_of, prepare
+from topk_plugin.streams import say
 
 DISAGREES_STATUS = 3
 """Exit status where top-k is not what the formula gives."""
@@ -60,7 +61,7 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     title = f"{len(audit.steps)} generator steps{ended}, k held at {held:g} of the batch"
     found = findings(audit, activation, f"top-k check of {activation.seam}: {title}")
     if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks
-        print(*found.lines(), sep="\n", flush=True)
+        say("\n".join(found.lines()), "stdout")
     if status:
         return status
     try:

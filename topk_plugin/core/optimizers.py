@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -41,17 +42,39 @@ def unlisten(ledger: StepLedger) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for ledger in list(_ledgers):
-        ledger.enter(optimizer, sys._getframe(1))
+    if torch.compiler.is_compiling():  # a step that torch.compile was given
+        _outside_its_graph(_enter, optimizer)
+    else:
+        _enter(optimizer)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        _outside_its_graph(_leave, optimizer)
+    else:
+        _leave(optimizer)
+
+
+def _enter(optimizer: Optimizer) -> None:
+    step: FrameType | None = sys._getframe(1)
+    while step and step.f_globals.get("__name__", "").startswith((__name__, "torch._dynamo.")):
+        step = step.f_back  # up to what runs until the step ends
+    assert step is not None  # it called us
+    for ledger in list(_ledgers):
+        ledger.enter(optimizer, step)
+
+
+def _leave(optimizer: Optimizer) -> None:
     for ledger in list(_ledgers):
         ledger.leave(optimizer)
 
 
+@torch.compiler.disable
+def _outside_its_graph(tell: Callable[[Optimizer], None], optimizer: Optimizer) -> None:
+    tell(optimizer)
+
+
 def _announcing(build: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(build)
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         for ledger in list(_ledgers):
@@ -64,7 +87,6 @@ _building = ClassPatches({"__init__": _announcing})
 
 
 def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(zero_grad)
     def zero(self: Optimizer | nn.Module, *args: Any, **kwargs: Any) -> None:
         zero_grad(self, *args, **kwargs)
         for ledger in list(_ledgers):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
@@ -35,9 +33,10 @@ from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
-from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.intercept import inside, intercept, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord
-from topk_plugin.loop.witness import warn, witness_of
+from topk_plugin.loop.witness import as_warning, witness_of
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 
@@ -99,7 +98,9 @@ def attach(
     except ValueError:
         raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
     first = not topk.trainings.steps and not any(a.topk is topk for a in _attachments)
-    attachment = Attachment(list(_entrances(critic)), critic, topk, generator, tracker, own, warn)
+    attachment = Attachment(
+        list(_entrances(critic)), critic, topk, generator, tracker, own, as_warning
+    )
     if first:  # of several critics' attachments one looks at the loss
         attachment.probe_loss()
     return attachment
@@ -155,7 +156,7 @@ class Attachment:
 
         def tell(name: str) -> None:
             advice = "Gate the kept rows themselves, topk.gather(scores, *companions)."
-            warnings.warn(f"attach: {coupled_rows(name)}. {advice}", stacklevel=2)
+            warn(f"attach: {coupled_rows(name)}. {advice}", stacklevel=2)
 
         probe = CouplingProbe(self.topk, tell)
         probe.start()
@@ -188,7 +189,7 @@ class Attachment:
             for training in self.topk.trainings.all:
                 training.audit.check()
             if ran and self.topk.trainings.steps == steps:
-                warnings.warn(
+                warn(
                     f"attach: {ran} optimizer steps ran and no generator step was gated. Expected "
                     "loss = f(critic(generator(z))), its backward, and a step of an optimizer that "
                     "owns the generator's parameters.",
@@ -197,7 +198,7 @@ class Attachment:
             begun = [t for t in self.topk.trainings.all if t.progress.begun]
             decays = self.topk.config.gamma < 1
             if begun and decays and not any(training.can_drop for training in begun):
-                warnings.warn(
+                warn(
                     f"attach: k could never fall below the batch of {begun[0].counts.largest} rows "
                     f"with nu = {self.topk.config.nu:g}, so top-k did nothing.",
                     stacklevel=2,
@@ -212,16 +213,18 @@ class Attachment:
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """``original(*args, **kwargs)``, gated if its gradient reaches the generator."""
         if (
-            getattr(_inside, "a_critic", False)
-            or self.topk.is_paused
+            inside.a_critic
             or not torch.is_grad_enabled()
+            or torch._C._get_tracing_state() is not None  # torch.jit.trace: no step of a training
         ):
             return original(*args, **kwargs)
-        _inside.a_critic = True
+        inside.a_critic = True
         try:
+            if self.topk.is_paused:
+                return original(*args, **kwargs)
             return self._call(original, args, kwargs)
         finally:
-            _inside.a_critic = False
+            inside.a_critic = False
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -373,7 +376,6 @@ class _Plan(NamedTuple):
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 _donated: list[bool] = []  # torch.compile's setting before the first attachment
-_inside = threading.local()  # a critic called by an attached critic is part of it
 
 
 def _keep_buffers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from topk_plugin.core.graph import reaches
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.ranking import describe, named_leaves, plain, table
 from topk_plugin.errors import ScoreShapeError
+from topk_plugin.streams import warn
 
 
 class Heads:
@@ -112,7 +112,7 @@ def warn_of_scores_left(
             continue
         if bool((rows.sum(1).abs()[told] / size[told]).mean() > 0.99):
             (name,) = names_of(output, [leaf])
-            warnings.warn(
+            warn(
                 f"the loss pushes all numbers of the critic's output {name}, {describe(leaf)}, one "
                 "way, as it does with scores, and top-k leaves it alone. The critic returns:"
                 f"{table(output)}\nIf it is a score, name all that are: --heads, or "

@@ -1,17 +1,32 @@
-"""``forward`` wrapped once on a class, for the instances that are asked for."""
+"""``forward`` wrapped once on a class, for the instances that are asked for.
+
+What torch.compile makes of such an instance is called through the same interceptor, from outside,
+and its graph is that of the original ``forward``. Scripting and FX see the original alone.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.utils import _pytree as pytree
 
+from topk_plugin.errors import SeamNotFound
 from topk_plugin.monkeypatch import ClassPatches
+
+CANNOT_BE_TRACED = (
+    "top-k's gate cannot be part of a graph. Compile the critic by itself, "
+    "`D = torch.compile(D, fullgraph=True)` or `D.compile(fullgraph=True)`, and not what calls it, "
+    "or leave fullgraph=True out there: the critic runs between two graphs then"
+)
 
 
 class Interceptor(Protocol):
@@ -21,44 +36,118 @@ class Interceptor(Protocol):
         """``original(*args, **kwargs)``, with whatever is to be done around it."""
 
 
+class _Inside(threading.local):
+    """Where this thread is; torch.compile guards what it reads of it."""
+
+    a_critic = False  # a critic called by an attached critic is part of it
+
+
+inside = _Inside()
+
+
 def is_intercepted(module: nn.Module) -> bool:
     """Whether ``module`` is attached."""
-    return module in _interceptors
+    return id(module) in _interceptions
 
 
-def intercept(module: nn.Module, interceptor: Interceptor) -> Callable[[], None]:
+def intercept(
+    module: nn.Module, interceptor: Interceptor, compiles: bool = True
+) -> Callable[[], None]:
     """Lead the calls of ``module`` through ``interceptor``; the returned function undoes it.
 
     By its class's ``forward``, or by its own where it has one, as torch.compile's wrapper does.
+
+    Args:
+        compiles: what torch.compile makes of the module is led there too, as a whole; else its
+            calls stand between two graphs.
     """
-    _interceptors[module] = interceptor
-    cls, reference = type(module), weakref.ref(module)
-    own = module.__dict__.get("forward")
-    if own is None:
-        _forwards.wrap(cls)
-    else:
-        module.__dict__["forward"] = _OwnForward(own, interceptor)
-
-    def undo() -> None:
-        alive = reference()
-        if alive is not None:
-            del _interceptors[alive]
-        if own is None:
-            _forwards.unwrap(cls)
-        elif alive is not None:
-            alive.__dict__["forward"] = own
-
-    return undo
+    return _Interception(module, interceptor, compiles).undo
 
 
-class _OwnForward:
-    """Stands in for an instance's own ``forward``; a copy or a pickle holds the original."""
+def refusal(error: BaseException | None) -> SeamNotFound | None:
+    """What to say of an error of torch.compile's, if it is that a gate cannot be in its graph."""
+    while error is not None:
+        # only a step that may not be split ends in it; torch.compile's own errors name the reason
+        if type(error).__module__ == "torch._dynamo.exc" and CANNOT_BE_TRACED in str(error):
+            return SeamNotFound(
+                f"a call of the critic lies inside torch.compile(..., fullgraph=True), and "
+                f"{CANNOT_BE_TRACED}."
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class _Interception:
+    """Of one module, until ``undo()``."""
+
+    def __init__(self, module: nn.Module, interceptor: Interceptor, compiles: bool) -> None:
+        self.interceptor, self.compiles, self._key = interceptor, compiles, id(module)
+        self.stand_ins: dict[str, _StandIn] = {}  # in the module's own __dict__
+        self._module = weakref.ref(module, self._forget)
+        self._undo = ExitStack()
+        for patches, owner in _AROUND:
+            self.wrap(patches, owner)
+        _interceptions[self._key] = self
+        if "forward" in module.__dict__:
+            self.stand_in("forward")
+        else:
+            self.wrap(_forwards, type(module))
+        self.compiled_in_place()
+
+    def wrap(self, patches: ClassPatches, owner: Any) -> None:
+        """Patch a class or module until the end."""
+        patches.wrap(owner)
+        self._undo.callback(patches.unwrap, owner)
+
+    def compiled_in_place(self) -> None:
+        """Stand before what ``module.compile()`` made, if it was called."""
+        module = self._module()
+        made = module is not None and module.__dict__.get("_compiled_call_impl")
+        if self.compiles and made and not isinstance(made, _StandIn):
+            self.stand_in("_compiled_call_impl")
+
+    def compiled(self, wrapper: nn.Module) -> None:
+        """torch.compile made ``wrapper`` of the module."""
+        if self.compiles and not is_intercepted(wrapper):
+            self._undo.callback(intercept(wrapper, self.interceptor))
+
+    def stand_in(self, name: str) -> None:
+        module = self._module()
+        assert module is not None  # it is being built
+        self.stand_ins[name] = module.__dict__[name] = _StandIn(
+            module.__dict__[name], self.interceptor
+        )
+
+    def put(self, original: bool) -> None:
+        """Put the originals back in the module's ``__dict__``, or ours again."""
+        module = self._module()
+        for name, ours in self.stand_ins.items():
+            before, after = (ours, ours.own) if original else (ours.own, ours)
+            if module is not None and module.__dict__.get(name) is before:
+                module.__dict__[name] = after
+
+    def undo(self) -> None:
+        if _interceptions.get(self._key) is self:
+            del _interceptions[self._key]
+        self.put(original=True)
+        self.stand_ins.clear()
+        self._undo.close()
+
+    def _forget(self, _: object) -> None:
+        if _interceptions.get(self._key) is self:
+            del _interceptions[self._key]
+
+
+class _StandIn:
+    """Stands in for a function of an instance's own; a copy or a pickle holds the original."""
 
     def __init__(self, own: Callable[..., Any], interceptor: Interceptor) -> None:
         self.own, self.interceptor = own, interceptor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.interceptor.call(self.own, args, kwargs)
+        if torch.compiler.is_compiling() and (inside.a_critic or _is_as_plain(args, kwargs)):
+            return self.own(*args, **kwargs)
+        return _call_eagerly(self.interceptor, self.own, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.own, memo)
@@ -72,22 +161,98 @@ def _itself(value: Any) -> Any:
 
 
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
     def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        interceptor = _interceptors.get(self)
-        if interceptor is None:
+        # in a graph these are constants, with guards: the identity of the module, too
+        if torch.compiler.is_compiling() and (
+            inside.a_critic or id(self) not in _interceptions or _is_as_plain(args, kwargs)
+        ):
             return forward(self, *args, **kwargs)
-        return _call_eagerly(interceptor, functools.partial(forward, self), args, kwargs)
+        interception = _interceptions.get(id(self))
+        if interception is None:
+            return forward(self, *args, **kwargs)
+        bound = functools.partial(forward, self)
+        return _call_eagerly(interception.interceptor, bound, args, kwargs)
 
+    # torch.compile keeps what it compiled, and counts how often, by code: each class has its own
+    gated.__code__ = gated.__code__.replace(co_name="forward")
     return gated
 
 
+def _is_as_plain(args: Any, kwargs: Any) -> bool:
+    """While a call is traced: whether nothing would be gated in it anyway."""
+    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        return True
+    leaves = pytree.tree_leaves((args, kwargs))
+    return not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+
+
 # in a compiled step the gates and the critic run eagerly, between two graphs
-@torch.compiler.disable(reason="top-k cannot be traced here: attach the compiled critic instead")
+@torch.compiler.disable(reason=CANNOT_BE_TRACED)
 def _call_eagerly(interceptor: Interceptor, original: Any, args: Any, kwargs: Any) -> Any:
     return interceptor.call(original, args, kwargs)
 
 
-_interceptors: weakref.WeakKeyDictionary[nn.Module, Interceptor] = weakref.WeakKeyDictionary()
+_interceptions: dict[int, _Interception] = {}  # by the module's id, of those that are alive
 
 _forwards = ClassPatches({"forward": _gated})
+
+
+# --- while anything is intercepted --------------------------------------------------------------
+
+
+@contextmanager
+def _suspended() -> Iterator[None]:
+    """Modules and classes are as they were, for the time being."""
+    with _forwards.suspended():
+        present = list(_interceptions.values())
+        for interception in present:
+            interception.put(original=True)
+        try:
+            yield
+        finally:
+            for interception in present:
+                interception.put(original=False)
+
+
+def _reading_sources(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What reads the source or the globals of ``forward`` has to find the original."""
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        with _suspended():
+            return function(*args, **kwargs)
+
+    return read
+
+
+def _compiling_in_place(compile: Callable[..., None]) -> Callable[..., None]:
+    def compile_(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        compile(self, *args, **kwargs)
+        interception = _interceptions.get(id(self))
+        if interception is not None:
+            interception.compiled_in_place()
+
+    return compile_
+
+
+def _compiling(build: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        module = self._orig_mod
+        # what this one hooks may lie inside the graph
+        while isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        interception = _interceptions.get(id(module))
+        if interception is not None:
+            interception.compiled(self)
+
+    return __init__
+
+
+# every way of scripting and tracing a module goes through the first, every compiled module through
+# the last, also where a script holds an alias of torch.jit.script or torch.compile
+_AROUND: tuple[tuple[ClassPatches, Any], ...] = (
+    (ClassPatches({"create_script_module": _reading_sources}), torch.jit._recursive),
+    (ClassPatches({"trace": _reading_sources}), torch.fx.Tracer),
+    (ClassPatches({"compile": _compiling_in_place}), nn.Module),
+    (ClassPatches({"__init__": _compiling}), OptimizedModule),
+)

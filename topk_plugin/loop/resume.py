@@ -7,8 +7,6 @@ generator optimizer's ``state_dict``, which ``Optimizer.load_state_dict`` ignore
 
 from __future__ import annotations
 
-import functools
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +17,7 @@ from torch.optim import Optimizer
 from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import ClassPatches
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 KEY = "topk_plugin"
@@ -86,7 +85,7 @@ class ResumeRecord:
         config = self.topk.config
         known = self.found or config.start_epoch
         if self.loaded and not known and config.gamma < 1:
-            warnings.warn(
+            warn(
                 "weights were loaded into the critic from a checkpoint without a top-k record, so "
                 "k starts at the whole batch. If this run goes on from an earlier one, say how "
                 "many epochs had ended: --start-epoch T (or TopK(start_epoch=T)).",
@@ -106,26 +105,31 @@ def unwrapped(critic: nn.Module) -> Iterator[nn.Module]:
 
 
 def _saving(original: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(original)
-    def save(self: nn.Module, destination: Any, prefix: str, keep_vars: bool) -> None:
-        original(self, destination, prefix, keep_vars)
+    def save(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         record = _recorded.get(self)
+        destination = _argument("destination", 0, args, kwargs)
         metadata = getattr(destination, "_metadata", None)
         if record is not None and metadata is not None:
+            prefix = _argument("prefix", 1, args, kwargs)
             metadata.setdefault(prefix[:-1], {})[KEY] = record.state()
 
     return save
 
 
 def _loading(original: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(original)
-    def load(self: nn.Module, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+    def load(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         record = _recorded.get(self)
         if record is not None:
-            record.restore(metadata.get(KEY))
-        original(self, state_dict, prefix, metadata, *rest)
+            record.restore(_argument("local_metadata", 2, args, kwargs).get(KEY))
+        original(self, *args, **kwargs)
 
     return load
+
+
+def _argument(name: str, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One of the arguments of a method of torch's, given in either way."""
+    return args[position] if position < len(args) else kwargs[name]
 
 
 # every save and load of a module goes through these two
@@ -133,9 +137,8 @@ _methods = ClassPatches({"_save_to_state_dict": _saving, "_load_from_state_dict"
 
 
 def _saving_optimizer(save: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    @functools.wraps(save)
-    def state_dict(self: Optimizer) -> dict[str, Any]:
-        state = save(self)
+    def state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = save(self, *args, **kwargs)
         for record in list(_records):
             training = record.topk.trainings.of_optimizer(self)
             if training is not None:
@@ -146,9 +149,9 @@ def _saving_optimizer(save: Callable[..., dict[str, Any]]) -> Callable[..., dict
 
 
 def _loading_optimizer(load: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(load)
-    def load_state_dict(self: Optimizer, state: dict[str, Any]) -> None:
-        load(self, state)
+    def load_state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        state = _argument("state_dict", 0, args, kwargs)
         for record in list(_records) if KEY in state else ():
             if record.topk.trainings.of_optimizer(self) is None:
                 record.restore(state[KEY])

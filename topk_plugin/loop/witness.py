@@ -9,7 +9,6 @@ a hook that is there from the first generator step until enough was seen: later 
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.critic_step import CriticSteps
 from topk_plugin.loop.ungated import Ungated
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 STEPS = 50
@@ -157,9 +157,9 @@ def witness_of(topk: TopK, tell: Callable[[str], None]) -> Witness:
     return witness
 
 
-def warn(text: str) -> None:
+def as_warning(text: str) -> None:
     """What ``attach`` does with what its witness tells."""
-    warnings.warn(f"attach: {text}", stacklevel=2)
+    warn(f"attach: {text}", stacklevel=2)
 
 
 def _attached() -> list[nn.Module]:

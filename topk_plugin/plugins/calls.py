@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from topk_plugin.errors import ConfigError, HookError
 from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.bundled import PaperTopK
 from topk_plugin.plugins.manager import DISABLE, PluginManager, or_leave_out
+from topk_plugin.streams import say
 
 TRACE = "TOPK_TRACE_PLUGINS"
 
@@ -179,7 +179,7 @@ def _call(
             ) from error
         if traced and not torch.compiler.is_compiling():
             said = f"({_brief(arguments)}) -> {_shown(result)}"
-            print(f"top-k hook {hook} of {plugin!r}{said}", file=sys.stderr, flush=True)
+            say(f"top-k hook {hook} of {plugin!r}{said}")
         if result is not None and allowed is not None and not allowed.holds(result, **arguments):
             raise failed(
                 f"plugin {plugin!r}: its hook {hook} returned {_shown(result)} for "

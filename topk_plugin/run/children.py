@@ -25,6 +25,7 @@ from typing import Protocol
 
 from topk_plugin import errors
 from topk_plugin.errors import TopKError
+from topk_plugin.loop.intercept import refusal
 
 VARIABLE = "TOPK_ACTIVATION"
 STARTUP = str(Path(__file__).with_name("startup"))
@@ -171,6 +172,7 @@ def ending_exception() -> BaseException | None:
 
 def topk_error(error: BaseException | None) -> TopKError | None:
     """The TopKError that ``error`` is, or that it was raised from or in the handling of."""
+    first = error
     while error is not None and not isinstance(error, TopKError):
         error = error.__cause__ or error.__context__
-    return error
+    return error or refusal(first)

@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from topk_plugin.errors import ConfigError, HookError, TopKError
+from topk_plugin.loop.intercept import refusal
 from topk_plugin.source.in_memory import code_of
+from topk_plugin.streams import say
 
 USAGE_STATUS = 2
 """Exit status for a mistake in the command or the settings."""
@@ -110,7 +112,7 @@ def execute(start: Callable[[], None]) -> tuple[int, bool]:
         if stop.code is None or isinstance(stop.code, int):
             status = stop.code or 0
         else:
-            print(stop.code, file=sys.stderr)
+            say(str(stop.code))
             status = 1
         return status, status == 0
     except TopKError as error:
@@ -121,6 +123,10 @@ def execute(start: Callable[[], None]) -> tuple[int, bool]:
         sys.excepthook = lambda kind, e, _: show(kind, e.with_traceback(trace), trace)
         raise
     except Exception as error:
+        refused = refusal(error)
+        if refused is not None:
+            sys.last_value = refused
+            return exit_status_of(refused), False
         trace = _of_the_script(error)
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
         sys.excepthook(type(error), error.with_traceback(trace), trace)
@@ -144,8 +150,8 @@ def _join_threads(before: set[threading.Thread]) -> None:
 def exit_status_of(error: TopKError) -> int:
     """Prints the error, and what made a plugin fail; the exit status it ends in."""
     if isinstance(error, HookError) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__)
-    print(f"topk: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        say("".join(traceback.format_exception(error.__cause__)).rstrip())
+    say(f"topk: {type(error).__name__}: {error}")
     return USAGE_STATUS if isinstance(error, ConfigError) else NO_EFFECT_STATUS
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import distributed
 
+from topk_plugin import streams
 from topk_plugin.core.choice import CALLS, DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.training import Training
@@ -97,7 +97,7 @@ class Monitor:
         """To stderr: standard output belongs to the script."""
         if self._speaks():
             who = f"({self.process}) " if self.child else ""
-            print(f"top-k {who}{text}", file=sys.stderr, flush=True)
+            streams.say(f"top-k {who}{text}")
 
     def forking(self) -> None:
         """This process is about to be forked."""

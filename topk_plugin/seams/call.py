@@ -6,7 +6,6 @@ import functools
 import inspect
 import threading
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.seams.epoch_counter import EpochCounter
 from topk_plugin.source.rules import Rule
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
 from topk_plugin.upstream.fingerprint import Fingerprint, find
@@ -109,7 +109,7 @@ class CallSeam:
         self._applied = False
         left = self.log.undo()
         if left:
-            warnings.warn(
+            warn(
                 f"{', '.join(left)}: replaced by somebody else after top-k wrapped it, so it is "
                 "left as it is; top-k's part in it is switched off.",
                 stacklevel=2,

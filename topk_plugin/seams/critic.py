@@ -6,7 +6,6 @@ imports the class from it: then they are attached before any weights are loaded 
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,7 +18,7 @@ from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.attach import Attachment
 from topk_plugin.loop.intercept import intercept, is_intercepted
-from topk_plugin.monkeypatch import PatchLog
+from topk_plugin.monkeypatch import PatchLog, stands_in
 from topk_plugin.seams.misnamed import Built, mistake, pending
 from topk_plugin.seams.names import CriticPath, title
 from topk_plugin.topk import TopK
@@ -107,25 +106,25 @@ class CriticSeam:
         """Begin to recognise instances."""
         init, parallel = nn.Module.__init__, nn.DataParallel.__init__
         load = nn.Module.load_state_dict
-        self.log = PatchLog()
+        self.log, seam = PatchLog(), self
 
-        @functools.wraps(init)
-        def recognise(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            init(module, *args, **kwargs)
-            if self.log.active:  # torch.compile keeps a reference
-                self._recognise(module)
+        @stands_in(init)
+        def recognise(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            if seam.log.active:  # torch.compile keeps a reference
+                seam._recognise(self)
 
-        @functools.wraps(parallel)
-        def wrap(module: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
-            parallel(module, *args, **kwargs)
-            if self.log.active:
-                self._parallel(module)
+        @stands_in(parallel)
+        def wrap(self: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> None:
+            parallel(self, *args, **kwargs)
+            if seam.log.active:
+                seam._parallel(self)
 
-        @functools.wraps(load)
-        def load_state_dict(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self.log.active:
-                self._look_again()  # the record in a checkpoint is for critics that are attached
-            return load(module, *args, **kwargs)
+        @stands_in(load)
+        def load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if seam.log.active:
+                seam._look_again()  # the record in a checkpoint is for critics that are attached
+            return load(self, *args, **kwargs)
 
         # plain functions: with wrapt's, every module in the process would be built more slowly
         self.log.replace(nn.Module, "__init__", recognise)
@@ -201,7 +200,7 @@ class CriticSeam:
             self.gate(critic, module, module)
         else:
             # the attributes do not exist yet: attach them when their owner is first called
-            self._undo.callback(intercept(module, _Owner(self, module, meant)))
+            self._undo.callback(intercept(module, _Owner(self, module, meant), compiles=False))
 
     def gate(self, critic: NamedCritic, module: nn.Module, owner: nn.Module) -> None:
         """Attach ``module``, which scores; ``owner`` owns the critic's parameters."""

@@ -6,6 +6,7 @@ torch and topk_plugin are left alone until the process itself imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -59,10 +60,11 @@ def switch_on() -> None:
 
         inherit()
     except Exception as error:  # the script goes on without top-k
-        sys.stderr.write(
-            f"top-k NOT ACTIVE in process {os.getpid()}: {type(error).__name__}: {error} "
-            f"({sys.executable})\n"
-        )
+        with contextlib.suppress(Exception):  # a closed stream, or None
+            sys.stderr.write(
+                f"top-k NOT ACTIVE in process {os.getpid()}: {type(error).__name__}: {error} "
+                f"({sys.executable})\n"
+            )
 
 
 def step_aside() -> None:
