@@ -185,7 +185,7 @@ def others(name: str) -> tuple[nn.Module, Callable[[Tensor, Tensor, nn.Module], 
         "without a gradient": (one, lambda fake, z, D: one(fake).detach().mean()),
         "of detached samples": (one, lambda fake, z, D: one(fake.detach()).mean()),
         "of the latent": (
-            Other(1, LATENT), lambda fake, z, D: Other(1, LATENT)(z).mean()
+            latent := Other(1, LATENT), lambda fake, z, D: latent(z).mean()
         ),
         "on the critic's features": (
             head := Other(1, 16), lambda fake, z, D: head(D.body(fake)).mean()
