@@ -15,13 +15,13 @@ from topk_plugin.check.formula import asked_direction, sorted_rows
 from topk_plugin.core import score_gate, shielded_gate
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.loop.attach import Attachment
-from topk_plugin.seams.critic import CriticPath, CriticSeam
+from topk_plugin.seams.critic import CriticSeam, parse_critics
 from topk_plugin.seams.source import SourceSeam
 from topk_plugin.upstream.known import adapters
 
 
 def critic_seam(topk):
-    return CriticSeam(CriticPath.parse("gan:Critic"), topk)
+    return CriticSeam(parse_critics(["gan:Critic"]), topk)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

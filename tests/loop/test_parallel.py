@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import SeamNotFound
-from topk_plugin.seams.critic import CriticPath, CriticSeam
+from topk_plugin.seams.critic import CriticSeam, parse_critics
 
 BATCH = 16
 
@@ -74,13 +74,21 @@ def test_a_critic_inside_a_data_parallel_of_several_devices_is_refused(monkeypat
         self.module, self.device_ids = module, [0, 1]
 
     monkeypatch.setattr(DataParallel, "__init__", over_two_devices)
-    seam = CriticSeam(CriticPath(Critic.__module__, (Critic.__qualname__,)), TopK())
+
+    class Other(Critic):
+        pass
+
+    names = [f"{cls.__module__}:{cls.__qualname__}" for cls in (Other, Critic)]
+    seam = CriticSeam(parse_critics([f"{names[0]}=1", f"{names[1]}=0"]), TopK())
     seam.apply()
     try:
         both = nn.Sequential(nn.Linear(2, 2), Critic(2, 1))
-        with pytest.raises(SeamNotFound, match="one process a device"):
+        with pytest.raises(SeamNotFound, match=r"Critic=0: it runs .* one process a device"):
             DataParallel(both)
-        DataParallel(both[1])  # the critic itself: the wrapper's output is gated
+        # the critics themselves: the wrapper's output is gated, by the heads of the critic in it
+        for number, critic in enumerate((Other(2, 1), both[1])):
+            DataParallel(critic)
+            assert len(seam.critics[number].attachments) == 2
     finally:
         seam.undo()
 

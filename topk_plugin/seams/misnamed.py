@@ -45,7 +45,7 @@ def pending(path: CriticPath, built: Built) -> str:
 
 
 def nearest(path: CriticPath, built: Built) -> str:
-    """A class that may have been meant, as a question, of those built or in the module named."""
+    """A class that may have been meant, of those built or in the module named; else all built."""
     there = {
         f"{path.module}:{name}"
         for module in path.modules()
@@ -60,7 +60,9 @@ def nearest(path: CriticPath, built: Built) -> str:
         return alike, candidate in built, _alike(module, path.module)
 
     near = max(sorted({*built, *there} - {str(path)}), key=closeness, default=None)
-    return f" Did you mean {near}?" if near is not None and closeness(near)[0] > 0.6 else ""
+    if near is not None and closeness(near)[0] > 0.6:
+        return f" Did you mean {near}?"
+    return f" Modules that were built: {', '.join(sorted(built))}." if [*built] else ""
 
 
 def _alike(a: str, b: str) -> float:

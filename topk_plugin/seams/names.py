@@ -56,7 +56,9 @@ class CriticPath:
 
     def modules(self) -> list[types.ModuleType]:
         """What it names, as far as that is imported."""
-        found = {name: sys.modules[name] for name in self._module_names() if name in sys.modules}
+        named = {name: sys.modules.get(name) for name in self._module_names()}
+        # some packages put other objects there, and None stands for what must not be imported
+        found = {name: m for name, m in named.items() if isinstance(m, types.ModuleType)}
         spawned = found.get("__mp_main__")
         if spawned is not None and spawned.__name__ != "__mp_main__":
             del found["__mp_main__"]  # multiprocessing's name for what was started, the launcher
