@@ -19,7 +19,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import sysconfig
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -406,10 +407,31 @@ class TestPatch:
             for line in path.read_text(errors="replace").splitlines()
             if len(line.strip()) > 40 and not re.match(r"\s*(from|import)\b", line)
         }
-        for folder in ("topk_plugin", "adapters", "patches", "tests"):
-            for path in (ROOT / folder).rglob("*.py"):
-                mine = {line.strip() for line in path.read_text().splitlines()}
-                assert not mine & theirs, path
+        ours = {
+            path: shared
+            for folder in ("topk_plugin", "adapters", "patches", "tests")
+            for path in (ROOT / folder).rglob("*.py")
+            if (shared := {line.strip() for line in path.read_text().splitlines()} & theirs)
+        }
+        common = in_libraries(frozenset().union(*ours.values()))
+        copied = {path: shared - common for path, shared in ours.items() if shared - common}
+        assert not copied
+
+
+def in_libraries(lines: Set[str]) -> set[str]:
+    """Those of ``lines`` that stand in Python's library or in torch: any program may have them."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found: set[str] = set()
+    for folder in (library, Path(torch.__file__).parent):
+        for path in folder.rglob("*.py"):
+            if found == lines:
+                return found
+            if folder != library or "site-packages" not in path.parts:
+                text = path.read_text(errors="replace")
+                found |= {line for line in lines - found if line in text} & {
+                    line.strip() for line in text.splitlines()
+                }
+    return found
 
 
 UNDO = """

@@ -1,10 +1,13 @@
 """`topk patch` on a toy repository: the diff, written, run, and undone."""
 
+import codecs
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 import stat
+import subprocess
 
 import launched
 import pytest
@@ -294,6 +297,110 @@ def test_a_hunk_that_fits_twice_is_refused():
     hunk = Hunk([], [], ["x = 2\n"], [])
     with pytest.raises(UnsupportedUpstream, match="no single place"):
         undone("x = 2\nx = 2\n", [hunk], "f")
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def mixed(text: str) -> str:
+    """Each line with another end than the one before."""
+    ends = itertools.cycle(["\r\n", "\n", "\r"])
+    return "".join(line + next(ends) for line in text.splitlines())
+
+
+FORMS = {
+    "LF": lambda text: text.encode(),
+    "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
+    "CR": lambda text: text.replace("\n", "\r").encode(),
+    "mixed": lambda text: mixed(text).encode(),
+    "BOM": lambda text: text.encode("utf-8-sig"),
+    "BOM and CRLF": lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    "tabs": lambda text: text.replace("    ", "\t").encode(),
+    "tabs and CR": lambda text: text.replace("    ", "\t").replace("\n", "\r").encode(),
+    "no end of the last line": lambda text: text.rstrip("\n").encode(),
+    "another encoding": lambda text: f"# coding: latin-1\n# \xe9\xdf\n{text}".encode("latin-1"),
+    "form feeds": lambda text: text.replace("\n\n", "\n\f\n").encode(),
+    "blanks at line ends": lambda text: text.replace("\n", " \t\n").encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_byte_comes_back(toy, form):
+    """Whatever the line ends: other lines are as they were, the new ones run, and all is undone."""
+    for path in (toy / "main.py", toy / "networks.py"):
+        path.write_bytes(FORMS[form](path.read_text()))
+
+    def python(folder) -> dict[str, bytes]:
+        return {name: content for name, content in files(folder).items() if name.endswith(".py")}
+
+    before = python(toy)
+    changes = on_disk.planned(ADAPTER, toy)
+    on_disk.write(ADAPTER, toy, changes)
+
+    def lines(content: bytes) -> list[bytes]:
+        return content.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
+
+    for change in changes:
+        old, new = before[change.name], (toy / change.name).read_bytes()
+        alike = difflib.SequenceMatcher(None, lines(old), lines(new), False).get_matching_blocks()
+        assert sum(block.size for block in alike) == len(lines(old)) - 1, "the one that is replaced"
+        assert new.startswith(codecs.BOM_UTF8) == ("BOM" in form)
+        assert b"\r" not in new or b"\r" in old
+    off = launched.plain_run(toy, "main.py")
+    assert (off.status, off.err) == (0, "")
+    on = launched.plain_run(toy, "main.py", "--topk", "--topk-gamma", "0.5", "--topk-nu", "0.25")
+    assert "12 generator steps gated, 40 of 96 rows dropped, 3 epochs ended" in on.err
+    written = python(toy)
+    assert on_disk.revert(toy) == ["main.py", "networks.py"]
+    assert python(toy) == before
+    on_disk.write(ADAPTER, toy, on_disk.planned(ADAPTER, toy))
+    assert python(toy) == written
+    on_disk.revert(toy)
+    assert python(toy) == before
+
+
+def git(folder, *words) -> str:
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
+    done = subprocess.run(
+        ["git", *settings, *words], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_git_worktree(toy, tmp_path_factory):
+    (toy / "networks.py").write_bytes((toy / "networks.py").read_bytes().replace(b"\n", b"\r\n"))
+    git(toy, "init", "-q")
+    git(toy, "add", ".")
+    git(toy, "commit", "-q", "-m", "all")
+    tree = tmp_path_factory.mktemp("trees") / "tree"
+    git(toy, "worktree", "add", "-q", str(tree))
+    before = files(toy)
+    on_disk.write(ADAPTER, tree, on_disk.planned(ADAPTER, tree))
+    assert files(toy) == before
+    assert git(toy, "status", "--short") == ""
+    assert git(tree, "status", "--short").split() == [
+        "M", "main.py", "M", "networks.py", "??", RECORD
+    ]  # fmt: skip
+    assert on_disk.revert(tree) == ["main.py", "networks.py"]
+    assert git(tree, "status", "--short") == ""
+
+
+def test_a_checkout_behind_a_link_and_a_linked_file_with_other_line_ends(toy, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "real.py").write_bytes(MAIN.replace("\n", "\r\n").encode())
+    (toy / "main.py").unlink()
+    (toy / "main.py").symlink_to(outside / "real.py")
+    (outside / "link").symlink_to(toy)
+    before = (outside / "real.py").read_bytes(), (toy / "networks.py").read_bytes()
+    on_disk.write(ADAPTER, outside / "link", on_disk.planned(ADAPTER, outside / "link"))
+    assert (toy / "main.py").is_symlink()
+    assert (outside / "link").is_symlink()
+    assert IMPORT.encode() in (outside / "real.py").read_bytes()
+    assert b"\r\n" in (outside / "real.py").read_bytes()
+    on_disk.revert(outside / "link")
+    assert (toy / "main.py").is_symlink()
+    assert ((outside / "real.py").read_bytes(), (toy / "networks.py").read_bytes()) == before
+    assert not list(outside.glob("*draft")) + list(toy.glob("*draft"))
 
 
 # --- the command ----------------------------------------------------------------------------------
