@@ -84,6 +84,9 @@ class StepLedger:
         # optimizers that own parameters of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
+        # told of an optimizer's step once it is settled, and, by None, of a critic call before its
+        # k is decided
+        self.watchers: list[Callable[[Optimizer | None], None]] = []
         self._upstream: frozenset[int] = frozenset()  # of the calls that were settled last
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
 
@@ -106,6 +109,11 @@ class StepLedger:
                 "torch.optim stepped that owns a generator parameter, so generator steps cannot "
                 f"be told from critic steps. {HOW_TO_MARK}"
             )
+
+    def tell(self, optimizer: Optimizer | None = None) -> None:
+        """Something is trained: an optimizer stepped, or else the critic is being called."""
+        for watcher in list(self.watchers):
+            watcher(optimizer)
 
     def line_arrive(self, choice: Choice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""
@@ -268,6 +276,7 @@ class StepLedger:
                 break
         if not self._stack:
             self.optimizer_stepped(optimizer)
+            self.tell(optimizer)
 
 
 def require_shield(calls: Iterable[Arrival]) -> None:

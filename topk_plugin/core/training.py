@@ -59,9 +59,13 @@ class Training:
         self.rivals.discard(optimizer)
         self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
 
-    def end_epoch(self) -> None:
-        """One pass over the real data ended: k decays (paper, section 3.2)."""
-        self.progress.end_epoch()
+    def end_epoch(self, told_by: str) -> None:
+        """One pass over the real data ended: k decays (paper, section 3.2).
+
+        Args:
+            told_by: who says so, in words.
+        """
+        self.progress.end_epoch(told_by)
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
         self.audit.check()

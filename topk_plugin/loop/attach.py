@@ -32,6 +32,7 @@ from topk_plugin.errors import ConfigError, ScoreShapeError
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.topk import TopK
 
@@ -59,12 +60,13 @@ def attach(
         topk: settings, schedule and statistics; may be shared by several critics.
         generator: the module whose parameters make a call a generator call; without it any
             parameter that is not the critic's.
-        loader: the torch DataLoader of the real data, whose passes end the epochs; without it
-            call ``topk.end_epoch()``.
+        loader: the torch DataLoader of the real data, whose passes end the epochs, or what wraps
+            it; without it call ``topk.end_epoch()``.
 
     Raises:
         ConfigError: the critic is no module or is attached already, or the loader is no
-            DataLoader.
+            DataLoader and holds none.
+        NoEffectError: from a generator step or at the end: the loader delivered nothing.
     """
     if not isinstance(critic, nn.Module) or isinstance(critic, torch.jit.ScriptModule):
         raise ConfigError(
@@ -80,10 +82,11 @@ def attach(
         )
     tracker = None
     if loader is not None:
-        if not isinstance(loader, torch.utils.data.DataLoader):
+        if next(loaders_in(loader), None) is None:
             raise ConfigError(
                 f"attach: found a {type(loader).__name__} as the loader, expected a torch "
-                "DataLoader. Leave it out and call topk.end_epoch() after each pass."
+                "DataLoader, or an object that has one among its attributes. Leave it out and "
+                "call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
     return Attachment(list(_entrances(critic)), critic, topk, generator, tracker)
@@ -147,7 +150,7 @@ class Attachment:
         self.remove()
         if error is None:
             if self._tracker is not None:
-                self._tracker.raise_failure()
+                self._tracker.check()
             steps, optimizer_steps = self._before
             ran = self.topk.ledger.optimizer_steps - optimizer_steps
             for training in self.topk.trainings.all:
@@ -159,6 +162,11 @@ class Attachment:
                     "owns the generator's parameters.",
                     stacklevel=2,
                 )
+
+    @property
+    def epochs_counted(self) -> str:
+        """How the epochs of the present training were counted, in words."""
+        return self.topk.training.progress.told_by
 
     # --- one call of the critic -----------------------------------------------------------------
 
@@ -172,6 +180,7 @@ class Attachment:
             return original(*args, **kwargs)
         _inside.a_critic = True
         try:
+            self.topk.ledger.tell()
             return self._call(original, args, kwargs)
         finally:
             _inside.a_critic = False

@@ -201,13 +201,27 @@ class Monitor:
             f"ended, last k {report.last_k} of {report.last_batch}, "
             f"{report.nonfinite - nonfinite} non-finite scores"
         )
+        yield from self._of_epochs(training)
+        if report.direction == "undecided":
+            yield "the loss never told the direction; is it saturated, without a gradient?"
+
+    def _of_epochs(self, training: Training) -> Iterator[str]:
+        """How one training's epochs were counted, and what was not."""
+        config, progress = self.topk.config, training.progress
+        ended = progress.ended - progress.first_epoch
+        if ended:
+            yield f"epochs counted {progress.told_by}"
+        early = self.tracker.early_passes(training)
+        if early:
+            yield (
+                "not counted, since before the generator's first step through the critic: "
+                f"{early} passes of the DataLoader (--passes all counts them)"
+            )
         resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
-        if topk.config.gamma < 1 and not ended and not resumed:
+        if config.gamma < 1 and not ended and not resumed:
             fed = self.tracker.fed or progress.counted
             unfed = "" if fed else " (no DataLoader fed a generator step)"
             yield f"k never decayed{unfed}: pass --every N"
-        if report.direction == "undecided":
-            yield "the loss never told the direction; is it saturated, without a gradient?"
 
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
