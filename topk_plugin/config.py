@@ -20,6 +20,7 @@ Direction = Literal["auto", "high", "low"]
 Gate = Literal["auto", "score", "shielded"]
 Reduction = Literal["mean", "sum"]
 Companions = Literal["auto", "follow", "keep"]
+Passes = Literal["adversarial", "all"]
 
 # TOPK_ variables that are no settings: where tests find checkouts of other projects, the switches
 # of the plugin manager, and what `topk run` tells the processes that a script starts.
@@ -77,6 +78,12 @@ class TopKConfig:
     )
     every: Literal["epoch"] | int = _setting(
         "epoch", EVERY, "k shrinks each epoch (sec. 3.2), or each N >= 1 generator steps (sec. 4)"
+    )
+    passes: Passes = _setting(
+        "adversarial",
+        choice(Passes),
+        "which passes over the data are epochs: those from the first generator step through the "
+        "critic on, or all in which an optimizer stepped, warm-up on another loss included",
     )
     heads: tuple[str | int, ...] = _setting(
         (),

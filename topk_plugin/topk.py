@@ -116,7 +116,7 @@ class TopK:
 
     def end_epoch(self) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2)."""
-        self.training.end_epoch()
+        self.training.end_epoch("by end_epoch()")
 
     def begin_at(self, epoch: int, steps: int) -> None:
         """Go on from the loop's own counters: epochs ended, generator steps done."""
@@ -237,8 +237,9 @@ class TopK:
             observer(step)
         if self._tell_selected is not None:
             self._tell_selected(selection=step)
-        if self.config.every != "epoch" and training.progress.steps % self.config.every == 0:
-            training.end_epoch()
+        every = self.config.every
+        if every != "epoch" and training.progress.steps % every == 0:
+            training.end_epoch(f"by --every {every}")
 
     def check(self) -> None:
         """Reads what the first steps showed of the loss (the device is waited for, once).

@@ -88,6 +88,7 @@ class StepLedger:
         # optimizers that own parameters of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
+        self.before_call: list[Callable[[], None]] = []  # of the critic
         self.after_step: list[Callable[[Optimizer], None]] = []  # told when it was settled
         self.after_zeroing: list[Callable[[set[int]], None]] = []  # told ids of parameters
         self._upstream: frozenset[int] = frozenset()  # of the calls that were settled last
@@ -120,6 +121,11 @@ class StepLedger:
             if other.box is arrival.box:
                 arrival.choice.tally[BALLOT] += other.choice.tally[BALLOT]
         self.pending = [other for other in self.pending if other.box is not arrival.box]
+
+    def calling(self) -> None:
+        """The critic is being called, and its k is not decided yet."""
+        for tell in list(self.before_call):
+            tell()
 
     def line_arrive(self, choice: Choice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""

@@ -86,6 +86,7 @@ class LineGate:
         else:
             arrived = self.ledger.line_arrive
             listen(self.ledger)
+            self.ledger.calling()
         training = self._training(heads)
         state, inbox = training.state(order.device), training.counts.inbox
         tensors = heads
@@ -124,6 +125,8 @@ class LineGate:
                 )
         if paused:
             return (scores, *others) if others else scores
+        if not torch.compiler.is_compiling():
+            self.ledger.calling()
         training = self._training([scores])
         k, kept, select = k_of(training.progress.fraction, batch), None, self.select
         if k < batch:

@@ -23,6 +23,7 @@ class EpochCount:
         self.steps = self.first_step = 0  # first_: where this process began
         self.pass_complete = False  # the epoch's last batch was delivered
         self.counted = False  # an upstream counter tells the epochs
+        self.told_by = "not at all"  # who said when an epoch ended, in words
         self._held: float | None = None  # fraction that is kept whatever the epoch
         self.fraction = fraction_at(epoch, 0)
         self.fraction_tensor = torch.tensor(self.fraction, dtype=torch.float64)
@@ -37,10 +38,16 @@ class EpochCount:
         """A generator step was counted in this process."""
         return self.steps != self.first_step
 
-    def end_epoch(self) -> None:
-        """One pass over the real data ended (paper, section 3.2)."""
+    def end_epoch(self, told_by: str) -> None:
+        """One pass over the real data ended (paper, section 3.2).
+
+        Args:
+            told_by: who says so, in words, where it is no upstream.
+        """
         self.epoch += 1
         self.pass_complete = False
+        if not self.counted:
+            self.told_by = told_by
         self._refresh()
 
     def step_counted(self) -> None:
@@ -51,9 +58,9 @@ class EpochCount:
         """The batch of a generator step was the ``last`` one of its epoch, or not."""
         self.pass_complete = last
 
-    def told_by_upstream(self) -> None:
+    def told_by_upstream(self, told_by: str) -> None:
         """From now on a counter or a line of the upstream's says when an epoch ends."""
-        self.counted = True
+        self.counted, self.told_by = True, told_by
 
     def begin_at(self, epoch: int, steps: int) -> None:
         """Go on after so many epochs and generator steps; see TopK.begin_at()."""
@@ -66,6 +73,8 @@ class EpochCount:
     def as_told(self, other: EpochCount) -> None:
         """What holds for the process: who tells the epochs, and what is kept whatever they are."""
         self.counted = other.counted
+        if self.counted:
+            self.told_by = other.told_by
         if other._held is not None:
             self.hold(other._held)
 

@@ -61,8 +61,11 @@ class Training:
         self.rivals.discard(optimizer)
         self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, told_by: str) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2).
+
+        Args:
+            told_by: who says so, in words.
 
         Raises:
             DirectionUnknown: the critic's own steps contradict what the generator's ask for.
@@ -70,7 +73,7 @@ class Training:
         """
         if self.vote.goes_on:
             self.vote.require_agreement(unless_wavering=True)
-        self.progress.end_epoch()
+        self.progress.end_epoch(told_by)
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
         self.check()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,15 @@ from topk_plugin.core.choice import Choice
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
-from topk_plugin.core.shielded_gate import Box, GatedCall, Mode, gate_inputs, gate_outputs
-from topk_plugin.core.training import Training
+from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.errors import ConfigError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
-from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
 from topk_plugin.loop.intercept import inside, intercept, is_intercepted
+from topk_plugin.loop.passes import loaders_in
+from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.streams import warn
@@ -64,14 +64,15 @@ def attach(
         topk: settings, schedule and statistics; may be shared by several critics.
         generator: the module whose parameters make a call a generator call; without it any
             parameter that is not the critic's.
-        loader: the torch DataLoader of the real data, whose passes end the epochs; without it
-            call ``topk.end_epoch()``.
+        loader: the torch DataLoader of the real data, whose passes end the epochs, or what wraps
+            it; without it call ``topk.end_epoch()``.
         heads: names or indices of this critic's outputs that are scores, where several critics
             have heads of their own; none: those of the settings.
 
     Raises:
-        ConfigError: the critic is no module or is attached already, the loader is no DataLoader,
-            or the heads are no list of names.
+        ConfigError: the critic is no module or is attached already, the loader is no DataLoader
+            and holds none, or the heads are no list of names.
+        NoEffectError: from a generator step or at the end: the loader delivered nothing.
     """
     if not isinstance(critic, nn.Module) or isinstance(critic, torch.jit.ScriptModule):
         raise ConfigError(
@@ -87,10 +88,11 @@ def attach(
         )
     tracker = None
     if loader is not None:
-        if not isinstance(loader, torch.utils.data.DataLoader):
+        if next(loaders_in(loader), None) is None:
             raise ConfigError(
                 f"attach: found a {type(loader).__name__} as the loader, expected a torch "
-                "DataLoader. Leave it out and call topk.end_epoch() after each pass."
+                "DataLoader, or an object that has one among its attributes. Leave it out and "
+                "call topk.end_epoch() after each pass."
             )
         tracker = EpochTracker(topk, loader)
     try:
@@ -183,7 +185,7 @@ class Attachment:
         self.remove()
         if error is None:
             if self._tracker is not None:
-                self._tracker.raise_failure()
+                self._tracker.check()
             steps, optimizer_steps = self._before
             ran = self.topk.ledger.optimizer_steps - optimizer_steps
             for training in self.topk.trainings.all:
@@ -208,6 +210,11 @@ class Attachment:
         """A call of it was one of a generator step."""
         self.took_part = True
 
+    @property
+    def epochs_counted(self) -> str:
+        """How the epochs of the present training were counted, in words."""
+        return self.topk.training.progress.told_by
+
     # --- one call of the critic -----------------------------------------------------------------
 
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -222,13 +229,17 @@ class Attachment:
         try:
             if self.topk.is_paused:
                 return original(*args, **kwargs)
+            self.topk.ledger.calling()
             return self._call(original, args, kwargs)
         finally:
             inside.a_critic = False
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        plan = self._plan(leaves)
+        critic = self._critic()
+        assert critic is not None  # it is being called
+        generator = self._generator() if self._generator is not None else None
+        plan = planned(leaves, critic, generator, self.topk)
         if plan is None:
             output = original(*args, **kwargs)
             self.witness.scored(self._critic(), leaves, output)
@@ -248,62 +259,8 @@ class Attachment:
         self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
         return gated
 
-    def _plan(self, leaves: Sequence[Any]) -> _Plan | None:
-        """How a call with these arguments is gated; None where none of them is the generator's."""
-        topk, settings = self.topk, self.topk.config
-        critic = self._critic()
-        assert critic is not None  # it is being called
-        critic_ids = frozenset(map(id, critic.parameters()))
-        frozen = not any(p.requires_grad for p in critic.parameters())
-        mode: Mode = "shielded"
-        if settings.gate == "score" or (
-            settings.gate == "auto" and (topk.ledger.is_marked or frozen)
-        ):
-            mode = "score"
-        generator = self._generator() if self._generator is not None else None
-        accepts = generator_test(critic_ids, generator, topk.ledger)
-        # the walk ends early if the generator is known and nothing else matters
-        whole = generator is None or (mode == "shielded" and topk.trainings.any_drops)
-        places: list[int] = []
-        node, upstream = None, frozenset[int]()
-        for place, leaf in enumerate(leaves):
-            if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
-                continue
-            if places and leaf.shape[0] != leaves[places[0]].shape[0]:
-                continue
-            found, parameters = parameters_upstream(leaf, accepts, topk.ledger, whole)
-            if found is not None:
-                places.append(place)
-                node = node or found
-                upstream |= parameters
-        if node is None:
-            return None
-        of_generator: Set[int] = upstream - critic_ids - topk.ledger.of_critic
-        if generator is not None:
-            of_generator = {id(p) for p in generator.parameters()}
-        training = topk.trainings.of(of_generator, critic_ids, critic)
-        audit = training.audit.goes_on
-        # while k = B nothing is masked, but if k is to fall, what cannot be is told now
-        observe = training.progress.fraction == 1
-        falls = not observe or (settings.gamma < 1 and settings.nu < 1)
-        if not falls:
-            mode = "observe"
-        learned = topk.ledger.of_critic if topk.ledger.undetached else set()
-        unshielded = mode == "shielded" and not upstream.isdisjoint(critic_ids | learned)
-        if unshielded:
-            # a masked gradient would reach the critic from behind: TopK objects if a generator
-            # step turns out to depend on it
-            mode = "observe"
-        rehearsed = False
-        if mode == "shielded" and observe:
-            mode, rehearsed = "observe", audit
-        return _Plan(
-            mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
-            training, audit, rehearsed, frozen,
-        )  # fmt: skip
-
     def _gate(
-        self, output: Any, plan: _Plan, source: Tensor, sources: list[Node],
+        self, output: Any, plan: Plan, source: Tensor, sources: list[Node],
         edges: list[GradientEdge], box: Box,
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
@@ -355,23 +312,6 @@ class Attachment:
             call.look = functools.partial(warn_of_scores_left, output, others, batch)
         gated = gate_outputs(call, heads, others, edges)
         return with_replaced(output, [*heads, *others][: len(gated)], gated)
-
-
-class _Plan(NamedTuple):
-    """How one call of the critic is gated."""
-
-    mode: Mode
-    places: list[int]  # of its arguments that are the generator's
-    node: Node  # the accumulator of the nearest generator parameter
-    upstream: frozenset[int]  # ids of all parameters there, the critic's included
-    critic_ids: frozenset[int]
-    accepts: Callable[[Node], bool]  # whether a node is a generator parameter's accumulator
-    known: bool  # declared a generator step
-    unshielded: bool  # no gate can be exact, so it is left alone
-    training: Training  # whose generator it is
-    audit: bool  # it is looked at what the loss reads
-    rehearsed: bool  # k = B: the shield goes through its motions, and nothing is masked
-    frozen: bool  # no parameter of the critic's gets a gradient
 
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()

@@ -1,50 +1,50 @@
 """When an epoch ends in a loop that is not ours: told by the DataLoader that feeds it.
 
-The feeding iterator is the last DataLoader iterator, of those under way, to deliver a batch before
-a generator step. Its epoch ends when it raises StopIteration; when it is discarded or reset before
-that, having fed at least one generator step (a peek, ``next(iter(loader))``, feeds none); or when
-it has delivered as many samples as its data set has, over all ranks, and goes on (an endless
-sampler). A whole pass of the same loader that only critic steps used counts too. A wrapper that
-fetches batches ahead may end the epoch one batch early.
+The feeding pass is the last pass over a DataLoader to deliver a batch before a generator step. Its
+epoch ends when it is exhausted; when it is discarded or reset before that, having fed at least one
+generator step (a peek, ``next(iter(loader))``, feeds none); or when it has delivered as many
+samples as its data set has, over all ranks that share it, and goes on (an endless sampler). A whole
+pass of the same data that only the critic's steps used counts too.
+
+What is delivered need not be what is trained on:
+
+- Where batches are fetched ahead, an exhausted pass ends with the next delivery, and one that goes
+  on as many deliveries later as were fetched ahead.
+- A pass that was exhausted before a generator step, and feeds the ones that follow, ends when the
+  data are asked for again.
+- A loader that is not asked again feeds from batches that the loop keeps: a pass is as many steps
+  as the first one had, or as its batches make.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import weakref
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils.data import BatchSampler, DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
+from torch.optim import Optimizer
 
 from topk_plugin.core.training import Training
 from topk_plugin.errors import TopKError
 from topk_plugin.hooks import Selection
-from topk_plugin.monkeypatch import ClassPatches
+from topk_plugin.loop.feeds import Feed, Feeding
+from topk_plugin.loop.kept_batches import StepCount, Steps, length_of_kept
+from topk_plugin.loop.named_loader import NamedLoader
+from topk_plugin.loop.passes import unwatch, watch
 from topk_plugin.topk import TopK
 
 
-class Feed:
-    """One pass of a DataLoader, as far as it has been seen."""
+class Fed:
+    """What fed one training."""
 
-    def __init__(self, loader: DataLoader[Any] | None) -> None:
-        self.loader = None if loader is None else weakref.ref(loader)
-        self.batches = self.samples = 0
-        self.length: int | None = None  # batches of a pass, where that is known
-        self.steps: Counter[Training] = Counter()  # generator steps it fed
-        self.trained_at = 0  # optimizer steps when it began
-        self.ended = False
-        self.endless = False  # it went on after a whole pass
-
-    def is_complete(self) -> bool:
-        """Whether its last batch was delivered; not known of streams and endless samplers."""
-        return self.batches == self.length
+    def __init__(self) -> None:
+        self.feed: Feed | None = None  # its latest generator step
+        self.renews = False  # it went on with another pass over the same data
+        self.steps = StepCount()
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped meanwhile
+        self.ended: Feed | None = None  # by which its latest epoch ended
+        self.ended_at = 0  # deliveries then
+        self.early = 0  # passes of its data before it began, not counted
+        self.by_steps = ""  # how long its passes are, where steps measure them
 
 
 class EpochTracker:
@@ -52,184 +52,186 @@ class EpochTracker:
 
     Args:
         topk: gets ``end_epoch()``, if ``every="epoch"``.
-        loader: the only loader that counts; None to go by the feeding rule alone.
+        loader: the DataLoader that counts alone, or one that iterates it, or holds it in its
+            attributes; None to go by the feeding rule.
     """
 
-    def __init__(self, topk: TopK, loader: DataLoader[Any] | None = None) -> None:
-        self.topk, self.loader = topk, loader
+    def __init__(self, topk: TopK, loader: Any = None) -> None:
+        self.topk = topk
         self.fed = False  # a generator step was fed by a DataLoader that counts
-        self._open: list[Feed] = []  # passes under way, the one that delivered last at the end
-        self._feeders: dict[Training, Feed] = {}  # fed the latest generator step of each
-        self._failure: TopKError | None = None  # of an epoch that a discarded iterator ended
+        self._named = None if loader is None else NamedLoader(loader)
+        self._feeding = Feeding(self._ended, self._exhausted, self._named)
+        self._trainings: dict[Training, Fed] = {}
+        self._between: Steps = weakref.WeakKeyDictionary()  # since the latest generator step
+        self._early: list[Feed] = []  # passes before a training began
 
     def start(self) -> None:
         """Begin to watch."""
-        if not _iterators.holds(_BaseDataLoaderIter):
-            _iterators.wrap(_BaseDataLoaderIter)
-        _trackers.add(self)
+        watch(self._feeding)
         self.topk.observers.append(self._step_counted)
+        self.topk.ledger.before_call.append(self._called)
+        self.topk.ledger.after_step.append(self._trained)
 
     def stop(self) -> None:
-        """Stop watching; DataLoader's methods are the original ones again after the last stop."""
-        _trackers.discard(self)
+        """Stop watching; an epoch whose last batch was trained on ends. Twice is fine."""
+        unwatch(self._feeding)
         if self._step_counted in self.topk.observers:
             self.topk.observers.remove(self._step_counted)
-        if not _trackers and _iterators.holds(_BaseDataLoaderIter):
-            _iterators.unwrap(_BaseDataLoaderIter)
-
-    def delivered(self, feed: Feed, rows: int, size: int | None) -> None:
-        """A batch of ``rows`` samples was delivered, of a data set of ``size``."""
-        self.raise_failure()
-        if self.loader is not None and (feed.loader is None or feed.loader() is not self.loader):
-            return
-        if size and feed.samples >= size:  # went on after a whole pass
-            self._end(feed)
-            feed.samples -= size
-            feed.ended, feed.endless = False, True
-            feed.steps.clear()
-        if not feed.batches:
-            feed.trained_at = self.topk.ledger.optimizer_steps
-        feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
-        self._close(feed)
-        self._open.append(feed)
-
-    def finished(self, feed: Feed, exhausted: bool) -> None:
-        """A pass was exhausted, or else reset or discarded."""
-        if exhausted and not feed.steps and self._fed_critic(feed):
-            # a pass so short that it only trained the critic
-            self._feeders[self.topk.training], feed.steps[self.topk.training] = feed, 1
-        if exhausted or not feed.endless:  # the last, partial pass of an endless one is no epoch
-            self._end(feed)
-        self._close(feed)  # a peek between a batch and its generator step feeds nothing
-
-    def discarded(self, feed: Feed) -> None:
-        """A pass was left early; Python would only print what is raised here."""
+            self.topk.ledger.before_call.remove(self._called)
+            self.topk.ledger.after_step.remove(self._trained)
         try:
-            self.finished(feed, exhausted=False)
+            for training, fed in self._trainings.items():
+                if training.progress.pass_complete and fed.feed is not None:
+                    self._end_epoch(training, fed.feed)
         except TopKError as error:
-            self._failure = error
+            self._feeding.failure = error
 
     def raise_failure(self) -> None:
         """Raises what an end of an epoch raised where nobody could see it."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        self._feeding.raise_failure()
 
-    def _fed_critic(self, feed: Feed) -> bool:
-        """Whether a loader that feeds the generator's steps made a pass between two of them."""
-        loader = feed.loader() if feed.loader is not None else None
-        last = self._feeders.get(self.topk.training)
-        feeder = last.loader() if last and last.loader else None
-        trained = self.topk.ledger.optimizer_steps > feed.trained_at
-        return trained and loader is not None and loader is feeder
+    def check(self) -> None:
+        """Raises what could not be raised, and NoEffectError for a loader that fed nothing."""
+        self.raise_failure()
+        if self._named is not None:
+            self._named.check()
 
-    def _close(self, feed: Feed) -> None:
-        self._open = [other for other in self._open if other is not feed]
+    def early_passes(self, training: Training) -> int:
+        """Passes over its data before its first generator step that were not counted."""
+        return self._of(training).early if self._decides(training) else 0
 
-    def _end(self, feed: Feed) -> None:
-        fed = [training for training in feed.steps if self._feeders.get(training) is feed]
-        if feed.ended or not fed:
-            return
-        feed.ended = True
-        for training in fed:
+    # --- passes ---------------------------------------------------------------------------------
+
+    def _exhausted(self, feed: Feed) -> None:
+        if feed.steps and feed.elsewhere:  # how many of its batches were trained on is not known
+            feed.length = length_of_kept(feed.batches, feed.samples, 0)
+        elif feed.steps:
+            lengths = [self._of(t).steps.total(self._between, t.optimizers) for t in feed.steps]
+            feed.length = max(lengths).scaled(feed.batches / (feed.batches - feed.lead))
+        for training in feed.steps or self._of_critic(feed):
             if self._decides(training):
-                training.end_epoch()
+                training.progress.batch_delivered(last=True)
+
+    def _ended(self, feed: Feed) -> None:
+        for training in list(feed.steps) or self._of_critic(feed) or self._of_warm_up(feed):
+            fed = self._of(training)
+            other = fed.ended is not None and fed.ended.one.loader is not feed.one.loader
+            if other and fed.ended_at > feed.begun:
+                # an epoch ended in it, by a loader that stopped feeding
+                training.progress.batch_delivered(last=False)
+                continue
+            self._begin_pass(fed, feed)
+            fed.by_steps = ""
+            self._end_epoch(training, feed)
+
+    def _of_critic(self, feed: Feed) -> list[Training]:
+        """The training of which the critic alone was trained, over its data."""
+        training = self.topk.training
+        fed = self._of(training)
+        mine = fed.feed is not None and fed.feed.is_of(feed)
+        return [training] if mine and not fed.optimizers.isdisjoint(feed.optimizers) else []
+
+    def _of_warm_up(self, feed: Feed) -> list[Training]:
+        """The training that is to begin, after a pass that trained something without it."""
+        begun = self.topk.training.progress.begun
+        own = self._of(self.topk.training).optimizers
+        if not feed.trained or (begun and not own.isdisjoint(feed.optimizers)):
+            return []
+        if self.topk.config.passes == "all" and self.topk.config.every == "epoch":
+            return [self.topk.trainings.upcoming()]
+        self._early.append(feed)
+        return []
+
+    def _begin_pass(self, fed: Fed, ended: Feed) -> None:
+        fed.steps.clear()
+        self._between.clear()
+        fed.ended, fed.ended_at = ended, ended.latest
+
+    def _end_epoch(self, training: Training, feed: Feed) -> None:
+        if self._decides(training):
+            by_steps = self._of(training).by_steps
+            training.end_epoch(by_steps or f"by passes of a DataLoader over {feed}")
 
     def _decides(self, training: Training) -> bool:
         """Whether it is DataLoaders that end its epochs, not steps or an upstream counter."""
         return self.topk.config.every == "epoch" and not training.progress.counted
 
+    def _of(self, training: Training) -> Fed:
+        return self._trainings.setdefault(training, Fed())
+
+    # --- training -------------------------------------------------------------------------------
+
+    def _called(self) -> None:
+        """The critic is being called: passes that ended by now have to count for its k."""
+        self._feeding.trained_on()
+
+    def _trained(self, optimizer: Optimizer) -> None:
+        """An optimizer stepped, and the step is settled."""
+        feed = self._feeding.trained_on()
+        if feed is None:
+            return
+        self._feeding.took(feed)
+        feed.optimizers.add(optimizer)
+        self._between[optimizer] = self._between.get(optimizer, 0) + 1
+        for training in list(self._trainings) if feed.exhausted else ():
+            self._repeat(training, optimizer)
+
     def _step_counted(self, step: Selection) -> None:
-        if self._open:
-            training, feed = self.topk.training, self._open[-1]
-            self._feeders[training] = feed
-            feed.steps[training] += 1
-            self.fed = True
-            if self._decides(training):
-                training.progress.batch_delivered(last=feed.is_complete())
+        training, feed = self.topk.training, self._feeding.trained_on()
+        if feed is None:
+            if self._named is not None and self._decides(training):
+                self._named.require(self._feeding.another)
+            return
+        self._feeding.took(feed)
+        if feed.kept and feed.length is None:
+            rows = step.batch // len(step.calls) if step.calls else 0
+            feed.length = length_of_kept(feed.batches, feed.samples, rows)
+        fed = self._of(training)
+        if fed.feed is not feed:
+            self._change(training, fed, feed)
+        feed.steps[training] += 1
+        fed.optimizers |= feed.optimizers
+        fed.steps.add(self._between, training.optimizers)
+        self._between.clear()
+        self.fed = True
+        if self._decides(training):
+            training.progress.batch_delivered(last=self._feeding.is_last(training, feed))
+            self._repeat(training)
 
+    def _change(self, training: Training, fed: Fed, feed: Feed) -> None:
+        """Another pass feeds ``training`` now."""
+        before = fed.feed
+        if before is None:
+            fed.early = sum(early.is_of(feed) for early in self._early)
+            self._early.clear()
+        else:
+            if not self._feeding.is_pending(before):
+                before.steps.pop(training, None)  # what does not feed any more ends no epoch
+            fed.renews |= before.exhausted and before.is_of(feed)
+        fed.feed = feed
+        fed.steps.clear()
+        if feed.length is not None and feed.length.others:  # whole passes of the critic alone
+            for one, steps in list(self._between.items()):
+                self._between[one] = (steps - 1) % feed.length.others + 1
 
-_trackers: weakref.WeakSet[EpochTracker] = weakref.WeakSet()
-_feeds: weakref.WeakKeyDictionary[Any, Feed] = weakref.WeakKeyDictionary()
-
-
-def _creating(create: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(create)
-    def __init__(self: Any, loader: DataLoader[Any]) -> None:
-        create(self, loader)
-        _open(self, loader)
-
-    return __init__
-
-
-def _advancing(advance: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(advance)
-    def __next__(self: Any) -> Any:
-        feed = _feeds.get(self) or _open(self, None)
-        try:
-            batch = advance(self)
-        except StopIteration:
-            _finish(feed, exhausted=True)
-            raise
-        rows, size = _rows(self, feed, batch), _size(self)
-        for tracker in list(_trackers):
-            tracker.delivered(feed, rows, size)
-        return batch
-
-    return __next__
-
-
-def _resetting(reset: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(reset)
-    def _reset(self: Any, loader: DataLoader[Any], first_iter: bool = False) -> None:
-        reset(self, loader, first_iter)
-        if not first_iter:  # a persistent iterator starts its next pass
-            if self in _feeds:
-                _finish(_feeds[self])
-            _open(self, loader)
-
-    return _reset
-
-
-# the three methods that every DataLoader iterator goes through
-_iterators = ClassPatches({"__init__": _creating, "__next__": _advancing, "_reset": _resetting})
-
-
-def _open(iterator: Any, loader: DataLoader[Any] | None) -> Feed:
-    feed = _feeds[iterator] = Feed(loader)
-    if iterator._dataset_kind == _DatasetKind.Map:
-        with contextlib.suppress(TypeError):  # an endless sampler
-            feed.length = len(iterator)
-    weakref.finalize(iterator, _discard, feed).atexit = False
-    return feed
-
-
-def _finish(feed: Feed, exhausted: bool = False) -> None:
-    for tracker in list(_trackers):
-        tracker.finished(feed, exhausted)
-
-
-def _discard(feed: Feed) -> None:
-    for tracker in list(_trackers):
-        tracker.discarded(feed)
-
-
-def _size(iterator: Any) -> int | None:
-    """Samples in the data set; None for a stream, whose passes only StopIteration ends."""
-    try:
-        return len(iterator._dataset)
-    except TypeError:
-        return None
-
-
-def _rows(iterator: Any, feed: Feed, batch: Any) -> int:
-    """Samples that all ranks together took with this batch."""
-    loader = feed.loader() if feed.loader is not None else None
-    rows = getattr(loader, "batch_size", None)
-    if not iterator._auto_collation and not isinstance(iterator._index_sampler, BatchSampler):
-        rows = 1  # items are not batched: the length of the data set counts them
-    elif rows is None:  # a batch sampler of the user's
-        tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
-        rows = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return int(rows) * (torch.distributed.get_world_size() if distributed else 1)
+    def _repeat(self, training: Training, optimizer: Optimizer | None = None) -> None:
+        """Ends the epoch where a loop that keeps a pass's batches went over them once more."""
+        fed = self._trainings[training]
+        feed = fed.feed
+        if feed is None or feed.length is None or feed is not self._feeding.over:
+            return
+        if not self._decides(training) or (fed.renews and feed.ended):
+            return
+        done = fed.steps.reached(feed.length, self._between, training.optimizers)
+        if feed.ended or feed.kept:
+            training.progress.batch_delivered(last=done.last)
+        if fed.renews:
+            return  # it asks for the data again, which ends the pass
+        if feed.ended or feed.kept:
+            fed.by_steps = f"by steps, since the loop keeps a DataLoader's batches: {done.words}"
+        if done.over:
+            feed.ended = True
+            self._begin_pass(fed, feed)
+            if optimizer is not None and done.begun:
+                self._between[optimizer] = 1
+            self._end_epoch(training, feed)

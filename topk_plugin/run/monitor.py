@@ -221,11 +221,7 @@ class Monitor:
             f"ended, last k {report.last_k} of {report.last_batch}, "
             f"{report.nonfinite - nonfinite} non-finite scores"
         )
-        resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
-        if topk.config.gamma < 1 and not ended and not resumed:
-            fed = self.tracker.fed or progress.counted
-            unfed = "" if fed else " (no DataLoader fed a generator step)"
-            yield f"k never decayed{unfed}: pass --every N"
+        yield from self._of_epochs(training)
         if name := self._coupled.get(training.number):
             yield f"the loss couples the rows of a batch ({name}): the note above says what that is"
         if report.direction == "undecided":
@@ -239,6 +235,24 @@ class Monitor:
                 f"direction {report.direction} was set, but the critic's own steps say {own}: "
                 f"they {'lower' if own == 'high' else 'raise'} the scores of generated samples"
             )
+
+    def _of_epochs(self, training: Training) -> Iterator[str]:
+        """How one training's epochs were counted, and what was not."""
+        config, progress = self.topk.config, training.progress
+        ended = progress.ended - progress.first_epoch
+        if ended:
+            yield f"epochs counted {progress.told_by}"
+        early = self.tracker.early_passes(training)
+        if early:
+            yield (
+                "not counted, since before the generator's first step through the critic: "
+                f"{early} passes of the DataLoader (--passes all counts them)"
+            )
+        resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
+        if config.gamma < 1 and not ended and not resumed:
+            fed = self.tracker.fed or progress.counted
+            unfed = "" if fed else " (no DataLoader fed a generator step)"
+            yield f"k never decayed{unfed}: pass --every N"
 
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
@@ -262,7 +276,8 @@ class Monitor:
             topk.check()
         except TopKError as error:
             return error if succeeded else None
-        if begun and topk.config.gamma < 1 and not any(t.can_drop for t in begun):
+        decays = succeeded and topk.config.gamma < 1
+        if begun and decays and not any(training.can_drop for training in begun):
             rows = max(training.counts.largest for training in begun)
             return NoEffectError(
                 f"k could never fall below the batch: found at most {rows} row{'s' * (rows != 1)} "

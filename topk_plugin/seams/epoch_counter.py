@@ -60,7 +60,7 @@ class EpochCounter:
             complete: the last batch of the present one was delivered.
         """
         topk = self.topk
-        topk.training.progress.told_by_upstream()
+        topk.training.progress.told_by_upstream(f"by {self.upstream}'s own counter")
         if topk.config.every != "epoch":
             return
         while topk.epoch < self._origin + epoch:

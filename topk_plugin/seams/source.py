@@ -59,7 +59,7 @@ class SourceSeam(CallSeam):
     def _step_counted(self, step: Selection) -> None:
         # two must not end the same epoch: lines in the source go before the DataLoader
         if self._tells_epochs():
-            self.topk.training.progress.told_by_upstream()
+            self.topk.training.progress.told_by_upstream("by lines in the source")
         self.topk.observers.remove(self._step_counted)
 
     def _tells_epochs(self) -> bool:
