@@ -92,6 +92,10 @@ class Direction:
                 the critic's own steps contradict the vote.
         """
         self.require_agreement()
+        self.require_one_end()
+
+    def require_one_end(self) -> None:
+        """Raises DirectionUnknown where the calls of most steps asked for opposite directions."""
         if not self.is_auto or float(self.decided):
             return
         voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)

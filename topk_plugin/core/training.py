@@ -68,7 +68,8 @@ class Training:
             told_by: who says so, in words.
 
         Raises:
-            DirectionUnknown: the critic's own steps contradict what the generator's ask for.
+            DirectionUnknown: the critic's own steps contradict what the generator's ask for, or
+                these ask for both ends.
             GeneratorStepUnknown: see :meth:`PathAudit.check`.
         """
         if self.vote.goes_on:
@@ -76,7 +77,8 @@ class Training:
         self.progress.end_epoch(told_by)
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
-        self.check()
+        self.audit.check()
+        self.vote.require_one_end()
 
     def count(
         self, choices: Sequence[Choice], boxes: Sequence[Box], optimizer: Optimizer | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from topk_plugin.hooks import Selection
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run.children import ChildReport
+from topk_plugin.run.verdict import Before, lines_of
 from topk_plugin.seams import Seam
 
 SILENT_STEPS = 200
@@ -58,8 +59,8 @@ class Monitor:
         self._begun = begun
         self._rank: int | None = None  # of torch.distributed; known also when its group is gone
         # rows, dropped, nonfinite of each training in other processes
-        self._before: dict[Training, tuple[int, int, int]] = {}
-        self._at_fork: dict[Training, tuple[int, int, int]] = {}
+        self._before: dict[Training, Before] = {}
+        self._at_fork: dict[Training, Before] = {}
         self._log = None if log is None else log.absolute()
         self._unwritten: list[Selection] = []
         self._headed = 0  # trainings whose header was printed
@@ -209,51 +210,6 @@ class Monitor:
         of_children = (child.error for child in children if succeeded or child.fatal)
         return error or next(filter(None, of_children), None)
 
-    def _of_training(self, training: Training) -> Iterator[str]:
-        """What was counted in one training, and what is odd about it."""
-        topk, progress = self.topk, training.progress
-        report = topk.report(training)
-        ended = progress.ended - progress.first_epoch
-        rows, dropped, nonfinite = self._before.get(training, (0, 0, 0))
-        yield (
-            f"{progress.steps - progress.first_step} generator steps gated, "
-            f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
-            f"ended, last k {report.last_k} of {report.last_batch}, "
-            f"{report.nonfinite - nonfinite} non-finite scores"
-        )
-        yield from self._of_epochs(training)
-        if name := self._coupled.get(training.number):
-            yield f"the loss couples the rows of a batch ({name}): the note above says what that is"
-        if report.direction == "undecided":
-            yield "the loss never told the direction; is it saturated, without a gradient?"
-        else:
-            confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
-            yield f"direction {report.direction}, {training.vote.how()}{confirmed}"
-        own = training.vote.of_critic
-        if not training.vote.is_auto and own not in ("unread", report.direction):
-            yield (
-                f"direction {report.direction} was set, but the critic's own steps say {own}: "
-                f"they {'lower' if own == 'high' else 'raise'} the scores of generated samples"
-            )
-
-    def _of_epochs(self, training: Training) -> Iterator[str]:
-        """How one training's epochs were counted, and what was not."""
-        config, progress = self.topk.config, training.progress
-        ended = progress.ended - progress.first_epoch
-        if ended:
-            yield f"epochs counted {progress.told_by}"
-        early = self.tracker.early_passes(training)
-        if early:
-            yield (
-                "not counted, since before the generator's first step through the critic: "
-                f"{early} passes of the DataLoader (--passes all counts them)"
-            )
-        resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
-        if config.gamma < 1 and not ended and not resumed:
-            fed = self.tracker.fed or progress.counted
-            unfed = "" if fed else " (no DataLoader fed a generator step)"
-            yield f"k never decayed{unfed}: pass --every N"
-
     def _verdict(self, succeeded: bool, children: Sequence[ChildReport]) -> TopKError | None:
         topk, ledger = self.topk, self.topk.ledger
         if not self.steps:
@@ -266,7 +222,9 @@ class Monitor:
         begun = [training for training in topk.trainings.all if training.progress.begun]
         for training in begun:
             which = f", training {training.number}" if len(topk.trainings.all) > 1 else ""
-            for line in self._of_training(training):
+            before = self._before.get(training, (0, 0, 0))
+            coupled = self._coupled.get(training.number, "")
+            for line in lines_of(training, self.tracker, before, coupled):
                 self.say(f"verdict{which}: {line}")
         for line in self.seam.left_out:
             self.say(f"verdict: {line}")

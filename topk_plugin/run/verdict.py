@@ -1,0 +1,67 @@
+"""What the verdict says of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from topk_plugin.core.training import Training
+from topk_plugin.loop.epochs import EpochTracker
+
+Before = tuple[int, int, int]
+"""Rows, dropped and non-finite ones that another process counted."""
+
+
+def lines_of(
+    training: Training, tracker: EpochTracker, before: Before = (0, 0, 0), coupled: str = ""
+) -> Iterator[str]:
+    """What was counted in one training, and what is odd about it.
+
+    Args:
+        tracker: what ends its epochs, unless an upstream counter does.
+        before: of the process that this one was forked from.
+        coupled: the operation by which its loss couples rows.
+    """
+    progress, report = training.progress, training.report()
+    ended = progress.ended - progress.first_epoch
+    rows, dropped, nonfinite = before
+    yield (
+        f"{progress.steps - progress.first_step} generator steps gated, "
+        f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
+        f"ended, last k {report.last_k} of {report.last_batch}, "
+        f"{report.nonfinite - nonfinite} non-finite scores"
+    )
+    yield from _of_epochs(training, tracker)
+    if coupled:
+        yield (
+            f"the loss couples the rows of a batch ({coupled}): the note above says what that is"
+        )
+    if report.direction == "undecided":
+        yield "the loss never told the direction; is it saturated, without a gradient?"
+    else:
+        confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
+        yield f"direction {report.direction}, {training.vote.how()}{confirmed}"
+    own = training.vote.of_critic
+    if not training.vote.is_auto and own not in ("unread", report.direction):
+        yield (
+            f"direction {report.direction} was set, but the critic's own steps say {own}: "
+            f"they {'lower' if own == 'high' else 'raise'} the scores of generated samples"
+        )
+
+
+def _of_epochs(training: Training, tracker: EpochTracker) -> Iterator[str]:
+    """How one training's epochs were counted, and what was not."""
+    config, progress = tracker.topk.config, training.progress
+    ended = progress.ended - progress.first_epoch
+    if ended:
+        yield f"epochs counted {progress.told_by}"
+    early = tracker.early_passes(training)
+    if early:
+        yield (
+            "not counted, since before the generator's first step through the critic: "
+            f"{early} passes of the DataLoader (--passes all counts them)"
+        )
+    resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
+    if config.gamma < 1 and not ended and not resumed:
+        fed = tracker.fed or progress.counted
+        unfed = "" if fed else " (no DataLoader fed a generator step)"
+        yield f"k never decayed{unfed}: pass --every N"
