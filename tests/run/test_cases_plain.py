@@ -12,8 +12,9 @@ import torch
 from launched import plain_run, topk_run
 from torch import nn
 
-from topk_plugin import TopKConfig
+from topk_plugin import TopK, TopKConfig
 from topk_plugin.check.audit import Audit
+from topk_plugin.core import optimizers
 from topk_plugin.loop.intercept import is_intercepted
 from topk_plugin.run.activation import Activation, Launch
 
@@ -24,7 +25,7 @@ ACTIVE = "top-k ACTIVE: critic small:Judge, direction high, k 16 of 16"
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("small", "keywords", "scripted", "compiled", "streams"):
+    for name in ("small", "keywords", "scripted", "compiled", "streams", "transforms"):
         shutil.copy(CASES / f"{name}.py", tmp_path)
     return tmp_path
 
@@ -63,6 +64,8 @@ def functions() -> dict[tuple[str, str], types.FunctionType]:
 
 def test_everything_that_is_wrapped_looks_as_before():
     """Wrappers renamed parameters, so that calls by keyword were TypeErrors."""
+    for ledger in (*optimizers._ledgers, TopK().ledger):  # of tests before, in this process
+        optimizers.unlisten(ledger)
     before = functions()
     launch = Launch(TopKConfig(gamma=0.5, nu=0.5), critic=f"{__name__}:Judge")
     activation = Activation(launch, [])
@@ -124,6 +127,14 @@ def test_a_critic_that_is_scripted_and_drawn(folder):
     done = run(folder, "scripted.py")
     assert (done.status, done.out) == (plain.status, plain.out) == (0, "saved (2, 1)\n"), done.err
     assert "verdict: 4 generator steps gated" in done.err
+
+
+def test_transforms_of_its_gradient(folder):
+    """Forward mode was refused: a gate did not say what becomes of a tangent."""
+    plain = plain_run(folder, "transforms.py")
+    done = run(folder, "transforms.py")
+    assert (done.status, done.out) == (plain.status, plain.out), done.err
+    assert plain.status == 0
 
 
 # --- compiled -----------------------------------------------------------------------------------

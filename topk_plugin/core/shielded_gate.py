@@ -218,6 +218,10 @@ class OutputGate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         return (None, None, *ctx.call.backward(gradients, ctx.scores))
 
+    @staticmethod
+    def jvp(ctx: Any, call: None, scores: None, *tangents: Tensor | None) -> tuple[Any, ...]:
+        return tangents
+
 
 class InputGate(torch.autograd.Function):
     @staticmethod
@@ -228,6 +232,10 @@ class InputGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
         return None, None, ctx.box.take(ctx.index, gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, box: None, index: None, tangent: Tensor) -> Tensor:
+        return tangent
 
 
 def gate_inputs(tensors: Sequence[Tensor], box: Box) -> list[Tensor]:

@@ -24,8 +24,9 @@ from topk_plugin.monkeypatch import ClassPatches
 
 CANNOT_BE_TRACED = (
     "top-k's gate cannot be part of a graph. Compile the critic by itself, "
-    "`D = torch.compile(D, fullgraph=True)` or `D.compile(fullgraph=True)`, and not what calls it, "
-    "or leave fullgraph=True out there: the critic runs between two graphs then"
+    "`D = torch.compile(D, fullgraph=True)` or `D.compile(fullgraph=True)` (of a critic named as "
+    "Class.attribute that attribute), and not what calls it; or leave fullgraph=True out there: "
+    "the critic runs between two graphs then"
 )
 
 

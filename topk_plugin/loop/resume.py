@@ -3,6 +3,7 @@
 The record (``TopK.state_dict()``) goes into the metadata of the critic's ``state_dict``, which
 ``torch.save`` keeps and a strict load without the plugin ignores, and into an extra key of the
 generator optimizer's ``state_dict``, which ``Optimizer.load_state_dict`` ignores. Either restores.
+Distributed checkpoints have neither: see :mod:`topk_plugin.loop.distributed_checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from torch.optim import Optimizer
 
 from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
+from topk_plugin.loop.distributed_checkpoint import KEY, unwatch, watch
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
-
-KEY = "topk_plugin"
 
 _recorded: weakref.WeakKeyDictionary[nn.Module, ResumeRecord] = weakref.WeakKeyDictionary()
 _records: weakref.WeakSet[ResumeRecord] = weakref.WeakSet()
@@ -40,11 +40,13 @@ class ResumeRecord:
         self._classes = [type(module) for module in unwrapped(critic)]
         self.loaded = False  # weights were loaded into the critic
         self.found = False  # ... or an optimizer's state, with a record
+        self._replaced = False  # a distributed checkpoint was loaded
         for module in unwrapped(critic):
             _recorded[module] = self
             _methods.wrap(type(module))
         topk.observers.append(self._step_counted)
         _records.add(self)
+        watch(self)
         if not _optimizers.holds(Optimizer):
             _optimizers.wrap(Optimizer)
 
@@ -56,6 +58,7 @@ class ResumeRecord:
         for cls in self._classes:
             _methods.unwrap(cls)
         _records.discard(self)
+        unwatch(self)
         if self._step_counted in self.topk.observers:
             self.topk.observers.remove(self._step_counted)
         if not _records and _optimizers.holds(Optimizer):
@@ -66,6 +69,17 @@ class ResumeRecord:
         if self.training is not None and self.training.progress.begun:
             return  # weights put back in mid-run: the passes over the data are not undone
         self.loaded = True
+        if self._replaced and record is not None and not record["steps"]:
+            return  # what this run began with: other tensors were put in its place since
+        self._go_on(record)
+
+    def read(self, record: dict[str, Any] | None) -> None:
+        """A distributed checkpoint was loaded into a ``state_dict`` of this run's own."""
+        if self.training is None or not self.training.progress.begun:
+            self._replaced = True
+            self._go_on(record)
+
+    def _go_on(self, record: dict[str, Any] | None) -> None:
         if record is not None:
             self.topk.load_state_dict(record, self.topk.trainings.upcoming())
             self.found = True
