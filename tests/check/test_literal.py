@@ -30,6 +30,7 @@ from training_styles import SCRIPTS, difference, weights
         ("backward_inputs.py", "none: it is frozen", None),
         ("outside_embedding.py", "untouched, bit by bit", "untouched, bit by bit (1 "),
         ("two_critics.py", "untouched, bit by bit", None),
+        ("adaptive_weight.py", "untouched, bit by bit", None),
     ],
 )
 def test_styles_of_training_agree(tmp_path, name, critic, steps):
@@ -41,6 +42,7 @@ def test_styles_of_training_agree(tmp_path, name, critic, steps):
     assert float(re.search(r"up to (\S+) of", line(done, "changed"))[1]) > 1e-2
     assert line(done, "rows").startswith("those of a plain sort")
     assert line(done, "critic's own gradient").startswith(critic)
+    assert line(done, "loss on kept scores").startswith("relative difference at most")
     assert line(done, "result") == "agrees"
     if steps is None:
         assert "critic steps" not in done.out

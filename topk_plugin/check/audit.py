@@ -138,7 +138,7 @@ class Audit:
             result = audited(backward, original, self.topk, tape)
             if result.gates or result.reason:
                 self._open.append(result)
-            if tape is not None:
+            if tape is not None and not backward.again:
                 tape.forget(backward.gates)
         return None
 

@@ -80,6 +80,7 @@ class Backward:
         self.bound.apply_defaults()
         given = self.bound.arguments
         tensors, inputs = given["tensors"], given["inputs"]
+        self.again = bool(given["retain_graph"])  # the script may go back the same way
         several = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
         self.tensors: Any = several
         edges = (e if isinstance(e, GradientEdge) else _edge(e) for e in several)

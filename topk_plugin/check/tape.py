@@ -43,6 +43,10 @@ PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__", "__imul__", "mul_", "multi
 NOT_ALONE = "the loss is not made of the scores by torch's functions alone"
 
 
+# gradients that a weight is made of stay as they are, and so does the weight
+_LEFT_OUT = {torch.autograd.grad}
+
+
 class Unrepeatable(Exception):
     """What ran downstream of the scores cannot be done again."""
 
@@ -126,7 +130,7 @@ class Tape(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or not self._is_on:
+        if torch.compiler.is_compiling() or not self._is_on or function in _LEFT_OUT:
             return function(*args, **kwargs)
         inputs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if not any(id(x) in self._known for x in inputs):
