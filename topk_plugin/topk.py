@@ -225,8 +225,8 @@ class TopK:
         self, calls: list[Arrival], choices: list[Choice], optimizer: Optimizer | None
     ) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
-        among = [call.training for call in calls] or [self.ledger.line_training or self.training]
-        training = self.trainings.counted(among[0], optimizer)
+        gated = calls[0].training if calls else self.training
+        training = self.trainings.counted(gated, optimizer)
         self.line.settled()
         require_shield(calls)
         made, boxes = [call.choice for call in calls], [call.box for call in calls]

@@ -73,7 +73,6 @@ class StepLedger:
         self.pending: list[Arrival] = []
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
-        self.line_training: Training | None = None  # whose gate; None: the present one
         # its latest choices: only a loop whose optimizers nobody sees makes more
         self.line: deque[Choice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
@@ -145,7 +144,6 @@ class StepLedger:
         self.settled = True
         self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
         self.counted(calls, choices, optimizer)
-        self.line_training = None
         for call in calls:
             call.counted()
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from topk_plugin.core.choice import Select
-from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
@@ -87,7 +86,7 @@ class LineGate:
             arrived = self.ledger.line_arrive
             listen(self.ledger)
             self.ledger.calling()
-        training = self._training(heads)
+        training = self.trainings.current
         state, inbox = training.state(order.device), training.counts.inbox
         tensors = heads
         if follows:
@@ -106,7 +105,7 @@ class LineGate:
         if followed is None:
             return output
         batch = len(followed.ranking)
-        training = self.ledger.line_training or self.trainings.current
+        training = self.trainings.current
         if not training.progress.begun and not training.vote.assumed:
             _require_direction(training, "follow", batch)
         tensors = companions(output, [], batch)
@@ -127,7 +126,7 @@ class LineGate:
             return (scores, *others) if others else scores
         if not torch.compiler.is_compiling():
             self.ledger.calling()
-        training = self._training([scores])
+        training = self.trainings.current
         k, kept, select = k_of(training.progress.fraction, batch), None, self.select
         if k < batch:
             _require_direction(training, "gather", batch)
@@ -148,15 +147,6 @@ class LineGate:
         gated = self.gate(scores, "none", select, False) if torch.is_grad_enabled() else scores
         rows = [t if kept is None else t.index_select(0, kept) for t in (gated, *others)]
         return tuple(rows) if others else rows[0]
-
-    def _training(self, heads: Sequence[Tensor]) -> Training:
-        """The training of a generator that was scored: the present one, or one that begins."""
-        if torch.compiler.is_compiling():
-            return self.trainings.current
-        if self.trainings.current.rivals:
-            parameters = {id(leaf) for leaf in leaves_of(heads)}
-            self.ledger.line_training = self.trainings.of(parameters, parameters)
-        return self.ledger.line_training or self.trainings.current
 
 
 def _require_direction(training: Training, what: str, batch: int) -> None:

@@ -3,7 +3,8 @@
 A second training in the same process (a loop over seeds or folds, a sweep) has networks and an
 optimizer of its own and begins at its own k = B. A new critic that the same optimizer goes on with
 makes no new training, nor does an optimizer that takes another's place; both together do, as where
-progressive growing builds its critic anew for each resolution.
+progressive growing builds its critic anew for each resolution. Of a loop of one's own that calls
+``topk(scores)`` nothing is guessed: there a training is a TopK, or what an upstream's counter says.
 """
 
 from __future__ import annotations
@@ -187,27 +188,21 @@ class Trainings:
             self._next.progress.as_told(self.current.progress)
         return self._next
 
-    def of(
-        self, parameters: Set[int], of_critic: Set[int], critic: nn.Module | None = None
-    ) -> Training:
+    def of(self, parameters: Set[int], critic: nn.Module, of_critic: Set[int]) -> Training:
         """The training of a generator, before any optimizer says whose step it is.
 
         Args:
             parameters: ids of the generator's, upstream of the critic's input.
             of_critic: ids of the critic's.
-            critic: if it is known.
         """
         for training in reversed(self.all):
             if training.parameters.isdisjoint(parameters):
                 continue
             if training.rivals or not training.optimizers:
                 mine = parameters & training.parameters
-                rest = of_critic - mine
-                new = bool(training.critics) and critic is not None
-                new = new and critic not in training.critics
-                critic_replaced = new or not rest or _own(training.rivals, rest)
                 replaced = not training.optimizers or _own(training.rivals, mine)
-                if critic_replaced and replaced:
+                new = critic not in training.critics or _own(training.rivals, of_critic)
+                if replaced and new:
                     continue
             return training
         if self.current.by_hand and self.current.progress.begun:
