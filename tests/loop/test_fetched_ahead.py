@@ -57,6 +57,16 @@ def some_ahead(loader, n):
     yield from waiting
 
 
+def to_its_length(loader):
+    """One ahead; it knows how many there are, and never asks for more."""
+    batches = iter(loader)
+    waiting = next(batches)
+    for _ in range(len(loader) - 1):
+        present, waiting = waiting, next(batches)
+        yield present
+    yield waiting
+
+
 def queued(loader, n=2):
     """A thread fetches, up to ``n`` batches ahead and one in its hand."""
     waiting = queue.Queue(n)
@@ -81,6 +91,7 @@ WRAPPERS = {
     "knows the last": KnowsTheLast,
     "three ahead": lambda loader: some_ahead(loader, 3),
     "more than a pass": lambda loader: some_ahead(loader, 6),
+    "to its length": to_its_length,
     "thread": queued,
 }
 

@@ -218,6 +218,17 @@ def test_warm_up_counts_if_all_passes_do(rebuilt):
     assert tracker.early_passes(gan.topk.training) == 0
 
 
+@pytest.mark.filterwarnings("ignore:attach")
+def test_a_checkpoint_in_the_warm_up_knows_of_its_passes():
+    gan, source, saved = Gan(passes="all"), batches_of(), []
+    with gan.watched():
+        for _ in range(3):
+            for x in source:
+                gan.warm_up(x)
+            saved.append(gan.topk.state_dict()["epoch"])
+    assert saved == [1, 2, 3]
+
+
 def test_passes_of_the_critic_alone_before_the_generator_begins():
     for passes_, first in (("adversarial", 0), ("all", 3)):
         gan, source = Gan(passes=passes_), batches_of()

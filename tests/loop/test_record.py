@@ -13,7 +13,7 @@ for n in range(first, last):
 """
 NO_LOADER = """
 for n in range(first, last):
-    epoch(G, D, optG, optD, n, list(DataLoader(data, batch_size=8)) if first else None)
+    epoch(G, D, optG, optD, n, data.split(8) if first else None)
 """
 
 

@@ -108,12 +108,15 @@ class EpochTracker:
         elif feed.steps:
             lengths = [self._of(t).steps.total(self._between, t.optimizers) for t in feed.steps]
             feed.length = max(lengths).scaled(feed.batches / (feed.batches - feed.lead))
-        for training in feed.steps or self._of_critic(feed):
+        for training in feed.steps or self._of_critic(feed) or self._of_warm_up(feed):
             if self._decides(training):
                 training.progress.batch_delivered(last=True)
 
     def _ended(self, feed: Feed) -> None:
-        for training in list(feed.steps) or self._of_critic(feed) or self._of_warm_up(feed):
+        trainings = list(feed.steps) or self._of_critic(feed) or self._of_warm_up(feed)
+        if not trainings and feed.trained:
+            self._early.append(feed)
+        for training in trainings:
             fed = self._of(training)
             other = fed.ended is not None and fed.ended.one.loader is not feed.one.loader
             if other and fed.ended_at > feed.begun:
@@ -133,14 +136,11 @@ class EpochTracker:
 
     def _of_warm_up(self, feed: Feed) -> list[Training]:
         """The training that is to begin, after a pass that trained something without it."""
-        begun = self.topk.training.progress.begun
-        own = self._of(self.topk.training).optimizers
-        if not feed.trained or (begun and not own.isdisjoint(feed.optimizers)):
+        config, own = self.topk.config, self._of(self.topk.training).optimizers
+        if config.passes != "all" or config.every != "epoch" or not feed.trained:
             return []
-        if self.topk.config.passes == "all" and self.topk.config.every == "epoch":
-            return [self.topk.trainings.upcoming()]
-        self._early.append(feed)
-        return []
+        # what the present one's optimizers did over other data is none of its passes
+        return [self.topk.trainings.upcoming()] if own.isdisjoint(feed.optimizers) else []
 
     def _begin_pass(self, fed: Fed, ended: Feed) -> None:
         fed.steps.clear()

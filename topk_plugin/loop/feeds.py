@@ -75,10 +75,10 @@ class Feed:
 
     @property
     def at_end(self) -> bool:
-        """Its latest batch is the last one of a pass, if no batches are fetched ahead."""
+        """All batches of a pass were delivered; of one that goes on, the last was trained on."""
         size = self.one.size
         whole = size is not None and 0 < size <= self.samples
-        return (whole or self.batches == self.one.length) and not self.lead
+        return self.batches == self.one.length or (whole and not self.lead)
 
 
 class Due:
