@@ -52,7 +52,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEADER = r"top-k ACTIVE: .+ \(.+\), direction (high|low|read from the loss), k \d+ of \d+, .+"
 VERDICT = (
     r"top-k verdict: \d+ generator steps gated, \d+ of \d+ rows dropped, \d+ epochs ended, "
-    r"last k \d+ of \d+, 0 non-finite scores"
+    r"last k \d+ of \d+, 0 non-finite scores; epochs counted by .+"
 )
 ADAPTERS = {
     path.stem: importlib.import_module(f"topk_plugin.adapters.{path.stem}").ADAPTER

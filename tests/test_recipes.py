@@ -138,6 +138,7 @@ def test_a_patch(tmp_path):
     assert all(digest in files(PATCHES)["tiny_patch.py"] for digest in done.stdout.split())
 
     original, said = (checkout / "train.py").read_text(), shown(ADAPTERS, "top-k ACTIVE")
+    said = said.replace("by passes of a DataLoader over 64 samples", "by lines in the source")
     path = [str(folder)]
     for line in commands.text.splitlines():
         words = line.split()

@@ -33,7 +33,7 @@ def test_batches_kept_by_itertools_cycle(folder):
     assert ks == [16, 8, 4, 2, 1, 1]
     assert "6 epochs ended" in done.err
     assert (
-        "verdict: epochs counted by steps, since the loop keeps a DataLoader's batches: 4 "
+        "scores; epochs counted by steps, since the loop keeps a DataLoader's batches: 4 "
         "generator steps a pass, as in the first one\n"
     ) in done.err
 
@@ -69,13 +69,13 @@ def test_batches_fetched_ahead(folder):
     done, ks = run(folder, "prefetcher.py")
     assert ks == [16, 8, 4, 2]
     assert "4 epochs ended" in done.err
-    assert "verdict: epochs counted by passes of a DataLoader over 64 samples\n" in done.err
+    assert "; epochs counted by passes of a DataLoader over 64 samples; " in done.err
 
 
 def test_epochs_by_steps_and_none(folder):
     done, ks = run(folder, "no_loader.py", "--every", "4")
     assert ks == [16, 8]
-    assert "verdict: epochs counted by --every 4\n" in done.err
+    assert "; epochs counted by --every 4; " in done.err
     done, ks = run(folder, "no_loader.py")
     assert ks == [16, 16]
     assert "epochs counted" not in done.err

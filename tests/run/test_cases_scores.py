@@ -93,6 +93,6 @@ def test_the_verdict_says_how_the_vote_went(tmp_path):
     """Before, the header alone, of the first step."""
     done = launched(tmp_path, "turning_loss.py")
     assert "ACTIVE: critic small:Judge, direction low" in done.err
-    assert "verdict: direction high, by 10 of 12 votes" in done.err
+    assert "; direction high, by 10 of 12 votes" in done.err
     flags = (*SETTINGS, "--direction", "high")
     assert "direction high, as set" in launched(tmp_path, "turning_loss.py", flags=flags).err

@@ -310,7 +310,8 @@ def test_an_adapter_of_an_installed_plugin(toy, plugin):
         "top-k ACTIVE: toy (someone/toygan 1.0), direction high, k 4 of 4, "
         "decays x0.5 each epoch to 2\n"
         "top-k verdict: 6 generator steps gated, 8 of 24 rows dropped, 3 epochs ended, "
-        "last k 2 of 4, 0 non-finite scores\n"
+        "last k 2 of 4, 0 non-finite scores; epochs counted "
+        "by passes of a DataLoader over 8 samples; direction high, by 6 of 6 votes\n"
     )
 
 

@@ -134,7 +134,8 @@ def test_a_module_is_gated_and_its_counter_tells_the_epochs(topk):
         "top-k ACTIVE: toy (toy/gan of unknown version), direction high, k 8 of 8, decays x0.5 "
         "each epoch to 2\n"
         "top-k verdict: 9 generator steps gated, 30 of 72 rows dropped, 2 epochs ended, last k 2 "
-        "of 8, 0 non-finite scores\n"
+        "of 8, 0 non-finite scores; epochs counted "
+        "by toy/gan's own counter; direction high, by 9 of 9 votes\n"
     ).replace("top-k note: note:", "top-k note:")
 
 

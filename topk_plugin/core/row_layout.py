@@ -204,10 +204,20 @@ def _along(operation: Operation) -> Value:
     if one is None:
         return None
     axes = operation.axes(one)
+    if _permutes(operation, one):
+        return one
     if one.mixed or any(_has_rows(one.dims[axis]) for axis in axes):
         raise Coupled
     dims = [_plain(operation.shape[n]) if n in axes else dim for n, dim in enumerate(one.dims)]
     return Layout(tuple(dims))
+
+
+def _permutes(operation: Operation, one: Layout) -> bool:
+    """Whether it is top-k by hand that keeps all of (B,) or (B, 1) rows, while k = B."""
+    name = type(operation.node).__name__
+    whole = list(operation.shape) == [_size(dim) for dim in one.dims]
+    alone = sum(size > 1 for size in operation.shape) == 1
+    return name.startswith("Topk") and whole and alone and not one.mixed
 
 
 def _batch_norm(operation: Operation) -> Value:

@@ -24,22 +24,21 @@ def lines_of(
     progress, report = training.progress, training.report()
     ended = progress.ended - progress.first_epoch
     rows, dropped, nonfinite = before
+    counted = f"; epochs counted {progress.told_by}" if ended else ""
+    direction = ""
+    if report.direction != "undecided":
+        confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
+        direction = f"; direction {report.direction}, {training.vote.how()}{confirmed}"
     yield (
         f"{progress.steps - progress.first_step} generator steps gated, "
         f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
         f"ended, last k {report.last_k} of {report.last_batch}, "
-        f"{report.nonfinite - nonfinite} non-finite scores"
+        f"{report.nonfinite - nonfinite} non-finite scores{counted}{direction}"
+        + (f"; its loss couples the rows of a batch ({coupled})" if coupled else "")
     )
     yield from _of_epochs(training, tracker)
-    if coupled:
-        yield (
-            f"the loss couples the rows of a batch ({coupled}): the note above says what that is"
-        )
     if report.direction == "undecided":
         yield "the loss never told the direction; is it saturated, without a gradient?"
-    else:
-        confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
-        yield f"direction {report.direction}, {training.vote.how()}{confirmed}"
     own = training.vote.of_critic
     if not training.vote.is_auto and own not in ("unread", report.direction):
         yield (
@@ -49,11 +48,9 @@ def lines_of(
 
 
 def _of_epochs(training: Training, tracker: EpochTracker) -> Iterator[str]:
-    """How one training's epochs were counted, and what was not."""
+    """What was not counted as an epoch of one training."""
     config, progress = tracker.topk.config, training.progress
     ended = progress.ended - progress.first_epoch
-    if ended:
-        yield f"epochs counted {progress.told_by}"
     early = tracker.early_passes(training)
     if early:
         yield (

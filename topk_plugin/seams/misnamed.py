@@ -45,7 +45,7 @@ def pending(path: CriticPath, built: Built) -> str:
 
 
 def nearest(path: CriticPath, built: Built) -> str:
-    """A class that may have been meant, of those built or in the module named; else all built."""
+    """A class that may have been meant, as a question, of those built or in the module named."""
     there = {
         f"{path.module}:{name}"
         for module in path.modules()
@@ -60,9 +60,13 @@ def nearest(path: CriticPath, built: Built) -> str:
         return alike, candidate in built, _alike(module, path.module)
 
     near = max(sorted({*built, *there} - {str(path)}), key=closeness, default=None)
-    if near is not None and closeness(near)[0] > 0.6:
-        return f" Did you mean {near}?"
-    return f" Modules that were built: {', '.join(sorted(built))}." if [*built] else ""
+    return f" Did you mean {near}?" if near is not None and closeness(near)[0] > 0.6 else ""
+
+
+def _choice(path: CriticPath, built: Built) -> str:
+    """The class that may have been meant, or all that there are."""
+    listed = f" Modules that were built: {', '.join(sorted(built))}." if [*built] else ""
+    return nearest(path, built) or listed
 
 
 def _alike(a: str, b: str) -> float:
@@ -92,8 +96,8 @@ def _mistake(path: CriticPath, found: Found, built: Built) -> str | None:
         if _may_come(owner, part):
             return None
         if part == path.names[0]:
-            return f"module {path.module} has no such class.{nearest(path, built)}"
-        return f"{_words(owner)} has no {part}.{nearest(path, built)}"
+            return f"module {path.module} has no such class.{_choice(path, built)}"
+        return f"{_words(owner)} has no {part}.{_choice(path, built)}"
     cls, name = class_of(value), ".".join(path.names)
     if cls is None and _defines(owner, part):  # a decorator has put something else in its place
         return None
