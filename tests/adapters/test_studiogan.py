@@ -241,7 +241,8 @@ def test_multi_hinge_scores_are_refused(studio):
     )
     done = studio.run(*own)
     assert done.status == 3
-    assert "ScoreShapeError: the critic's score has shape (4, 11): 11 numbers a sample" in done.err
+    assert "ScoreShapeError: no score in the critic's output" in done.err
+    assert "adv_output: float64(4, 11)" in done.err
 
 
 # --- the critic's other outputs -----------------------------------------------------------------

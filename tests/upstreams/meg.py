@@ -127,6 +127,10 @@ def probe(script):
     torch.manual_seed(1)
     netG, netE, netH = (type(script[name])(z_dim=3, dim=8) if name != "netE" else
                         type(script[name])(dim=8) for name in ("netG", "netE", "netH"))  # fmt: skip
+    for name, fresh in {"netG": netG, "netE": netE, "netH": netH}.items():
+        script[name].load_state_dict(fresh.state_dict())  # new networks are another training
+        script[name].zero_grad()
+    netG, netE, netH = script["netG"], script["netE"], script["netH"]
     args = argparse.Namespace(batch_size=4, z_dim=3, mcmc_iters=3, alpha=0.01, temp=0.5)
     found = {}
     for name in ("MALA_sampler", "MALA_corrected_sampler"):

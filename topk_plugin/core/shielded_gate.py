@@ -109,7 +109,8 @@ class GatedCall:
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
-        arrived: told the choice, on the host, when a backward went through.
+        arrived: told the choice, and which heads got a gradient, on the host, when a backward went
+            through; it must not hold the call, whose graph no collector would free then.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
@@ -120,12 +121,11 @@ class GatedCall:
     def __init__(
         self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
         sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[Choice], None], box: Box, audit: bool = False,
+        arrived: Callable[[Choice, list[int]], None], box: Box, audit: bool = False,
         select: Select = kept_rows, follow: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
         self.order = ranking  # (B,) that ranked the batch in the latest backward
-        self.read: list[int] = []  # heads that got a gradient in it
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.select, self.follow = box, audit, select, follow
@@ -163,11 +163,10 @@ class GatedCall:
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
         self.order = order_of(self.ranking, heads)
-        self.read = [place for place, g in enumerate(heads) if g is not None]
         rows = row_gradient(heads, len(self.order))
         choice = choose(self.order, rows, self.state, self.mean, self.select)
         choice = choice._replace(ballots=ballots_of(heads, len(self.order)))
-        self.arrived(choice)
+        self.arrived(choice, [place for place, g in enumerate(heads) if g is not None])
         self.box.looked_at = self.audit
         if self.look is not None:
             self.look(others)

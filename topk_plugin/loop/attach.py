@@ -274,9 +274,9 @@ class Attachment:
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
-        def arrived(choice: Choice) -> None:
+        def arrived(choice: Choice, read: list[int]) -> None:
             if names:
-                training.heads = [names[place] for place in call.read]
+                training.heads = [names[place] for place in read]
             self.record.training = training
             training.critics.add(critic)
             topk.ledger.arrive(
