@@ -67,7 +67,7 @@ def test_everything_that_is_wrapped_looks_as_before():
     for ledger in (*optimizers._ledgers, TopK().ledger):  # of tests before, in this process
         optimizers.unlisten(ledger)
     before = functions()
-    launch = Launch(TopKConfig(gamma=0.5, nu=0.5), critic=f"{__name__}:Judge")
+    launch = Launch(TopKConfig(gamma=0.5, nu=0.5), critic=(f"{__name__}:Judge",))
     activation = Activation(launch, [])
     activation.start()
     try:

@@ -6,7 +6,6 @@ more on the kept scores alone, which is the paper's line itself: ``loss(scores[k
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from torch.utils._device import DeviceContext
 from topk_plugin.check.formula import brief
 from topk_plugin.core.score_gate import ScoreGate
 from topk_plugin.core.shielded_gate import OutputGate
-from topk_plugin.monkeypatch import PatchLog
+from topk_plugin.monkeypatch import PatchLog, stands_in
 
 SHAPED = {
     "view", "reshape", "expand", "broadcast_to", "repeat", "unflatten", "new_ones", "new_zeros",
@@ -295,7 +294,7 @@ def taken_down(tape: Tape) -> Iterator[None]:
 
     backward = Tensor.backward
 
-    @functools.wraps(backward)
+    @stands_in(backward)
     def pausing(self: Tensor, *args: Any, **kwargs: Any) -> None:
         with tape.paused():  # a mode cannot be left from within a function that it sees
             return backward(self, *args, **kwargs)

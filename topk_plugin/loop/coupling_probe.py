@@ -6,7 +6,6 @@ and waits for no device.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from topk_plugin.core.coupling import coupling_of_gates, ranking_of
 from topk_plugin.hooks import Selection
-from topk_plugin.monkeypatch import PatchLog
+from topk_plugin.monkeypatch import PatchLog, stands_in
 from topk_plugin.topk import TopK
 
 PROBED_STEPS = 2
@@ -59,7 +58,7 @@ class CouplingProbe:
     def _watched(self) -> PatchLog:
         original, log = torch.autograd.backward, PatchLog()
 
-        @functools.wraps(original)
+        @stands_in(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
             if log.active:  # somebody may have kept it
                 self._look(tensors)
