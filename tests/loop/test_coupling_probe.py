@@ -1,5 +1,7 @@
 """attach() warns of a loss that couples rows, and leaves nothing behind after the first steps."""
 
+import gc
+import inspect
 import warnings
 
 import pytest
@@ -12,7 +14,12 @@ from topk_plugin.loop.coupling_probe import PROBED_STEPS, CouplingProbe
 
 pytestmark = pytest.mark.usefixtures("seeded")
 MESSAGE = r"attach: the loss couples the rows of a batch \(StdBackward0\).* topk.gather\(scores"
-ORIGINAL = torch.autograd.backward
+ORIGINAL = inspect.unwrap(torch.autograd.backward)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_by_other_tests(monkeypatch):
+    monkeypatch.setattr(torch.autograd, "backward", ORIGINAL)
 
 
 def steps(D, G, loss, n=1):
@@ -137,3 +144,10 @@ def test_gradients_are_the_same_while_it_looks():
     with attach(D, TopK()):
         (found,) = backward(D(G(z)).std(), G)
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_what_is_attached_and_forgotten_leaves_nothing():
+    attach(Critic(), TopK())
+    assert torch.autograd.backward is not ORIGINAL
+    gc.collect()
+    assert torch.autograd.backward is ORIGINAL

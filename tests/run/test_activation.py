@@ -29,7 +29,7 @@ def test_a_parent_that_only_spawns_is_no_error(folder):
         0,
         ["child 0 __mp_main__ ['--arg']", "child 7 __mp_main__ ['--arg']"],
     ), done.err
-    assert done.err.count("generator steps gated") == 1
+    assert done.err.count("verdict") == 1
 
 
 def test_forked_children_say_nothing_and_change_nothing(folder):

@@ -34,7 +34,7 @@ def test_batches_kept_by_itertools_cycle(folder):
     assert "6 epochs ended" in done.err
     assert (
         "scores; epochs counted by steps, since the loop keeps a DataLoader's batches: 4 "
-        "generator steps a pass, as in the first one\n"
+        "generator steps a pass, as in the first one; "
     ) in done.err
 
 
@@ -43,7 +43,7 @@ def test_batches_kept_in_a_list(folder):
     done, ks = run(folder, "cached_list.py")
     assert ks == [16, 8, 4, 2, 1]
     assert "5 epochs ended" in done.err
-    assert "4 critic steps a pass, one a batch\n" in done.err
+    assert "4 critic steps a pass, one a batch; " in done.err
 
 
 def test_passes_before_the_first_step_through_the_critic_are_said(folder):

@@ -6,6 +6,7 @@ and waits for no device.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -56,15 +57,17 @@ class CouplingProbe:
             self.topk.observers.remove(self._step_counted)
 
     def _watched(self) -> PatchLog:
-        original, log = torch.autograd.backward, PatchLog()
+        original, log, alive = torch.autograd.backward, PatchLog(), weakref.ref(self)
 
         @stands_in(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-            if log.active:  # somebody may have kept it
-                self._look(tensors)
+            probe = alive()
+            if log.active and probe is not None:  # somebody may have kept it
+                probe._look(tensors)
             return original(tensors, *args, **kwargs)
 
         log.replace(torch.autograd, "backward", backward)
+        weakref.finalize(self, log.undo).atexit = False  # what was attached and forgotten is gone
         return log
 
     def _look(self, tensors: Any) -> None:
