@@ -1,5 +1,6 @@
 """Under `topk run` a script finds torch as it is: scripts that did not, and their kin."""
 
+import gc
 import inspect
 import re
 import shutil
@@ -15,6 +16,7 @@ from torch import nn
 from topk_plugin import TopK, TopKConfig
 from topk_plugin.check.audit import Audit
 from topk_plugin.core import optimizers
+from topk_plugin.loop import attach as attach_module
 from topk_plugin.loop.intercept import is_intercepted
 from topk_plugin.run.activation import Activation, Launch
 
@@ -64,7 +66,11 @@ def functions() -> dict[tuple[str, str], types.FunctionType]:
 
 def test_everything_that_is_wrapped_looks_as_before():
     """Wrappers renamed parameters, so that calls by keyword were TypeErrors."""
-    for ledger in (*optimizers._ledgers, TopK().ledger):  # of tests before, in this process
+    for left in list(attach_module._attachments):  # by tests before, in this process
+        left.remove()
+    gc.collect()
+    torch.autograd.backward = inspect.unwrap(torch.autograd.backward)
+    for ledger in (*optimizers._ledgers, TopK().ledger):
         optimizers.unlisten(ledger)
     before = functions()
     launch = Launch(TopKConfig(gamma=0.5, nu=0.5), critic=(f"{__name__}:Judge",))
