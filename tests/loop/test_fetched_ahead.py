@@ -217,3 +217,21 @@ def test_accumulation_is_not_fetching_ahead():
                     optimizer.zero_grad()
     assert gan.ended == 3
     assert gan.topk.steps == 6
+
+
+@pytest.mark.parametrize("drawn", [1, 4, 6, 9])
+@pytest.mark.parametrize("endless", [for_ever, None], ids=["passes", "an endless sampler"])
+@pytest.mark.parametrize("held", [False, True])
+def test_batches_that_are_drawn_for_something_else_were_not_fetched_ahead(drawn, endless, held):
+    """Images to look at, from the data that go on for ever; the last one may be kept."""
+    gan = Gan()
+    data = iter(endless(batches_of()) if endless else batches_of(sampler=Endless()))
+    with gan.watched():
+        looked_at = [next(data) for _ in range(drawn)][-1] if held else None
+        for _ in range(0 if held else drawn):
+            next(data)
+        for _ in range(14):
+            gan.train(next(data))
+    first = 4 - drawn % 4 if drawn % 4 else 4
+    assert gan.epochs == passes(first, 4, 4, 4, 4)[:14]
+    assert looked_at is None or len(looked_at) == 8

@@ -7,10 +7,13 @@ batches were fetched ahead or are kept by the loop, until another one delivers a
 from __future__ import annotations
 
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from topk_plugin.core.training import Training
 from topk_plugin.errors import TopKError
@@ -45,6 +48,8 @@ class Feed:
         self.endless = False  # it went on after a whole pass
         self.length: Length | None = None  # in steps, of one that is exhausted
         self._rounds = self._seen = 0  # trainings on new batches; batches at the latest
+        self._recent: deque[weakref.ref[Tensor] | None] = deque(maxlen=AHEAD_LIMIT + 1)
+        self._held = 0  # rounds in which the batch that was trained on was still there
 
     def __str__(self) -> str:
         size = self.one.size
@@ -54,11 +59,23 @@ class Feed:
         """Whether both are passes over the same data."""
         return self.one.data == other.one.data
 
+    def delivered(self, first: weakref.ref[Tensor] | None) -> None:
+        """Of the latest batch, its first tensor."""
+        self._recent.append(first)
+
+    def follow(self, before: Feed) -> None:
+        """Its first batches were fetched while the last ones of ``before`` were trained on."""
+        self.ahead = before.ahead
+        self._recent.extend(before._recent)
+
     def round(self) -> None:
         """Something is trained."""
         if self.ahead is None:
             self.ahead = self.batches - 1 if self.batches <= AHEAD_LIMIT else 0
-        self._rounds += self.batches != self._seen
+        if self.batches != self._seen:
+            self._rounds += 1
+            trained_on = self._recent[-1 - self.ahead] if self.ahead < len(self._recent) else None
+            self._held += trained_on is not None and trained_on() is not None
         self._seen = self.batches
 
     @property
@@ -74,11 +91,21 @@ class Feed:
         return ahead if 4 * self._rounds >= 3 * (self.batches - ahead) else 0
 
     @property
+    def lead_across(self) -> int:
+        """The same where the data go on without an end.
+
+        There a loop that drew its first batches for something else (images to look at) looks just
+        like one that fetches as many ahead, but for what it holds: the latter still has the batch
+        that it trains on. (Of batches that are copied to a device that is not seen.)
+        """
+        return self.lead if self.elsewhere or 4 * self._held >= 3 * self._rounds else 0
+
+    @property
     def at_end(self) -> bool:
         """All batches of a pass were delivered; of one that goes on, the last was trained on."""
         size = self.one.size
         whole = size is not None and 0 < size <= self.samples
-        return self.batches == self.one.length or (whole and not self.lead)
+        return self.batches == self.one.length or (whole and not self.lead_across)
 
 
 class Due:
@@ -114,9 +141,11 @@ class Feeding:
 
     # --- what iterators tell, in any thread: see passes.Watcher -----------------------------------
 
-    def delivered(self, one: Pass, rows: int) -> None:
-        """A batch of so many samples was delivered."""
-        self.inbox.note(self._delivered, one, rows, self.inbox.is_elsewhere)
+    def delivered(self, one: Pass, batch: Any) -> None:
+        """A batch was delivered."""
+        tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+        first = next(map(weakref.ref, tensors), None)
+        self.inbox.note(self._delivered, one, one.rows(batch), first, self.inbox.is_elsewhere)
 
     def exhausted(self, one: Pass) -> None:
         """No batch is left."""
@@ -135,7 +164,9 @@ class Feeding:
         if failure is not None:
             raise failure
 
-    def _delivered(self, one: Pass, rows: int, elsewhere: bool) -> None:
+    def _delivered(
+        self, one: Pass, rows: int, first: weakref.ref[Tensor] | None, elsewhere: bool
+    ) -> None:
         self.raise_failure()
         self.deliveries += 1
         feed = self._feeds.get(one)
@@ -150,9 +181,10 @@ class Feeding:
             if one.size and feed.samples >= one.size:  # it goes on after a whole pass
                 feed.samples -= one.size
                 feed.endless = True
-                self._end_later(feed, feed.lead)
+                self._end_later(feed, feed.lead_across)
         feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
         feed.latest, feed.elsewhere = self.deliveries, elsewhere
+        feed.delivered(first)
         self._close(feed)
         self._open.append(feed)
 
@@ -193,10 +225,10 @@ class Feeding:
         over = self.over
         if over is None or over.ended or not over.is_of(feed):
             return
-        if over.used or not over.lead:
+        if over.used or not over.lead_across:
             self.end(over)
         else:  # fetched ahead across its end
-            feed.ahead = over.ahead
+            feed.follow(over)
             self._end_later(over, over.lead)
 
     def _end_later(self, feed: Feed, deliveries: int) -> None:

@@ -50,8 +50,8 @@ class Pass:
 class Watcher(Protocol):
     """Who is told of all passes in this process, in whatever thread they are made."""
 
-    def delivered(self, one: Pass, rows: int) -> None:
-        """A batch of so many samples was delivered."""
+    def delivered(self, one: Pass, batch: Any) -> None:
+        """A batch was delivered."""
 
     def exhausted(self, one: Pass) -> None:
         """No batch is left; told again if one is asked for again."""
@@ -170,9 +170,8 @@ def _advancing(advance: Callable[..., Any]) -> Callable[..., Any]:
             for watcher in list(_watchers):
                 watcher.exhausted(present[0])
             raise
-        rows = present[0].rows(batch)
         for watcher in list(_watchers):
-            watcher.delivered(present[0], rows)
+            watcher.delivered(present[0], batch)
         return batch
 
     return __next__
