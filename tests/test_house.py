@@ -3,10 +3,10 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import topk_plugin
 
@@ -16,22 +16,23 @@ PACKAGE = ROOT / "topk_plugin"
 # each room, a module or a folder, and the rooms that it may import: only some that stand above it
 ROOMS = {
     "errors": "",
+    "compat": "",
     "streams": "",
     "kinds": "errors",
     "monkeypatch": "errors",
     "strict_yaml": "errors",
-    "core": "errors monkeypatch",
+    "core": "compat errors monkeypatch",
     "source": "errors",
     "config": "errors kinds strict_yaml",
     "adapter": "source errors",
     "hooks": "adapter config core",
-    "plugins": "hooks adapter core config streams errors",
+    "plugins": "hooks adapter core config streams compat errors",
     "topk": "plugins hooks core config errors",
     "upstream": "adapter source strict_yaml plugins errors",
-    "loop": "topk hooks core monkeypatch kinds streams errors",
+    "loop": "topk hooks core monkeypatch kinds streams compat errors",
     "seams": "loop upstream topk hooks core source adapter monkeypatch kinds streams errors",
-    "run": "seams upstream loop source topk hooks core adapter config streams errors",
-    "check": "run seams core topk hooks monkeypatch streams errors",
+    "run": "seams upstream loop source topk hooks core adapter config streams compat errors",
+    "check": "run seams core topk hooks monkeypatch streams compat errors",
     "script": "run seams config errors",
     "demo": "errors",
     "reference": "errors",

@@ -16,10 +16,10 @@ import pkgutil
 import re
 import runpy
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 import yaml
 from pages import (

@@ -8,10 +8,10 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import launched
+import tomllib
 from pages import ROOT, blocks, files, prose, shell
 
 ADAPTERS, PATCHES = "adapters/README.md", "patches/README.md"

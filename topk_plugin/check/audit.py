@@ -25,6 +25,7 @@ from topk_plugin.check.formula import (
 from topk_plugin.check.kept_loss import LossFinding, loss_finding
 from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.check.tape import Tape, taken_down
+from topk_plugin.compat import keep_buffers, tree_leaves
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import stands_in
@@ -114,7 +115,8 @@ class Audit:
             torch.autograd.backward = backward
             undo.callback(restore)
             # compiled graphs are run more than once, which they do not allow by default
-            undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
+            kept = keep_buffers(True)
+            undo.callback(lambda: None if kept is None else keep_buffers(kept))
             # after the ledger's own, which counts the step
             undo.callback(register_optimizer_step_post_hook(self._stepped).remove)
             self.topk.observers.append(self._count)
@@ -195,7 +197,7 @@ class Audit:
 
     def _output(self, gated: Any) -> None:
         """Which tensors of a critic's output have a gate, its scores aside."""
-        leaves = [x for x in pytree.tree_leaves(gated) if isinstance(x, Tensor) and x.requires_grad]
+        leaves = [x for x in tree_leaves(gated) if isinstance(x, Tensor) and x.requires_grad]
         rows = {len(leaf) for leaf in leaves if leaf.dim()}
         if len(rows) > 1 or not rows:  # what has other rows is no companion
             batch = self.topk.line.heads_of(gated, None)[0][0].shape[:1]

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node
 
+from topk_plugin.compat import GradientEdge, is_probe, node_of
 from topk_plugin.core.coupling import kind_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate
 from topk_plugin.core.shielded_gate import InputGate, OutputGate
@@ -20,7 +21,7 @@ _GATES: dict[Any, int] = {
     ScoreGate: 9,
     FollowGate: 1,
     OutputGate: 2,
-    InputGate: 2,
+    InputGate: 3,
 }
 
 Answer = Callable[[Any, tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]
@@ -60,7 +61,7 @@ def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]
         node = queue.pop()
         if isinstance(node, torch._C._functions.AccumulateGrad):
             leaf: Tensor = node.variable
-            if leaf.requires_grad:
+            if leaf.requires_grad and not is_probe(leaf):
                 leaves[id(leaf)] = leaf
         elif kind_of(node) in (ScoreGate, OutputGate):
             gates.append(node)
@@ -83,8 +84,8 @@ class Backward:
         self.again = bool(given["retain_graph"])  # the script may go back the same way
         several = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
         self.tensors: Any = several
-        edges = (e if isinstance(e, GradientEdge) else _edge(e) for e in several)
-        self.roots = [edge.node for edge in edges if edge is not None]
+        nodes = (e.node if isinstance(e, GradientEdge) else node_of(e) for e in several)
+        self.roots = [node for node in nodes if node is not None]
         reached, self.gates = graph_of(self.roots)
         if given["create_graph"]:
             self.gates = []  # a penalty: no gate acts
@@ -123,10 +124,6 @@ class Backward:
         if given["grad_tensors"] is not None:
             return given["grad_tensors"]
         return given["grad_variables"]
-
-
-def _edge(tensor: Tensor) -> GradientEdge | None:
-    return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from topk_plugin.check.formula import brief
+from topk_plugin.compat import autocast_of, is_compiling, tree_leaves
 from topk_plugin.core.score_gate import ScoreGate
 from topk_plugin.core.shielded_gate import OutputGate
 from topk_plugin.monkeypatch import PatchLog, stands_in
@@ -129,9 +130,9 @@ class Tape(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or not self._is_on or function in _LEFT_OUT:
+        if is_compiling() or not self._is_on or function in _LEFT_OUT:
             return function(*args, **kwargs)
-        inputs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if not any(id(x) in self._known for x in inputs):
             return function(*args, **kwargs)
         changed = _changed_in_place(function, args, kwargs)
@@ -142,11 +143,11 @@ class Tape(TorchFunctionMode):
         drawn = _random_state(device)
         outputs = function(*args, **kwargs)
         result = [outputs] if changed is None else [outputs, changed]
-        tensors = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         if not tensors:
             return outputs
         kind = device.type
-        autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        autocast = (kind, *autocast_of(kind))
         entry = Entry(function, args, kwargs, result, torch.is_grad_enabled(), autocast)
         if not torch.equal(drawn, _random_state(device)):
             if any(x.requires_grad for x in tensors):
@@ -239,7 +240,7 @@ class Tape(TorchFunctionMode):
                     outputs = entry.function(*args, **kwargs)
                 was = entry.outputs
                 now = [outputs] if len(was) == 1 else [outputs, present(was[1])]
-                pairs = zip(pytree.tree_leaves(was), pytree.tree_leaves(now), strict=True)
+                pairs = zip(tree_leaves(was), tree_leaves(now), strict=True)
                 env |= {id(old): new for old, new in pairs if isinstance(old, Tensor)}
             ends = [(env.get(id(root), root), given) for root, given in roots]
             ends = [(end, given) for end, given in ends if end.requires_grad]
@@ -258,8 +259,8 @@ class Tape(TorchFunctionMode):
         for entry in self._entries:
             if entry.name not in BY_NUMBER:
                 continue
-            first = next(iter(pytree.tree_leaves((entry.args, entry.kwargs))))
-            parts = [x for x in pytree.tree_leaves(entry.outputs) if isinstance(x, Tensor)]
+            first = next(iter(tree_leaves((entry.args, entry.kwargs))))
+            parts = [x for x in tree_leaves(entry.outputs) if isinstance(x, Tensor)]
             if first.shape[:1] == (batch,) and any(x.shape[:1] != (batch,) for x in parts):
                 raise Unrepeatable(f"the loss takes rows by their numbers ({entry.name})")
 
@@ -286,7 +287,7 @@ def taken_down(tape: Tape) -> Iterator[None]:
 
         def apply(*args: Any) -> Any:
             outputs = original(*args)
-            if not torch.compiler.is_compiling() and (count := heads(args)):
+            if not is_compiling() and (count := heads(args)):
                 tape.begin(outputs[0].grad_fn, outputs[:count])
             return outputs
 

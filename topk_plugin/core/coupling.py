@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from topk_plugin.compat import SHAPES, shapes_of
 from topk_plugin.core.row_layout import INDEPENDENT, Coupled, Operation, State, output_of, scores
 from topk_plugin.core.score_gate import ScoreGate
 from topk_plugin.core.shielded_gate import OutputGate
@@ -22,7 +23,8 @@ from topk_plugin.core.shielded_gate import OutputGate
 def coupling(roots: Iterable[Node | None], sources: Mapping[Any, int]) -> str | None:
     """The operation that first couples the rows of a batch, or None.
 
-    What is not known (custom functions, compiled graphs) couples nothing.
+    What is not known (custom functions, compiled graphs; all of it before torch 2.5, whose graph
+    does not say it) couples nothing.
 
     Args:
         roots: where a backward begins.
@@ -53,9 +55,9 @@ def _gated(node: Any) -> int | None:
     Of the literal form, which took the rows themselves, 0.
     """
     if kind_of(node) is ScoreGate:
-        return 0 if node.weigh == "none" else len(node._input_metadata)
+        return 0 if node.weigh == "none" else len(shapes_of(node))
     if kind_of(node) is OutputGate:
-        return len(node._input_metadata) if node.call.follow else int(node.scores)
+        return len(shapes_of(node)) if node.call.follow else int(node.scores)
     return None
 
 
@@ -73,9 +75,11 @@ def ranking_of(node: Any) -> Tensor:
 
 def _first(nodes: Iterable[Any], sources: Mapping[Any, int]) -> str | None:
     """The first of ``nodes``, in the order of computation, that couples rows of ``sources``."""
+    if not SHAPES:
+        return None
     known: dict[Any, list[State]] = {}
     for node in nodes:
-        shapes = _shapes(node)
+        shapes = shapes_of(node)
         if node in sources:
             known[node] = [
                 scores(shape) if number < sources[node] else INDEPENDENT
@@ -116,11 +120,3 @@ def _upwards(roots: Iterable[Node | None], sources: Mapping[Any, int] | None = N
             if (_gated(node) is None) if sources is None else (node not in sources):
                 stack += [(parent, False) for parent, _ in node.next_functions if parent]
     return order
-
-
-def _shapes(node: Any) -> list[tuple[int, ...] | None]:
-    """Of a node's outputs; None where it is no ordinary tensor."""
-    try:
-        return [tuple(int(size) for size in one.shape) for one in node._input_metadata]
-    except (RuntimeError, TypeError):  # nested tensors, symbolic shapes
-        return [None] * len(node._input_metadata)

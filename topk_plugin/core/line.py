@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topk_plugin.compat import is_compiling
 from topk_plugin.core.choice import Select
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
@@ -80,7 +81,7 @@ class LineGate:
             )
         batch, order = _rank(heads, named)
         arrived = None
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.ledger.line_compiled()
         else:
             arrived = self.ledger.line_arrive
@@ -91,7 +92,7 @@ class LineGate:
         tensors = heads
         if follows:
             tensors = heads + companions(output, heads, batch)
-            if not torch.compiler.is_compiling():
+            if not is_compiling():
                 self._latest = Followed(
                     order, state, weigh == "mean", select, inbox, training.vote.assumed
                 )
@@ -124,7 +125,7 @@ class LineGate:
                 )
         if paused:
             return (scores, *others) if others else scores
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             self.ledger.calling()
         training = self.trainings.current
         k, kept, select = k_of(training.progress.fraction, batch), None, self.select

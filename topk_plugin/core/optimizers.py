@@ -16,6 +16,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from topk_plugin.compat import is_compiling, keep_step_hooks
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.monkeypatch import ClassPatches
 
@@ -27,6 +28,7 @@ def listen(ledger: StepLedger) -> None:
     """Let the optimizers of this process tell ``ledger`` of their steps."""
     _ledgers.add(ledger)
     if not _handles:
+        keep_step_hooks()
         _building.wrap(Optimizer)
         _handles.append(register_optimizer_step_pre_hook(_before_step))
         _handles.append(register_optimizer_step_post_hook(_after_step))
@@ -42,14 +44,14 @@ def unlisten(ledger: StepLedger) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():  # a step that torch.compile was given
+    if is_compiling():  # a step that torch.compile was given
         _outside_its_graph(_enter, optimizer)
     else:
         _enter(optimizer)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         _outside_its_graph(_leave, optimizer)
     else:
         _leave(optimizer)

@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import tree_leaves
+
 
 def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
     """The tensors (B, ...) beside the scores through which a gradient may go back."""
     scores = {id(head) for head in heads}
     return [
         leaf
-        for leaf in pytree.tree_leaves(output)
+        for leaf in tree_leaves(output)
         if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in scores
         and leaf.shape[:1] == (batch,)
     ]  # fmt: skip

@@ -5,6 +5,7 @@ Pure functions of tensors: nothing here reads the device from the host.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import is_compiling, tree_leaves
 from topk_plugin.errors import ScoreShapeError
 
 _EXPECTED = (
@@ -52,7 +54,7 @@ def score_heads(
         return found
     if isinstance(output, Tensor) and output.is_floating_point():
         return [output]
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if batch is None:
         rows = (len(x) for x in leaves if x.dim() and resembles_score(x, len(x)))
         batch = next(rows, None)
@@ -82,15 +84,25 @@ def table(
 
 def named_leaves(output: Any) -> list[tuple[str, Any]]:
     """The parts of a critic's output, each with the name that ``heads`` takes."""
-    leaves, _ = pytree.tree_flatten_with_path(output)
-    return [(".".join(map(_key, path)), leaf) for path, leaf in leaves]
+    flatten = pytree.SUPPORTED_NODES.get(pytree._get_node_type(output))
+    if flatten is None:
+        return [("", output)]
+    parts = list(flatten.flatten_fn(output)[0])
+    return [
+        (f"{name}.{inner}" if inner else str(name), leaf)
+        for name, part in zip(_names_in(output, len(parts)), parts, strict=True)
+        for inner, leaf in named_leaves(part)
+    ]
 
 
-def _key(entry: Any) -> str:
-    for name in ("key", "idx", "name"):
-        if hasattr(entry, name):
-            return str(getattr(entry, name))
-    return str(entry)
+def _names_in(container: Any, size: int) -> Sequence[Any]:
+    """What its ``size`` parts are called."""
+    names = list(container) if isinstance(container, Mapping) else []
+    if hasattr(container, "_fields"):
+        names = list(container._fields)
+    elif dataclasses.is_dataclass(container):
+        names = [field.name for field in dataclasses.fields(container)]
+    return names if len(names) == size else range(size)
 
 
 def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
@@ -163,7 +175,7 @@ def order_of(ranking: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
     if ranking.dim() == 1:
         return ranking
     read = [row for row, g in zip(ranking, gradients, strict=True) if g is not None]
-    if torch.compiler.is_compiling():  # where no gradient is None, but zero
+    if is_compiling():  # where no gradient is None, but zero
         used = torch.stack([(g != 0).any() for g in gradients if g is not None])
         rows = torch.where(used[:, None], torch.stack(read), 0.0)
         return rows.sum(dim=0) / used.sum().clamp(min=1)
@@ -207,7 +219,7 @@ def describe(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(describe(item) for item in value) + "]"
     return type(value).__name__
 

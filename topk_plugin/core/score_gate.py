@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topk_plugin.compat import is_compiling
 from topk_plugin.core.choice import (
     BALLOT,
     Choice,
@@ -57,7 +58,7 @@ class ScoreGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         nothing = (None,) * 9
-        compiling = torch.compiler.is_compiling()
+        compiling = is_compiling()
         heads, companions = gradients[: ctx.heads], gradients[ctx.heads :]
         # inside a gate's backward, grad mode means create_graph
         if (torch.is_grad_enabled() and not compiling) or all(g is None for g in heads):

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node
 
+from topk_plugin.compat import place_of, probe_of
 from topk_plugin.core.choice import (
     Choice,
     GateState,
@@ -39,6 +40,7 @@ class Box:
         self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
         self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
         self.looked_at = False  # it was one of the first calls, which are audited
+        self.replaying = False  # what reaches the input gates is for their probes, if there are
 
     def take(self, index: int, gradient: Tensor) -> Tensor:
         """What goes back from input ``index``, which received ``gradient`` from the critic."""
@@ -131,8 +133,9 @@ class GatedCall:
         self.box, self.audit, self.select, self.follow = box, audit, select, follow
         # told what the loss sends to outputs that are no heads; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
-        self.outputs: tuple[GradientEdge, ...] = ()
-        self.inputs: tuple[GradientEdge, ...] = ()
+        # places in the graph, not the tensors: no activation outlives the backward for our sake
+        self.outputs: tuple[Any, ...] = ()
+        self.inputs: tuple[Any, ...] = ()
 
     def reached(self) -> bool:
         """Whether the running backward goes on to the generator's parameters.
@@ -189,11 +192,12 @@ class GatedCall:
     def _replay(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The gradient by the critic's inputs that ``gradients`` of its outputs give."""
         sent = [(e, g) for e, g in zip(self.outputs, gradients, strict=True) if g is not None]
-        edges, values = zip(*sent, strict=True)
+        places, values = zip(*sent, strict=True)
+        self.box.replaying = True
         try:
             return list(
                 torch.autograd.grad(
-                    edges, self.inputs, values, retain_graph=True, allow_unused=True
+                    places, self.inputs, values, retain_graph=True, allow_unused=True
                 )
             )
         except RuntimeError as error:
@@ -204,6 +208,8 @@ class GatedCall:
                 "backward, or use checkpoint(..., use_reentrant=False). "
                 f"The replay said: {error}"
             ) from error
+        finally:
+            self.box.replaying = False
 
 
 class OutputGate(torch.autograd.Function):
@@ -224,46 +230,54 @@ class OutputGate(torch.autograd.Function):
 
 class InputGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, box: Box, index: int, tensor: Tensor) -> Tensor:
-        ctx.box, ctx.index = box, index
+    def forward(ctx: Any, box: Box, index: int, probe: Tensor | None, tensor: Tensor) -> Tensor:
+        ctx.box, ctx.index, ctx.probed = box, index, probe is not None
         return tensor.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.box.take(ctx.index, gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        if ctx.probed and ctx.box.replaying:
+            return None, None, gradient, None
+        return None, None, None, ctx.box.take(ctx.index, gradient)
 
     @staticmethod
-    def jvp(ctx: Any, box: None, index: None, tangent: Tensor) -> Tensor:
+    def jvp(ctx: Any, box: None, index: None, probe: None, tangent: Tensor) -> Tensor:
         return tangent
 
 
-def gate_inputs(tensors: Sequence[Tensor], box: Box) -> list[Tensor]:
+def gate_inputs(tensors: Sequence[Tensor], box: Box) -> tuple[list[Tensor], list[Any]]:
     """Identities on the critic's inputs, whose backward gives what the output gate puts in ``box``.
 
-    The box, not the call, is what they share: the call holds edges of the critic's graph, whose
+    The box, not the call, is what they share: the call holds places in the critic's graph, whose
     nodes hold these gates, and that cycle would never be collected.
+
+    Returns:
+        what the critic is given, and where a replay ends. These are taken now, since the critic
+        may change its input in place.
     """
-    return [InputGate.apply(box, index, tensor) for index, tensor in enumerate(tensors)]
+    probes = [probe_of(tensor) for tensor in tensors]
+    pairs = enumerate(zip(probes, tensors, strict=True))
+    gated = [InputGate.apply(box, index, probe, tensor) for index, (probe, tensor) in pairs]
+    ends = [place_of(t) if p is None else p for p, t in zip(probes, gated, strict=True)]
+    return gated, ends
 
 
 def gate_outputs(
     call: GatedCall,
     heads: Sequence[Tensor],
     others: Sequence[Tensor],
-    inputs: Sequence[GradientEdge],
+    ends: Sequence[Any],
 ) -> tuple[Tensor, ...]:
     """Identities on the critic's outputs, heads first; joined, as one gradient needs them all.
 
     Args:
         others: differentiable outputs that are no heads; gated only if the call is shielded, or
             if they follow.
-        inputs: edges of what :func:`gate_inputs` gave, if the call is shielded or rehearsed; taken
-            before the critic ran, which may change its input in place.
+        ends: those of :func:`gate_inputs`, if the call is shielded or rehearsed.
     """
     follow = call.mode == "score" and call.follow
-    outputs = (*heads, *others) if inputs or follow or call.look is not None else tuple(heads)
-    if inputs:
-        # edges, not tensors: no activation outlives the backward for our sake
-        call.outputs = tuple(get_gradient_edge(output) for output in outputs)
-        call.inputs = tuple(inputs)
+    outputs = (*heads, *others) if ends or follow or call.look is not None else tuple(heads)
+    if ends:
+        call.outputs = tuple(place_of(output) for output in outputs)
+        call.inputs = tuple(ends)
     return OutputGate.apply(call, len(heads), *outputs)

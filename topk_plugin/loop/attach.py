@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import keep_buffers, tree_leaves
 from topk_plugin.core import ranking
 from topk_plugin.core.choice import Choice
 from topk_plugin.core.ledger import Arrival
@@ -170,8 +171,8 @@ class Attachment:
         _attachments.discard(self)
         if not any(other.topk is self.topk for other in _attachments):
             unlisten(self.topk.ledger)
-        if not _attachments and _donated:
-            torch._functorch.config.donated_buffer = _donated.pop()
+        if not _attachments and _kept:
+            keep_buffers(_kept.pop())
 
     def __enter__(self) -> Attachment:
         return self
@@ -246,22 +247,21 @@ class Attachment:
             return output
         box = Box()
         inputs = [leaves[place] for place in plan.places]
-        edges: list[GradientEdge] = []
+        ends: list[Any] = []
         if plan.mode == "shielded" or plan.rehearsed:
-            gated = gate_inputs(inputs, box)
-            edges = [get_gradient_edge(tensor) for tensor in gated]
+            gated, ends = gate_inputs(inputs, box)
             for place, tensor in zip(plan.places, gated, strict=True):
                 leaves[place] = tensor
             args, kwargs = pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         output = original(*args, **kwargs)
-        gated = self._gate(output, plan, leaves[plan.places[0]], sources, edges, box)
+        gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box)
         self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
         return gated
 
     def _gate(
         self, output: Any, plan: Plan, source: Tensor, sources: list[Node],
-        edges: list[GradientEdge], box: Box,
+        ends: list[Any], box: Box,
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
         topk, training, batch = self.topk, plan.training, source.shape[0]
@@ -303,19 +303,19 @@ class Attachment:
         )  # fmt: skip
         others = [
             leaf
-            for leaf in pytree.tree_leaves(output)
+            for leaf in tree_leaves(output)
             if isinstance(leaf, Tensor)
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
         if plan.audit and others and not named:
             call.look = functools.partial(warn_of_scores_left, output, others, batch)
-        gated = gate_outputs(call, heads, others, edges)
+        gated = gate_outputs(call, heads, others, ends)
         return with_replaced(output, [*heads, *others][: len(gated)], gated)
 
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
-_donated: list[bool] = []  # torch.compile's setting before the first attachment
+_kept: list[bool] = []  # whether torch.compile let buffers be before the first attachment
 
 
 def _keep_buffers() -> None:
@@ -325,13 +325,12 @@ def _keep_buffers() -> None:
     run overwrite what was saved. What was compiled before is compiled anew: its backward would
     read garbage.
     """
-    if _donated:
+    before = keep_buffers(True) if not _kept else None
+    if before is None:
         return
-    _donated.append(torch._functorch.config.donated_buffer)
-    if _donated[0]:
-        torch._functorch.config.donated_buffer = False
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
+    _kept.append(before)
+    if not before and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _entrances(critic: nn.Module) -> Iterator[nn.Module]:

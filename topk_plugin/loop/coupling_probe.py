@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
+from topk_plugin.compat import GradientEdge
 from topk_plugin.core.coupling import coupling_of_gates, ranking_of
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import PatchLog, stands_in

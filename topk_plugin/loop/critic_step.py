@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import node_of, tree_leaves
 from topk_plugin.core.graph import executes
 from topk_plugin.core.ranking import resembles_score
 from topk_plugin.core.training import Training, Trainings
@@ -127,7 +126,7 @@ class CriticSteps:
         tensors = (a for a in arguments if isinstance(a, Tensor) and a.dim())
         batch = next((len(tensor) for tensor in tensors), 0)
         call = CriticCall(critic, training, places, detached)
-        for place, leaf in enumerate(pytree.tree_leaves(output)):
+        for place, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor) and leaf.requires_grad and resembles_score(leaf, batch):
                 leaf.register_hook(partial(self._pulled, call, place))
 
@@ -238,7 +237,7 @@ def _by_place(pulls: Iterable[Pull]) -> dict[int, Tensor]:
 def reached_of(parameters: Iterable[Tensor]) -> Tensor | None:
     """One of ``parameters`` that the running backward goes on to."""
     for parameter in parameters:
-        if parameter.requires_grad and executes(get_gradient_edge(parameter).node):
+        if parameter.requires_grad and executes(node_of(parameter)):
             return parameter
     return None
 
@@ -249,7 +248,7 @@ def is_capturing(tensor: Tensor) -> bool:
 
 
 def _storages(tree: Any) -> set[StorageWeakRef]:
-    found = (storage_of(leaf) for leaf in pytree.tree_leaves(tree))
+    found = (storage_of(leaf) for leaf in tree_leaves(tree))
     return {storage for storage in found if storage is not None}
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import tree_leaves
 from topk_plugin.core.training import Training
 from topk_plugin.errors import TopKError
 from topk_plugin.loop.kept_batches import Length
@@ -143,7 +143,7 @@ class Feeding:
 
     def delivered(self, one: Pass, batch: Any) -> None:
         """A batch was delivered."""
-        tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+        tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         first = next(map(weakref.ref, tensors), None)
         self.inbox.note(self._delivered, one, one.rows(batch), first, self.inbox.is_elsewhere)
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import is_compiling, is_exporting, not_compiled, tree_leaves
 from topk_plugin.errors import SeamNotFound
 from topk_plugin.monkeypatch import ClassPatches
 
@@ -146,7 +146,7 @@ class _StandIn:
         self.own, self.interceptor = own, interceptor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and (inside.a_critic or _is_as_plain(args, kwargs)):
+        if is_compiling() and (inside.a_critic or _is_as_plain(args, kwargs)):
             return self.own(*args, **kwargs)
         return _call_eagerly(self.interceptor, self.own, args, kwargs)
 
@@ -164,7 +164,7 @@ def _itself(value: Any) -> Any:
 def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # in a graph these are constants, with guards: the identity of the module, too
-        if torch.compiler.is_compiling() and (
+        if is_compiling() and (
             inside.a_critic or id(self) not in _interceptions or _is_as_plain(args, kwargs)
         ):
             return forward(self, *args, **kwargs)
@@ -181,14 +181,14 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_as_plain(args: Any, kwargs: Any) -> bool:
     """While a call is traced: whether nothing would be gated in it anyway."""
-    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    if is_exporting() or not torch.is_grad_enabled():
         return True
-    leaves = pytree.tree_leaves((args, kwargs))
+    leaves = tree_leaves((args, kwargs))
     return not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
 
 # in a compiled step the gates and the critic run eagerly, between two graphs
-@torch.compiler.disable(reason=CANNOT_BE_TRACED)
+@not_compiled(CANNOT_BE_TRACED)
 def _call_eagerly(interceptor: Interceptor, original: Any, args: Any, kwargs: Any) -> Any:
     return interceptor.call(original, args, kwargs)
 

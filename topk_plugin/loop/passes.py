@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
+from topk_plugin.compat import tree_leaves
 from topk_plugin.monkeypatch import ClassPatches
 
 
@@ -42,7 +42,7 @@ class Pass:
         """Samples that were taken with ``batch``, by all ranks that share the data set."""
         rows = self._rows
         if rows is None:  # a batch sampler of the user's
-            tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+            tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
             rows = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
         return int(rows) * self._ranks
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ranking import resembles_score
 from topk_plugin.loop.critic_step import reached_of
@@ -184,10 +184,10 @@ def _path(module: nn.Module) -> str:
 
 def _scores(arguments: Any, output: Any) -> list[Tensor]:
     """What a module returned that is shaped like scores, and no image as it was given one."""
-    shapes = [a.shape for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor) and a.dim()]
+    shapes = [a.shape for a in tree_leaves(arguments) if isinstance(a, Tensor) and a.dim()]
     return [
         leaf
-        for leaf in pytree.tree_leaves(output)
+        for leaf in tree_leaves(output)
         if isinstance(leaf, Tensor)
         and leaf.grad_fn is not None
         and leaf.dim()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from topk_plugin.compat import is_compiling, tree_leaves
 from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.critic_step import CriticSteps
@@ -78,7 +78,7 @@ class Witness:
             return
         self.critic_steps.scored(critic, arguments, places, training, output)
         if places and self.ungated.goes_on:
-            for leaf in pytree.tree_leaves(output):
+            for leaf in tree_leaves(output):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
                     leaf.register_hook(self.ungated.gate_pulled)
 
@@ -123,7 +123,7 @@ class Witness:
 
     def _hearing(self) -> Callable[[nn.Module, Any, Any], None]:
         def returned(module: nn.Module, arguments: Any, output: Any) -> None:
-            if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            if is_compiling() or torch._C._get_tracing_state():
                 return
             self.critic_steps.generated.returned(module, arguments, output)
             if self.ungated.goes_on:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from topk_plugin.adapter import Adapter
+from topk_plugin.compat import is_compiling, tree_leaves
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.choice import Select
 from topk_plugin.core.ranking import describe, kept_rows
@@ -98,14 +98,14 @@ class Result(NamedTuple):
 
 
 def _are_adapters(result: Any) -> bool:
-    return isinstance(result, list | tuple) and all(isinstance(a, Adapter) for a in result)
+    return isinstance(result, (list, tuple)) and all(isinstance(a, Adapter) for a in result)
 
 
 def _are_scores(result: Any, output: Any) -> bool:
     scores = [result] if isinstance(result, Tensor) else result
-    leaves = pytree.tree_leaves(output)
+    leaves = tree_leaves(output)
     return (
-        isinstance(scores, list | tuple)
+        isinstance(scores, (list, tuple))
         and len(scores) > 0
         and all(
             isinstance(score, Tensor)
@@ -162,7 +162,7 @@ def _call(
 
     def failed(message: str) -> HookError:
         error = HookError(message)
-        if not (torch.compiler.is_compiling() or errors):
+        if not (is_compiling() or errors):
             errors.append(error)
         return error
 
@@ -177,7 +177,7 @@ def _call(
                 f"plugin {plugin!r}: its hook {hook} raised {type(error).__name__}: {error}; "
                 f"{remedy}"
             ) from error
-        if traced and not torch.compiler.is_compiling():
+        if traced and not is_compiling():
             said = f"({_brief(arguments)}) -> {_shown(result)}"
             say(f"top-k hook {hook} of {plugin!r}{said}")
         if result is not None and allowed is not None and not allowed.holds(result, **arguments):
@@ -198,7 +198,7 @@ def _shown(value: Any) -> str:
     """Shapes instead of tensors, which would have to be read from the device."""
     if isinstance(value, Selection):
         return f"Selection(step={value.step}, epoch={value.epoch}, batch={value.batch})"
-    if isinstance(value, Tensor | Mapping | list) or type(value) is tuple:
+    if isinstance(value, (Tensor, Mapping, list)) or type(value) is tuple:
         return describe(value)
     return repr(value)
 

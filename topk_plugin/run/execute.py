@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from topk_plugin.compat import SAFE_PATH
 from topk_plugin.errors import ConfigError, HookError, TopKError
 from topk_plugin.loop.intercept import refusal
 from topk_plugin.source.in_memory import code_of
@@ -56,7 +57,7 @@ def prepare(command: Sequence[str]) -> Callable[[], None]:
 def _start_script(script: str, arguments: list[str]) -> None:
     path = os.path.join(os.getcwd(), script)  # absolute, as Python has it
     sys.argv = [script, *arguments]
-    if not sys.flags.safe_path:
+    if not SAFE_PATH:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
     main = _main_module(path)
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
@@ -68,7 +69,7 @@ def _start_script(script: str, arguments: list[str]) -> None:
 
 
 def _start_module(name: str, arguments: list[str]) -> None:
-    if not sys.flags.safe_path:
+    if not SAFE_PATH:
         sys.path[0] = os.getcwd()
     try:
         spec = importlib.util.find_spec(name)

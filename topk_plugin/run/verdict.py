@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from topk_plugin.compat import SHAPES
 from topk_plugin.core.training import Training
 from topk_plugin.loop.epochs import EpochTracker
 
@@ -35,6 +36,7 @@ def lines_of(
         f"ended, last k {report.last_k} of {report.last_batch}, "
         f"{report.nonfinite - nonfinite} non-finite scores{counted}{direction}"
         + (f"; its loss couples the rows of a batch ({coupled})" if coupled else "")
+        + ("" if SHAPES else "; whether its loss couples rows is unread: that takes torch 2.5")
     )
     yield from _of_epochs(training, tracker)
     if report.direction == "undecided":

@@ -42,8 +42,7 @@ def find_inception(path: str | Path | None = None, sha256: str = PUBLISHED) -> t
     where = "there, or anywhere and give its path" if path is None else "there, or correct the path"
     get = f"Fetch {upstream.FID_WEIGHTS_URL} and put it {where}"
     try:
-        with place.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(place.read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(
             f"inception: {place} cannot be read ({error.strerror}), expected the weights that FID "
