@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -36,15 +36,40 @@ else:
 
 
 def not_compiled(reason: str) -> Callable[[Any], Any]:
-    """``torch.compiler.disable(reason=...)``: 2.8; before, a graph breaks and says no reason."""
+    """``torch.compiler.disable(reason=...)``: 2.8.
+
+    Before, what cannot be split says the name of the function and no reason.
+    """
     if "reason" in inspect.signature(torch.compiler.disable).parameters:
         return torch.compiler.disable(reason=reason)
-    return torch.compiler.disable
+
+    def disabled(function: Any) -> Any:
+        function.__qualname__ = reason
+        return torch.compiler.disable(function)
+
+    return disabled
+
+
+EXPORTS = hasattr(torch.compiler, "_is_exporting_flag")
+"""Whether what is traced can tell that it is exported: 2.7."""
 
 
 def is_exporting() -> bool:
-    """``torch.compiler.is_exporting``: 2.8; before, what is exported is compiled like the rest."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    """``torch.compiler.is_exporting``, which is also true of what is compiled before 2.13."""
+    return EXPORTS and torch.compiler._is_exporting_flag
+
+
+def trace_forward(module: nn.Module) -> Callable[[], None]:
+    """Let a compiled step trace the ``forward`` of ``module`` whatever it is: 2.5.
+
+    Before, modules of torch.nn are taken into the graph as they are. The returned function undoes
+    it.
+    """
+    name = "torchdynamo_force_dynamic"
+    if TORCH >= (2, 5) or name in vars(module):
+        return lambda: None
+    vars(module)[name] = True
+    return lambda: vars(module).pop(name, None)
 
 
 def keep_buffers(keep: bool) -> bool | None:
@@ -152,7 +177,10 @@ def place_of(tensor: Tensor) -> Any:
 
     Before, a tensor of one number that stands behind it.
     """
-    return torch.autograd.graph.get_gradient_edge(tensor) if EDGES else _Anchor.apply(tensor)
+    if EDGES:
+        return torch.autograd.graph.get_gradient_edge(tensor)
+    with torch.autograd.forward_ad._set_fwd_grad_enabled(False):
+        return _Anchor.apply(tensor)
 
 
 def probe_of(tensor: Tensor) -> Tensor | None:

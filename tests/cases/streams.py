@@ -29,7 +29,8 @@ elif how == "closed before":
     log = open("log.txt", "w")  # noqa: SIM115
     sys.stdout = sys.stderr = log
     log.close()
-    j.load_state_dict(torch.load("judge.pt"))  # without a record: a warning in the first step
+    judge = torch.load("judge.pt", weights_only=True)
+    j.load_state_dict(judge)  # without a record: a warning in the first step
 elif how == "None":
     sys.stdout = sys.stderr = None
 elif how == "all None":

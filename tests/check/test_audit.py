@@ -115,7 +115,7 @@ def patched_by_an_audit():
         [vars(cls)["backward"] for cls in gates],
         [vars(cls).get("apply") for cls in gates],
         torch._C._len_torch_function_stack(),
-        torch._functorch.config.donated_buffer,
+        getattr(torch._functorch.config, "donated_buffer", None),
         len(optimizer._global_optimizer_post_hooks),
     )
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from checked import check, line
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torches import reads_shapes
 
 from topk_plugin.check.tape import Tape, Unrepeatable
 
@@ -42,6 +43,7 @@ def test_losses_that_add_up_over_samples_agree(tmp_path, name):
     assert "Warning" not in done.err
 
 
+@reads_shapes
 @pytest.mark.parametrize(
     ("name", "operation"),
     [
@@ -63,6 +65,7 @@ def test_losses_that_couple_rows_differ(tmp_path, name, operation):
     ), done.out
 
 
+@reads_shapes
 def test_coupled_rows_that_do_not_show(tmp_path):
     """A hinge whose margins no row has reached is a mean."""
     done = check_loss(tmp_path, "average_hinge")

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from losses import Critic, make_generator, make_topk, noise
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torches import reads_shapes
 
 from topk_plugin import TopK, attach
 from topk_plugin.core.coupling import coupling, coupling_of_gates, ranking_of
 
 BATCH = 8
+pytestmark = reads_shapes
 torch.manual_seed(0)
 REAL = torch.randn(BATCH, 1).double()
 SCORES = torch.tensor([0.3, 2.0, -1.1, 0.8, 1.4, -0.2, 0.5, -0.7]).double().view(BATCH, 1)

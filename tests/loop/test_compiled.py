@@ -9,11 +9,13 @@ import torch
 import torch._dynamo.utils
 from torch import nn
 from torch.nn.functional import softplus
+from torches import compiles, needs_torch, twice
 
 from topk_plugin import TopK, attach
 from topk_plugin.loop.intercept import refusal
 
 BATCH = 16
+pytestmark = compiles
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +114,22 @@ def test_remove_puts_back_what_was_compiled(compiled):
     assert not topk.ledger.pending
 
 
-def test_copies_of_what_was_compiled_are_not_gated():
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [wrapped],
+        [in_place],
+        pytest.param([in_place, wrapped], marks=twice),
+    ],
+    ids=["wrapped", "in place", "both"],
+)
+def test_copies_of_what_was_compiled_are_not_gated(ways):
     generator, critic = networks()
     topk = TopK(gamma=0.5, nu=0.5)
     topk.end_epoch()
     with attach(critic, topk):
-        critic.compile(fullgraph=True, backend="eager")
-        fast = torch.compile(critic, fullgraph=True, backend="eager")
+        for compiled in ways:
+            fast = compiled(critic, "eager")
         fast(generator(noise()))
         for copied in (copy.deepcopy(critic), copy.deepcopy(fast)):
             gradient(copied(generator(noise())).mean(), generator)
@@ -149,6 +160,7 @@ def test_paused_calls_and_calls_without_a_gradient_are_whole_graphs():
         assert refusal(ValueError("another")) is None
 
 
+@needs_torch("2.5", "what is traced does not know its thread before")
 def test_a_thread_in_a_compiled_critic_does_not_lend_its_graph_to_another():
     """Inside, the call is traced as it was written; a step elsewhere has its gate all the same."""
     generator, critic = networks()

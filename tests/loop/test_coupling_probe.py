@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from losses import BATCH, Critic, backward, make_generator, noise
+from torches import reads_shapes
 
 from topk_plugin import TopK, attach
 from topk_plugin.loop.coupling_probe import PROBED_STEPS, CouplingProbe
 
-pytestmark = pytest.mark.usefixtures("seeded")
+pytestmark = [pytest.mark.usefixtures("seeded"), reads_shapes]
 MESSAGE = r"attach: the loss couples the rows of a batch \(StdBackward0\).* topk.gather\(scores"
 ORIGINAL = inspect.unwrap(torch.autograd.backward)
 

@@ -267,13 +267,13 @@ def test_nothing_is_looked_at_where_modules_are_compiled(compiled, monkeypatch):
         for _ in range(6):
             adversarial(D, opt_D, made(noise()).detach())
             generator_step(opt_G, lambda: loss_of(D)(made(noise())))
-        assert not torch.nn.modules.module._has_any_global_hook()
+        assert not torch.nn.modules.module._global_forward_hooks
 
 
 def test_tracing_and_compiling_while_all_modules_are_looked_at():
     def train(G, D, opt_G, opt_D):
         generator_step(opt_G, lambda: loss_of(D)(G(noise())))
-        assert torch.nn.modules.module._has_any_global_hook()
+        assert torch.nn.modules.module._global_forward_hooks
         G.eval()
         assert torch.equal(torch.jit.trace(G, noise())(z := noise()), G(z))
         assert torch.equal(torch.jit.script(G)(z), G(z))

@@ -25,7 +25,12 @@ class Registered(Output):
     features: torch.Tensor
 
 
-pytree.register_dataclass(Registered)
+register = getattr(pytree, "register_pytree_node", None) or pytree._register_pytree_node
+register(
+    Registered,
+    lambda output: ([output.realness, output.features], None),
+    lambda leaves, context: Registered(*leaves),
+)
 
 OUTPUTS = {
     "dict": lambda scores: {"a": torch.cat([scores, -scores], 1), "realness": scores},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from launched import plain_run, topk_run
 from torch import nn
+from torches import compiles, twice
 
 from topk_plugin import TopKConfig
 from topk_plugin.check.audit import Audit
@@ -170,10 +171,13 @@ def weights(folder) -> torch.Tensor:
 
 # what the others compile takes longer, and the gates stand outside of the graph
 BACKENDS = ("aot_eager", "inductor")
-WAYS = [(way, "eager") for way in GATED]
+WAYS = [
+    pytest.param(way, "eager", marks=twice) if way == "twice" else (way, "eager") for way in GATED
+]
 WAYS += [(way, backend) for way in ("wrapper", "in place") for backend in BACKENDS]
 
 
+@compiles
 @pytest.mark.parametrize(("way", "backend"), WAYS)
 def test_a_compiled_critic_is_gated(way, backend, folder, uncompiled):
     """With ``fullgraph=True``, of the critic or in place, Dynamo's traceback ended the run."""

@@ -12,12 +12,11 @@ from topk_plugin.compat import tree_leaves
 
 def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
     """The tensors (B, ...) beside the scores through which a gradient may go back."""
-    scores = {id(head) for head in heads}
     return [
         leaf
         for leaf in tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.requires_grad and id(leaf) not in scores
-        and leaf.shape[:1] == (batch,)
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.shape[:1] == (batch,)
+        and not any(leaf is head for head in heads)
     ]  # fmt: skip
 
 
@@ -26,5 +25,6 @@ def with_replaced(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> An
     if isinstance(output, Tensor):
         return new[0]
     leaves, spec = pytree.tree_flatten(output)
-    places = {id(tensor): gated for tensor, gated in zip(old, new, strict=True)}
-    return pytree.tree_unflatten([places.get(id(leaf), leaf) for leaf in leaves], spec)
+    for tensor, gated in zip(old, new, strict=True):
+        leaves = [gated if leaf is tensor else leaf for leaf in leaves]
+    return pytree.tree_unflatten(leaves, spec)

@@ -32,7 +32,7 @@ from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
-from topk_plugin.loop.intercept import inside, intercept, is_intercepted
+from topk_plugin.loop.intercept import enter_critic, inside, intercept, is_intercepted
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
@@ -226,14 +226,14 @@ class Attachment:
             or torch._C._get_tracing_state() is not None  # torch.jit.trace: no step of a training
         ):
             return original(*args, **kwargs)
-        inside.a_critic = True
+        enter_critic(True)
         try:
             if self.topk.is_paused:
                 return original(*args, **kwargs)
             self.topk.ledger.calling()
             return self._call(original, args, kwargs)
         finally:
-            inside.a_critic = False
+            enter_critic(False)
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))

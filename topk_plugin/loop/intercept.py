@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from topk_plugin.compat import is_compiling, is_exporting, not_compiled, tree_leaves
+from topk_plugin.compat import (
+    EXPORTS,
+    TORCH,
+    is_compiling,
+    is_exporting,
+    not_compiled,
+    trace_forward,
+    tree_leaves,
+)
 from topk_plugin.errors import SeamNotFound
 from topk_plugin.monkeypatch import ClassPatches
 
@@ -40,10 +49,21 @@ class Interceptor(Protocol):
 class _Inside(threading.local):
     """Where this thread is; torch.compile guards what it reads of it."""
 
-    a_critic = False  # a critic called by an attached critic is part of it
+    def __init__(self) -> None:
+        # a critic called by an attached critic is part of it; no default of the class's, which is
+        # what torch.compile would take for the value (before 2.8)
+        self.a_critic = False
 
 
 inside = _Inside()
+
+# what is traced reads no attribute of a thread before torch 2.5: there, of whatever thread
+_traced: Any = inside if TORCH >= (2, 5) else types.SimpleNamespace(a_critic=False)
+
+
+def enter_critic(entered: bool) -> None:
+    """This thread enters a critic's call, or leaves it."""
+    inside.a_critic = _traced.a_critic = entered
 
 
 def is_intercepted(module: nn.Module) -> bool:
@@ -89,6 +109,7 @@ class _Interception:
         for patches, owner in _AROUND:
             self.wrap(patches, owner)
         _interceptions[self._key] = self
+        self._undo.callback(trace_forward(module))
         if "forward" in module.__dict__:
             self.stand_in("forward")
         else:
@@ -146,7 +167,7 @@ class _StandIn:
         self.own, self.interceptor = own, interceptor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling() and (inside.a_critic or _is_as_plain(args, kwargs)):
+        if is_compiling() and (_traced.a_critic or _is_as_plain(args, kwargs)):
             return self.own(*args, **kwargs)
         return _call_eagerly(self.interceptor, self.own, args, kwargs)
 
@@ -165,7 +186,7 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # in a graph these are constants, with guards: the identity of the module, too
         if is_compiling() and (
-            inside.a_critic or id(self) not in _interceptions or _is_as_plain(args, kwargs)
+            _traced.a_critic or id(self) not in _interceptions or _is_as_plain(args, kwargs)
         ):
             return forward(self, *args, **kwargs)
         interception = _interceptions.get(id(self))
@@ -249,6 +270,16 @@ def _compiling(build: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def _exporting(export: Callable[..., Any]) -> Callable[..., Any]:
+    """Nothing that is traced says that it is exported, so it finds the originals."""
+
+    def export_(*args: Any, **kwargs: Any) -> Any:
+        made = _reading_sources(export)(*args, **kwargs)
+        return _reading_sources(made) if callable(made) else made
+
+    return export_
+
+
 # every way of scripting and tracing a module goes through the first, every compiled module through
 # the last, also where a script holds an alias of torch.jit.script or torch.compile
 _AROUND: tuple[tuple[ClassPatches, Any], ...] = (
@@ -256,4 +287,5 @@ _AROUND: tuple[tuple[ClassPatches, Any], ...] = (
     (ClassPatches({"trace": _reading_sources}), torch.fx.Tracer),
     (ClassPatches({"compile": _compiling_in_place}), nn.Module),
     (ClassPatches({"__init__": _compiling}), OptimizedModule),
+    *(() if EXPORTS else ((ClassPatches({"export": _exporting}), torch._dynamo),)),
 )
