@@ -13,6 +13,7 @@ from topk_plugin import attach
 from topk_plugin.upstream.stubs import Stubs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("PYTHONWARNINGS", "ignore:TypedStorage is deprecated")  # of torch 2.1 itself
 torch.set_num_threads(1)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torches import scalers
 from training_styles import SCRIPTS, difference, weights
 
 HAND = re.compile(r"^(\s*)# hand: (.*)$", re.MULTILINE)
@@ -120,7 +121,15 @@ def count(pattern: str, text: str) -> int:
     return int(found[1].replace(",", ""))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removesuffix(".py"))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, id=case.name.removesuffix(".py"), marks=[scalers] if "scaler" in case.name else []
+        )
+        for case in CASES
+    ],
+)
 def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
     plain = run_here(case, SCRIPTS, tmp_path / "plain.pt", monkeypatch)
     hand = run_here(case, by_hand(case, tmp_path / "hand"), tmp_path / "hand.pt", monkeypatch)

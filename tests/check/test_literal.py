@@ -9,6 +9,7 @@ import launched
 import pytest
 from checked import check, check_tiny, error, line
 from launched import Done
+from torches import scalers
 from training_styles import SCRIPTS, difference, weights
 
 # What is as it should be
@@ -26,7 +27,7 @@ from training_styles import SCRIPTS, difference, weights
         ("both_backward_first.py", "untouched, bit by bit", None),
         ("energy_low_real.py", "untouched, bit by bit", None),
         ("frozen_critic.py", "none: it is frozen", None),
-        ("grad_scaler.py", "untouched, bit by bit", None),
+        pytest.param("grad_scaler.py", "untouched, bit by bit", None, marks=scalers),
         ("backward_inputs.py", "none: it is frozen", None),
         ("outside_embedding.py", "untouched, bit by bit", "untouched, bit by bit (1 "),
         ("two_critics.py", "untouched, bit by bit", None),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from checked import check, line
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torches import reads_shapes
+from torches import indexes, reads_shapes
 
 from topk_plugin.check.tape import Tape, Unrepeatable
 
@@ -86,7 +86,11 @@ def test_another_reduction(tmp_path):
     ("loss", "said"),
     [
         ("-F.dropout(s).mean()", "dropout draws random numbers"),
-        ("-s[: len(s) // 2].mean()", r"the loss takes rows by their numbers \(__getitem__\)"),
+        pytest.param(
+            "-s[: len(s) // 2].mean()",
+            r"the loss takes rows by their numbers \(__getitem__\)",
+            marks=indexes,
+        ),
         ("-Own.apply(s).mean()", "the loss is not made of the scores by torch's functions alone"),
         ("-s.mean() + Own.apply(s).sum()", "what was done with the scores gave another gradient"),
         ("F.softplus(-s.view(2, 4)).mean()", r"on 4 of 8 rows: RuntimeError: shape"),
@@ -220,7 +224,10 @@ def taken(loss, shape=(B, 1)):
         lambda s: (s * torch.arange(B).view(B, 1)).sum(),
         lambda s: torch.zeros(()).double().add_(s.std()),
         lambda s: (s - s.mean().detach()).square().mean(),
-        lambda s: s.max(0).values.sum() + torch.stack(s.sort(0)).double()[0].sum(),
+        pytest.param(
+            lambda s: s.max(0).values.sum() + torch.stack(s.sort(0)).double()[0].sum(),
+            marks=indexes,
+        ),
         lambda s: torch.add(s, 1, out=None).exp().sum(),
         lambda s: s.clone().mul_(2).neg_().exp_().mean(),
     ],

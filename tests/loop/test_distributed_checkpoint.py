@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from launched import plain_run, topk_run
+from torches import needs_torch
+
+pytestmark = needs_torch("2.3", "its state-dict helpers are new before")
 
 CASES = Path(__file__).parents[1] / "cases"
 WAYS = ["folder", "stateful", "model", "file", "offloaded"]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torches import scalers
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import SeamNotFound
@@ -127,6 +128,7 @@ def test_two_ranks_rank_their_own_rows(tmp_path):
         assert (found - mean).norm() <= 1e-12 * mean.norm()
 
 
+@scalers
 @pytest.mark.parametrize("how", ["line A", "attach"])
 def test_autocast_and_loss_scaling(how):
     """bf16 scores, scaled loss: the same rows as by hand, gradients to rounding."""

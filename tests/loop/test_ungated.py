@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from losses import BATCH, LATENT, WIDTH, Critic, make_generator, noise, reals
 from stepping import SGD
 from torch import Tensor, nn
+from torches import compiles, needs_torch
 
 from topk_plugin import TopK, attach
 
@@ -252,7 +253,14 @@ def test_two_attached_critics():
         )
 
 
-@pytest.mark.parametrize("compiled", ["module", "in place"])
+@compiles
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        "module",
+        pytest.param("in place", marks=needs_torch("2.6", "compiles no Sequential in place")),
+    ],
+)
 def test_nothing_is_looked_at_where_modules_are_compiled(compiled, monkeypatch):
     """A hook would have graphs made anew, and torch warns of it."""
     monkeypatch.undo()
@@ -270,6 +278,7 @@ def test_nothing_is_looked_at_where_modules_are_compiled(compiled, monkeypatch):
         assert not torch.nn.modules.module._global_forward_hooks
 
 
+@compiles
 def test_tracing_and_compiling_while_all_modules_are_looked_at():
     def train(G, D, opt_G, opt_D):
         generator_step(opt_G, lambda: loss_of(D)(G(noise())))

@@ -25,7 +25,7 @@ from plugged import (
     write,
 )
 from torch import nn
-from torches import needs_torch
+from torches import compiles, needs_torch
 
 from topk_plugin import TopK, attach
 from topk_plugin.config import TopKConfig
@@ -240,6 +240,7 @@ def test_topk_select_that_nobody_answers(monkeypatch):
         topk(torch.zeros(4, requires_grad=True)).mean().backward()
 
 
+@compiles
 @pytest.mark.parametrize("mine", ["best 3", "bottom-k", "random-k"])
 def test_topk_select_in_one_graph_for_all_values_of_k(mine):
     torch._dynamo.reset()

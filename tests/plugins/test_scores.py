@@ -7,6 +7,7 @@ import torch
 from losses import BATCH, Critic, error, gradients, make_generator, make_topk
 from plugged import LOSS, WAYS, noise, plugin, settings
 from torch.utils import _pytree as pytree
+from torches import compiles
 
 from topk_plugin import attach
 from topk_plugin.errors import HookError, ScoreShapeError
@@ -143,6 +144,7 @@ def test_topk_scores_wrong_results(way, wrong):
         odd_step(way, "dict", topk)
 
 
+@compiles
 def test_topk_scores_compiles_into_one_graph():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

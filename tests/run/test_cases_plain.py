@@ -12,7 +12,7 @@ import pytest
 import torch
 from launched import plain_run, topk_run
 from torch import nn
-from torches import compiles, twice
+from torches import compiles, needs_torch, twice
 
 from topk_plugin import TopKConfig
 from topk_plugin.check.audit import Audit
@@ -63,6 +63,7 @@ def functions() -> dict[tuple[str, str], types.FunctionType]:
     return {key: f for key, f in found.items() if isinstance(f, types.FunctionType)}
 
 
+@needs_torch("2.3", "what torch.compile itself replaces is replaced at once before")
 def test_everything_that_is_wrapped_looks_as_before():
     """Wrappers renamed parameters, so that calls by keyword were TypeErrors."""
     here = Path(__file__)
@@ -118,6 +119,7 @@ def all_that_is_wrapped():
     assert functions() == before  # and all of it is put back
 
 
+@needs_torch("2.3", "some of what is called is new")
 def test_calls_by_keyword(folder):
     """``load_state_dict(state_dict=…)`` was a TypeError: torch's distributed checkpoints use it."""
     assert plain_run(folder, "keywords.py").out == "by keyword\n"
@@ -189,6 +191,7 @@ def test_a_compiled_critic_is_gated(way, backend, folder, uncompiled):
     assert (weights(folder) - uncompiled).abs().max() < 1e-5
 
 
+@compiles
 @pytest.mark.parametrize("way", ["whole step", "forward"])
 def test_a_gate_inside_a_whole_graph_is_refused_in_the_first_step(way, folder):
     """Dynamo's traceback, and exit status 1."""
