@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topk_plugin.config import TopKConfig
-from topk_plugin.core.choice import Choice
 from topk_plugin.core.counts import Report
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.schedule import k_of
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.hooks import Call, Progress, Selection
+from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.calls import first_result, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
 
@@ -222,7 +222,7 @@ class TopK:
     # --- counting -------------------------------------------------------------------------------
 
     def _count(
-        self, calls: list[Arrival], choices: list[Choice], optimizer: Optimizer | None
+        self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
     ) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
         gated = calls[0].training if calls else self.training
@@ -232,7 +232,8 @@ class TopK:
         made, boxes = [call.choice for call in calls], [call.box for call in calls]
         tally = training.count(made, boxes, optimizer)
         training.counts.saw(choices)
-        step = _told(training, tally, sum(call.batch for call in calls), choices)
+        at, rows = training.progress, sum(call.batch for call in calls)
+        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
         for observer in list(self.observers):
             observer(step)
         if self._tell_selected is not None:
@@ -274,13 +275,6 @@ class TopK:
         """
         _require_same_settings(self.config, self.plugins, state)
         (training or self.training).load(state)
-
-
-def _told(training: Training, tally: Tensor, rows: int, choices: list[Choice]) -> Selection:
-    """What observers are told of a step."""
-    calls = tuple(Call(choice.scores, choice.kept) for choice in choices)
-    at = training.progress
-    return Selection(at.steps, at.epoch, rows, tally, calls, training.number)
 
 
 def _telling(tell: Any) -> Callable[[EpochCount], None] | None:

@@ -35,6 +35,11 @@ def executes(node: Node) -> bool:
         return True
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which what is computed now has no value."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class LiveIds(set[int]):
     """Ids of tensors that are alive: another tensor may get the id of one that is gone."""
 

@@ -26,9 +26,9 @@ from types import FrameType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topk_plugin.core.choice import BALLOT, Choice
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.shielded_gate import Box
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import GeneratorStepUnknown
 
@@ -40,7 +40,7 @@ UNSETTLED_LIMIT = 1000
 class Arrival:
     """A gated call whose backward ran."""
 
-    choice: Choice
+    choice: AnyChoice
     batch: int
     parameter: Tensor  # of the generator, upstream of the critic's input
     upstream: frozenset[int]  # ids of all parameters there
@@ -66,7 +66,7 @@ class StepLedger:
 
     def __init__(
         self,
-        counted: Callable[[list[Arrival], list[Choice], Optimizer | None], None],
+        counted: Callable[[list[Arrival], list[AnyChoice], Optimizer | None], None],
         trainings: Trainings,
     ) -> None:
         self.counted, self.trainings = counted, trainings
@@ -74,7 +74,7 @@ class StepLedger:
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
         # its latest choices: only a loop whose optimizers nobody sees makes more
-        self.line: deque[Choice] = deque(maxlen=100)
+        self.line: deque[AnyChoice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
         self._marked = 0  # depth of ``with topk.generator_step()``
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
@@ -118,7 +118,7 @@ class StepLedger:
         """A second backward through one call is the same rows again; both vote."""
         for other in self.pending:
             if other.box is arrival.box:
-                arrival.choice.tally[BALLOT] += other.choice.tally[BALLOT]
+                arrival.choice.votes_with(other.choice)
         self.pending = [other for other in self.pending if other.box is not arrival.box]
 
     def calling(self) -> None:
@@ -126,7 +126,7 @@ class StepLedger:
         for tell in list(self.before_call):
             tell()
 
-    def line_arrive(self, choice: Choice) -> None:
+    def line_arrive(self, choice: AnyChoice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""
         self.line_called, self.settled = True, False
         self.line.append(choice)

@@ -15,18 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import place_of, probe_of
-from topk_plugin.core.choice import (
-    Choice,
-    GateState,
-    Select,
-    ballots_of,
-    choose,
-    keep,
-    keep_companion,
-    row_gradient,
-)
+from topk_plugin.core.choice import Choice, Ranked, keep_companion
 from topk_plugin.core.graph import executes
-from topk_plugin.core.ranking import kept_rows, order_of
+from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
 
 Mode = Literal["observe", "score", "shielded"]
@@ -105,9 +96,7 @@ class GatedCall:
 
     Args:
         mode: "observe" (k = B: count and vote only), "score" or "shielded".
-        ranking: (B,) detached scores, or (H, B) of heads of which the gradient tells which are.
-        state: fraction and direction; read at backward time.
-        mean: see :func:`choose`.
+        ranked: its scores, and what says which of them are kept.
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
@@ -116,21 +105,18 @@ class GatedCall:
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
-        select: see :func:`choose`.
         follow: outputs that are no heads lose the dropped rows' gradient too.
     """
 
     def __init__(
-        self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
-        sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[Choice, list[int]], None], box: Box, audit: bool = False,
-        select: Select = kept_rows, follow: bool = False,
+        self, mode: Mode, ranked: Ranked | Sorted, generator_node: Node, sources: Sequence[Node],
+        is_generator: Callable[[Node], bool], arrived: Callable[[AnyChoice, list[int]], None],
+        box: Box, audit: bool = False, follow: bool = False,
     ) -> None:  # fmt: skip
-        self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
-        self.order = ranking  # (B,) that ranked the batch in the latest backward
+        self.mode, self.ranked = mode, ranked
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
-        self.box, self.audit, self.select, self.follow = box, audit, select, follow
+        self.box, self.audit, self.follow = box, audit, follow
         # told what the loss sends to outputs that are no heads; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
         # places in the graph, not the tensors: no activation outlives the backward for our sake
@@ -165,10 +151,7 @@ class GatedCall:
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
-        self.order = order_of(self.ranking, heads)
-        rows = row_gradient(heads, len(self.order))
-        choice = choose(self.order, rows, self.state, self.mean, self.select)
-        choice = choice._replace(ballots=ballots_of(heads, len(self.order)))
+        choice = self.ranked.choose(heads)
         self.arrived(choice, [place for place, g in enumerate(heads) if g is not None])
         self.box.looked_at = self.audit
         if self.look is not None:
@@ -179,9 +162,9 @@ class GatedCall:
                 self.box.plain = self._replay(gradients)
                 self.box.masked = [None] * len(self.inputs)
             return gradients
-        if self.follow:
+        if self.follow and isinstance(choice, Choice):
             others = tuple(keep_companion(g, choice) for g in others)
-        masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
+        masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
         if self.mode == "score":
             return masked
         self.box.masked = self._replay(masked)

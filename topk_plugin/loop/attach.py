@@ -21,12 +21,11 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from topk_plugin.compat import keep_buffers, tree_leaves
-from topk_plugin.core import ranking
-from topk_plugin.core.choice import Choice
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import ConfigError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
@@ -268,13 +267,14 @@ class Attachment:
         critic = self._critic()
         assert critic is not None  # it was called
         heads, named = self.heads.of(output, source, sources, plan.places)
-        order = ranking.ranking_scores(heads, batch, named)
+        mean = topk.config.reduction == "mean"
+        ranked = topk.line.ranked(heads, batch, named, training, mean, topk.follows)
         if not any(head.requires_grad for head in heads):
             return output
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
-        def arrived(choice: Choice, read: list[int]) -> None:
+        def arrived(choice: AnyChoice, read: list[int]) -> None:
             if names:
                 training.heads = [names[place] for place in read]
             self.record.training = training
@@ -296,10 +296,9 @@ class Attachment:
                 )
             )
 
-        mean = topk.config.reduction == "mean"
         call = GatedCall(
-            plan.mode, order, training.state(order.device), mean, plan.node, sources,
-            plan.accepts, arrived, box, plan.audit, topk.select, topk.follows,
+            plan.mode, ranked, plan.node, sources, plan.accepts, arrived, box, plan.audit,
+            topk.follows,
         )  # fmt: skip
         others = [
             leaf
