@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from topk_plugin.core.parameters import Owned
+
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The leaves that ``tensors`` were computed from."""
@@ -46,6 +48,13 @@ class LiveIds(set[int]):
     def __init__(self) -> None:
         super().__init__()
         self._references: dict[int, weakref.ref[Tensor]] = {}
+        self._whole: weakref.WeakSet[Owned] = weakref.WeakSet()  # of which it has all
+
+    def take_owned(self, owned: Owned) -> None:
+        """Have all of ``owned`` too."""
+        if owned not in self._whole:
+            self.take(owned)
+            self._whole.add(owned)
 
     def take(self, tensors: Iterable[Tensor]) -> None:
         """Have those of ``tensors`` too."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topk_plugin.core.graph import LiveIds
+from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.shielded_gate import Box
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
@@ -189,8 +190,9 @@ class StepLedger:
         self.optimizer_steps += 1
         if self.on_optimizer_step is not None:
             self.on_optimizer_step()
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.optimized.take(p for group in optimizer.param_groups for p in group["params"])
+        parameters = owned_by(optimizer)
+        owned = parameters.ids
+        self.optimized.take_owned(parameters)
         if self.line_called or any(call.known for call in self.pending):
             self.pending = [call for call in self.pending if call.known]
             self.settle(optimizer)
@@ -205,7 +207,7 @@ class StepLedger:
             return
         self._attribute(optimizer, owned, calls)
 
-    def _attribute(self, optimizer: Optimizer, owned: set[int], calls: list[Arrival]) -> None:
+    def _attribute(self, optimizer: Optimizer, owned: frozenset[int], calls: list[Arrival]) -> None:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
         upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
         of_critic = frozenset[int]().union(*(call.critic for call in calls))
@@ -224,14 +226,14 @@ class StepLedger:
         if generator:
             self.settle(optimizer)
         elif critic:
-            self.of_critic.take(p for group in optimizer.param_groups for p in group["params"])
+            self.of_critic.take_owned(owned_by(optimizer))
             self.undetached |= bool(upstream - owned)
             self._set_aside(calls)
 
     def _is_critics(
         self,
         optimizer: Optimizer,
-        owned: set[int],
+        owned: frozenset[int],
         upstream: frozenset[int],
         of_critic: frozenset[int],
     ) -> bool:

@@ -111,7 +111,12 @@ class LineGate:
 
     def _is_plain(self, order: Tensor) -> bool:
         """Whether k may be a Python number: what is made into a graph is run for every k."""
-        return self.select is kept_rows and not is_compiling() and not is_capturing(order)
+        return (
+            self.select is kept_rows
+            and not is_compiling()
+            and not is_capturing(order)
+            and not torch._C._are_functorch_transforms_active()
+        )
 
     def ranked(
         self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool,

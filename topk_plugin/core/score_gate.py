@@ -92,16 +92,14 @@ class SortedGate(torch.autograd.Function):
     keeps and whether it is the first one through this gate.
     """
 
+    # no setup_context, which torch.func needs: it takes longer than all the rest
     @staticmethod
     def forward(
-        ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], *heads: Tensor
+        ctx: Any, ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], *heads: Tensor
     ) -> tuple[Tensor, ...]:
-        return tuple(head.detach() for head in heads)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.ranked, ctx.arrived = inputs[:2]
+        ctx.ranked, ctx.arrived = ranked, arrived
         ctx.set_materialize_grads(False)
+        return tuple(head.detach() for head in heads)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -21,6 +21,7 @@ from topk_plugin.core.choice import BALLOT, GateState
 from topk_plugin.core.counts import Counts, Report, StepTally
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.graph import LiveIds
+from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.shielded_gate import Box, PathAudit
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -61,7 +62,7 @@ class Training:
         self._known = True
         self.optimizers.add(optimizer)
         self.rivals.discard(optimizer)
-        self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
+        self.parameters.take_owned(owned_by(optimizer))
 
     def end_epoch(self, told_by: str) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2).

@@ -24,6 +24,7 @@ from topk_plugin.compat import keep_buffers, tree_leaves
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
+from topk_plugin.core.parameters import ModuleParameters
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import ConfigError
@@ -129,7 +130,8 @@ class Attachment:
         self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
-        self._generator = weakref.ref(generator) if generator is not None else None
+        self._parameters = ModuleParameters(critic)
+        self._generator = ModuleParameters(generator) if generator is not None else None
         self._undo = ExitStack()
         self._tracker = tracker
         self._before = (topk.trainings.steps, topk.ledger.optimizer_steps)
@@ -235,11 +237,13 @@ class Attachment:
             inside.a_critic = False
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        critic = self._critic()
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        leaves, spec = ([*args], None) if alone else pytree.tree_flatten((args, kwargs))
+        critic, parameters = self._critic(), self._parameters.owned
         assert critic is not None  # it is being called
-        generator = self._generator() if self._generator is not None else None
-        plan = planned(leaves, critic, generator, self.topk)
+        assert parameters is not None
+        generator = self._generator.owned if self._generator is not None else None
+        plan = planned(leaves, critic, parameters, generator, self.topk)
         if plan is None:
             output = original(*args, **kwargs)
             self.witness.scored(self._critic(), leaves, output)
@@ -251,7 +255,7 @@ class Attachment:
             gated, ends = gate_inputs(inputs, box)
             for place, tensor in zip(plan.places, gated, strict=True):
                 leaves[place] = tensor
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            args, kwargs = (leaves, {}) if spec is None else pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         output = original(*args, **kwargs)
         gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box)
@@ -302,7 +306,7 @@ class Attachment:
         )  # fmt: skip
         others = [
             leaf
-            for leaf in tree_leaves(output)
+            for leaf in (() if output is heads[0] else tree_leaves(output))
             if isinstance(leaf, Tensor)
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
