@@ -62,6 +62,12 @@ class ModuleParameters:
             self._owned = Owned(module.parameters())
         return self._owned
 
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Of all its parts as they were listed last, whether they are in train mode."""
+        parts = (reference() for reference in self._parts)
+        return tuple(part.training for part in parts if part is not None)
+
     def _present(self) -> list[int] | None:
         """Ids of all that is registered in it; None: a part of it is gone."""
         present: list[int] = []

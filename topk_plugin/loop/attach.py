@@ -36,6 +36,7 @@ from topk_plugin.loop.intercept import inside, intercept, is_intercepted
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.loop.row_probe import RowProbe
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -130,7 +131,7 @@ class Attachment:
         self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
-        self._parameters = ModuleParameters(critic)
+        self._parameters, self._rows = ModuleParameters(critic), RowProbe()
         self._generator = ModuleParameters(generator) if generator is not None else None
         self._undo = ExitStack()
         self._tracker = tracker
@@ -248,8 +249,10 @@ class Attachment:
             output = original(*args, **kwargs)
             self.witness.scored(self._critic(), leaves, output)
             return output
-        box = Box()
         inputs = [leaves[place] for place in plan.places]
+        box = Box()
+        if plan.mode == "shielded":
+            box = self._rows.box(parameters, self._parameters.modes, inputs)
         ends: list[Any] = []
         if plan.mode == "shielded" or plan.rehearsed:
             gated, ends = gate_inputs(inputs, box)
