@@ -78,6 +78,7 @@ class StepLedger:
         self.line: deque[AnyChoice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
         self._marked = 0  # depth of ``with topk.generator_step()``
+        self._sparing = 0  # ... of those that spare the critic
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
         self.optimized = LiveIds()  # all parameters that an optimizer stepped
@@ -164,11 +165,17 @@ class StepLedger:
         """Inside ``with topk.generator_step()``."""
         return bool(self._marked)
 
+    @property
+    def spares_critic(self) -> bool:
+        """Inside ``with topk.generator_step(spare=True)``."""
+        return bool(self._sparing)
+
     @contextmanager
-    def marked(self) -> Iterator[None]:
+    def marked(self, spare: bool = False) -> Iterator[None]:
         """``with topk.generator_step()``: its calls count when it ends, others do not."""
         self.explicit = True
         self._marked += 1
+        self._sparing += spare
         try:
             yield
         except BaseException:
@@ -176,6 +183,7 @@ class StepLedger:
             raise
         finally:
             self._marked -= 1
+            self._sparing -= spare
         if not self._marked:
             self._settle_known()
 

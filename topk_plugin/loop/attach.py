@@ -11,7 +11,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -131,6 +131,7 @@ class Attachment:
         self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
+        self._is_distributed = isinstance(critic, nn.parallel.DistributedDataParallel)
         self._parameters, self._rows = ModuleParameters(critic), RowProbe()
         self._generator = ModuleParameters(generator) if generator is not None else None
         self._undo = ExitStack()
@@ -151,6 +152,8 @@ class Attachment:
         self.witness = witness_of(topk, tell)
         self._undo.callback(self.witness.watch(critic))
         _attachments.add(self)
+        topk.critics += 1
+        self._undo.callback(self._detached)
         listen(topk.ledger)
         if tracker is not None:
             tracker.start()
@@ -209,6 +212,9 @@ class Attachment:
                     stacklevel=2,
                 )
 
+    def _detached(self) -> None:
+        self.topk.critics -= 1
+
     def counted(self) -> None:
         """A call of it was one of a generator step."""
         self.took_part = True
@@ -233,9 +239,32 @@ class Attachment:
             if self.topk.is_paused:
                 return original(*args, **kwargs)
             self.topk.ledger.calling()
-            return self._call(original, args, kwargs)
+            with self._spared() if self.topk.ledger.spares_critic else nullcontext():
+                return self._call(original, args, kwargs)
         finally:
             inside.a_critic = False
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """The critic's parameters are frozen inside.
+
+        In its calls alone: what it shares with the generator learns from what that does with it.
+        """
+        if self._is_distributed:
+            raise ConfigError(
+                "generator_step(spare=True): found a critic in DistributedDataParallel, which "
+                "waits for the gradient of each parameter that it was built with. Expected a "
+                "critic outside of it; leave spare out."
+            )
+        owned = self._parameters.owned
+        thawed = [p for p in owned or () if p.requires_grad and p.is_leaf]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in thawed:
+                parameter.requires_grad_(True)
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
