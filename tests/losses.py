@@ -27,6 +27,13 @@ class Loss(NamedTuple):
     tail: Callable[[], nn.Module] = nn.Identity  # what the critic ends in
     reduction: str = "mean"
 
+    def direction(self, told: str) -> str:
+        """The setting, where the direction is ``told`` by the "vote" or by a "setting"."""
+        return "auto" if told == "vote" else "high" if self.largest else "low"
+
+
+TOLD = ["vote", "setting"]
+"""While generator steps vote, scores are sorted in the backward, else in the forward."""
 
 LOSSES = {
     "hinge": Loss(lambda s: -s.mean()),

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pluggy
@@ -30,6 +31,8 @@ from torch import Tensor
 
 from topk_plugin.adapter import Adapter
 from topk_plugin.config import TopKConfig
+from topk_plugin.core.counts import StepTally
+from topk_plugin.core.sorted_choice import AnyChoice
 
 GROUP = "topk_plugin"
 """Entry-point group under which a distribution offers its plugins."""
@@ -52,16 +55,29 @@ class Call(NamedTuple):
     kept: Tensor  # (B,) bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """What observers are told when a generator step was counted; reading a tensor synchronises."""
+    """What observers are told when a generator step was counted; reading a tensor synchronises.
+
+    Its tensors are computed when they are asked for, then or later.
+    """
 
     step: int  # generator steps so far, this one included
     epoch: int  # ended epochs while it ran
     batch: int  # rows, over all critic calls of the step; 0 for topk(scores): see tally[ROWS]
-    tally: Tensor  # (TALLY_SIZE,) float64, see topk_plugin.core.choice
-    calls: tuple[Call, ...]  # none where the step was compiled or replayed
+    counted: StepTally
+    choices: Sequence[AnyChoice]
     training: int = 1  # of how many in this process; each has its own steps and epochs
+
+    @property
+    def tally(self) -> Tensor:
+        """(TALLY_SIZE,) float64, see :mod:`topk_plugin.core.choice`; a ballot only while voting."""
+        return self.counted.value
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Those of the critic; none where the step was compiled or replayed."""
+        return tuple(Call(choice.scores, choice.kept) for choice in self.choices)
 
 
 class Hooks:

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topk_plugin.config import TopKConfig
-from topk_plugin.core.choice import Choice
 from topk_plugin.core.counts import Report
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.schedule import k_of
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
-from topk_plugin.hooks import Call, Progress, Selection
+from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.calls import first_result, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
 
@@ -66,11 +66,10 @@ class TopK:
         self.follows = self.config.companions == "follow"
         self.trainings = Trainings(self._new_training)
         self.ledger = StepLedger(self._count, self.trainings)
-        self.line = LineGate(
-            self.config.heads, first_result(manager, "topk_scores"), self.select, self.ledger,
-            self.trainings,
-        )  # fmt: skip
+        ask = first_result(manager, "topk_scores")
+        self.line = LineGate(self.config.heads, ask, self.select, self.ledger, self.trainings)
         self.observers: list[Callable[[Selection], None]] = []
+        self.critics = 0  # that are attached
         self._paused = 0
 
     @classmethod
@@ -86,8 +85,7 @@ class TopK:
     # --- schedule -------------------------------------------------------------------------------
 
     def _new_training(self, first: bool) -> Training:
-        epoch = self.config.start_epoch if first else 0
-        progress = EpochCount(self.fraction_at, epoch)
+        progress = EpochCount(self.fraction_at, self.config.start_epoch if first else 0)
         return Training(progress, Direction(self.config.direction), self._epoch_ended)
 
     @property
@@ -188,13 +186,21 @@ class TopK:
         """
         return self.line.gather(scores, companions, self.is_paused)
 
-    def generator_step(self) -> AbstractContextManager[None]:
+    def generator_step(self, spare: bool = False) -> AbstractContextManager[None]:
         """Marks a generator step by hand: its forward and backward, perhaps its optimizer step.
 
         Needed with ``attach`` or ``topk run`` where one optimizer owns both networks, or where
         optimizers are not those of torch.optim.
+
+        Args:
+            spare: attached critics form no gradient for their parameters inside, which is faster;
+                only for loops that throw it away.
+
+        Raises:
+            ConfigError: no critic is attached that could be spared.
         """
-        return self.ledger.marked()
+        _require_critic(spare, self.critics)
+        return self.ledger.marked(spare and self.config.enabled)
 
     def step(self) -> None:
         """Says by hand that the backward passes since the last step were one generator step."""
@@ -222,23 +228,23 @@ class TopK:
     # --- counting -------------------------------------------------------------------------------
 
     def _count(
-        self, calls: list[Arrival], choices: list[Choice], optimizer: Optimizer | None
+        self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
     ) -> None:
         """One generator step: votes, statistics, and k where it decays by steps."""
         gated = calls[0].training if calls else self.training
         training = self.trainings.counted(gated, optimizer)
         self.line.settled()
         require_shield(calls)
-        made, boxes = [call.choice for call in calls], [call.box for call in calls]
-        tally = training.count(made, boxes, optimizer)
+        made = [call.choice for call in calls]
+        tally = training.count(made, [call.box for call in calls], optimizer)
         training.counts.saw(choices)
-        step = _told(training, tally, sum(call.batch for call in calls), choices)
+        at, rows = training.progress, sum(call.batch for call in calls)
+        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
         for observer in list(self.observers):
             observer(step)
         if self._tell_selected is not None:
             self._tell_selected(selection=step)
-        every = self.config.every
-        if every != "epoch" and training.progress.steps % every == 0:
+        if (every := self.config.every) != "epoch" and training.progress.steps % every == 0:
             training.end_epoch(f"by --every {every}")
 
     def check(self) -> None:
@@ -276,11 +282,13 @@ class TopK:
         (training or self.training).load(state)
 
 
-def _told(training: Training, tally: Tensor, rows: int, choices: list[Choice]) -> Selection:
-    """What observers are told of a step."""
-    calls = tuple(Call(choice.scores, choice.kept) for choice in choices)
-    at = training.progress
-    return Selection(at.steps, at.epoch, rows, tally, calls, training.number)
+def _require_critic(spare: bool, attached: int) -> None:
+    if spare and not attached:
+        raise ConfigError(
+            "generator_step(spare=True): found no critic that is attached, so there is none to "
+            "spare; expected attach(critic, topk) before. Or freeze it by hand, "
+            "critic.requires_grad_(False), while the generator steps."
+        )
 
 
 def _telling(tell: Any) -> Callable[[EpochCount], None] | None:

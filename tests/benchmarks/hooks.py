@@ -29,6 +29,7 @@ from rich.table import Table
 
 from topk_plugin import TopK, hookimpl
 from topk_plugin.core.choice import TALLY_SIZE
+from topk_plugin.core.counts import StepTally
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.hooks import Selection
 from topk_plugin.plugins.calls import first_result, observe
@@ -83,7 +84,7 @@ def calls(batch: int) -> dict[str, tuple[float, float]]:
     arguments: dict[str, dict[str, Any]] = {
         "topk_scores": {"output": scores},
         "topk_select": {"scores": rows, "k": k},
-        "topk_selected": {"selection": Selection(1, 0, batch, tally, ())},
+        "topk_selected": {"selection": Selection(1, 0, batch, StepTally(tally, []), ())},
     }
 
     def seconds(function: Callable[..., Any], given: dict[str, Any]) -> float:

@@ -133,15 +133,18 @@ def test_sum_reduction(folder):
 # What is broken
 
 GATES = """
-from topk_plugin.core import choice, score_gate, shielded_gate
+from topk_plugin.core import choice, score_gate, shielded_gate, sorted_choice
 
-def put(name, function):
-    for gate in (score_gate, shielded_gate):
-        setattr(gate, name, function)
+Sorted = sorted_choice.SortedChoice
+
+def put(keep):
+    # what every gate keeps of a gradient g, by its choice c
+    score_gate.keep = choice.keep = keep
+    Sorted.keep = lambda self, gradient: keep(gradient, self)
 """
 
 BREAK = {
-    "scale": "put('keep', lambda g, c: torch.where(c.kept.reshape(-1, 1), g, 0.0))",
+    "scale": "put(lambda g, c: torch.where(c.kept.reshape(-1, 1), g, 0.0))",
     "shield": """
         original = shielded_gate.GatedCall.backward
         def backward(self, gradients, scores):
@@ -154,10 +157,19 @@ BREAK = {
         def choose(*arguments):
             chosen = original(*arguments)
             return chosen._replace(kept=chosen.kept.roll(1))
-        put("choose", choose)
+        score_gate.choose = choice.choose = choose
+        original_init = Sorted.__init__
+        def init(self, sort, k, *rest):
+            original_init(self, sort, k, *rest)
+            if k < len(sort.order):
+                self._dropped = sort.order.roll(1)[k:]
+        Sorted.__init__ = init
     """,
-    "nan": "original = choice.keep\nput('keep', lambda g, c: original(g, c) * float('nan'))",
-    "direction": "original = choice.ballot\nchoice.ballot = lambda rows: -original(rows)",
+    "nan": "put(lambda g, c: g * float('nan'))",
+    "direction": """
+        original = choice.ballot
+        choice.ballot = sorted_choice.ballot = lambda rows: -original(rows)
+    """,
     "generator": """
         original = shielded_gate.Box.take
         shielded_gate.Box.take = lambda self, index, gradient: gradient
@@ -172,14 +184,21 @@ def broken(folder: Path, name: str, *flags: str) -> Done:
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("scale", ()), ("scale", ("--gate", "score")), ("generator", ())],
+    [
+        ("scale", ()),
+        ("scale", ("--gate", "score")),
+        ("scale", ("--direction", "high")),
+        ("scale", ("--plugins", "bottom-k")),
+        ("generator", ()),
+    ],
 )
 def test_wrong_gradient_is_caught(folder, name, flags):
     done = broken(folder, name, *flags)
     assert done.status == 3
     assert line(done, "gradient").startswith("DISAGREES")
     assert error(done) > 0.1
-    assert line(done, "rows").startswith("those of a plain sort")
+    of_plugin = "--plugins" in flags
+    assert line(done, "rows").startswith("chosen by" if of_plugin else "those of a plain sort")
     assert line(done, "result") == "DISAGREES"
 
 
@@ -220,9 +239,7 @@ def test_what_a_device_does_to_the_same_backward_is_no_error(folder, flags):
     assert "; two runs of one backward differ by " in line(done, "gradient")
 
 
-@pytest.mark.parametrize(
-    ("noise", "broken"), [(1e-4, "put('keep', lambda g, c: g * 1.002)"), (0.1, "")]
-)
+@pytest.mark.parametrize(("noise", "broken"), [(1e-4, "put(lambda g, c: g * 1.002)"), (0.1, "")])
 def test_no_noise_excuses_an_error(folder, noise, broken):
     """Neither one that is larger than the noise, nor noise in which no error could be seen."""
     done = check(folder, NOISY.format(noise=noise, broken=broken))
@@ -230,9 +247,11 @@ def test_no_noise_excuses_an_error(folder, noise, broken):
     assert line(done, "gradient").startswith("DISAGREES")
 
 
-@pytest.mark.parametrize("name", ["rows", "direction"])
-def test_wrong_rows_are_caught(folder, name):
-    done = broken(folder, name)
+@pytest.mark.parametrize(
+    ("name", "flags"), [("rows", ()), ("rows", ("--direction", "high")), ("direction", ())]
+)
+def test_wrong_rows_are_caught(folder, name, flags):
+    done = broken(folder, name, *flags)
     assert done.status == 3
     assert re.match(r"DISAGREES: \d+ of 40 are not", line(done, "rows"))
     assert line(done, "gradient").startswith("DISAGREES")

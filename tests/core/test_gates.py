@@ -17,6 +17,7 @@ from losses import (
     LATENT,
     LOSSES,
     NORMS,
+    TOLD,
     TOLERANCE,
     Critic,
     TwoOutputs,
@@ -43,17 +44,18 @@ pytestmark = pytest.mark.usefixtures("seeded")
 # --- losses x critics x k ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("way", ["line", "attach"])
-def test_generator_gradient_is_the_papers(way, name, norm, k):
+def test_generator_gradient_is_the_papers(way, name, norm, k, told):
     """Two iterations of a loop whose critic is never frozen and sees un-detached fakes."""
     loss = LOSSES[name]
     G, D = make_generator(), Critic(norm, loss.tail)
     opt_G = torch.optim.Adam(G.parameters(), 1e-3, betas=(0.5, 0.9))
     opt_D = torch.optim.SGD(D.parameters(), 1e-2)
-    topk = make_topk(k, reduction=loss.reduction)
+    topk = make_topk(k, reduction=loss.reduction, direction=loss.direction(told))
     with ExitStack() as stack:
         if way == "attach":
             stack.enter_context(attach(D, topk))
@@ -109,8 +111,9 @@ def test_which_gate_decides_about_the_critics_gradient(gate, marked, frozen):
         assert_same(critic, ungated)
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("way", ["line", "attach"])
-def test_the_most_naive_oracle_agrees(way):
+def test_the_most_naive_oracle_agrees(way, told):
     """One backward pass for each kept row, added up in Python."""
     G, D, z = make_generator(batch_norm=False), Critic(), noise()
     G1, D1 = copy.deepcopy((G, D))
@@ -123,7 +126,7 @@ def test_the_most_naive_oracle_agrees(way):
         for total, g in zip(expected, row, strict=True):
             total += g / 3
 
-    topk = make_topk(3)
+    topk = make_topk(3, direction=LOSSES["non-saturating"].direction(told))
     with ExitStack() as stack:
         if way == "attach":
             stack.enter_context(attach(D, topk))
@@ -135,14 +138,15 @@ def test_the_most_naive_oracle_agrees(way):
 # --- ways to run the backward ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("gate", ["score", "shielded"])
 @pytest.mark.parametrize("how", ["backward(inputs)", "grad", "twice", "checkpoint"])
-def test_other_ways_to_run_the_backward(gate, how):
+def test_other_ways_to_run_the_backward(gate, how, told):
     loss = LOSSES["non-saturating"]
     G, D, z = make_generator(), Critic("layer"), noise()
     G1, D1 = copy.deepcopy((G, D))
     expected, _ = backward(literal(loss, D1(G1(z)), 3), G1, D1)
-    with attach(D, make_topk(3, gate=gate)):
+    with attach(D, make_topk(3, gate=gate, direction=loss.direction(told))):
         fake = G(z)
         total = loss.of(
             checkpoint(D, fake, use_reentrant=False) if how == "checkpoint" else D(fake)
@@ -166,12 +170,13 @@ def test_other_ways_to_run_the_backward(gate, how):
     assert error(gradients(G), expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("gate", ["score", "shielded"])
-def test_accumulation_ranks_each_micro_batch(gate):
+def test_accumulation_ranks_each_micro_batch(gate, told):
     loss = LOSSES["hinge"]
     G, D = make_generator(batch_norm=False), Critic()
     parts = [noise(8), noise(8), noise(5)]  # the last one is partial
-    topk = make_topk(4, gate=gate)
+    topk = make_topk(4, gate=gate, direction=loss.direction(told))
     G1, D1 = copy.deepcopy((G, D))
     for z in parts:
         literal(loss, D1(G1(z)), topk.k(len(z))).backward()
@@ -252,10 +257,15 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("way", ["line", "score", "shielded", "observe"])
-def test_no_number_is_read_from_the_device(way):
+def test_no_number_is_read_from_the_device(way, told):
     G, D = make_generator(), Critic("batch")
-    topk = make_topk(BATCH if way == "observe" else 4, gate=way if way == "score" else "auto")
+    topk = make_topk(
+        BATCH if way == "observe" else 4,
+        gate=way if way == "score" else "auto",
+        direction=LOSSES["non-saturating"].direction(told),
+    )
     optimizer = torch.optim.SGD(G.parameters(), 0.1, momentum=0.9)
     with ExitStack() as stack:
         if way != "line":
@@ -293,12 +303,17 @@ class MarkedCritic(TwoOutputs):
         return super().forward(Mark.apply(x))
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("with_backward", [False, True])
 @pytest.mark.parametrize("way", ["line", "score", "shielded", "observe"])
-def test_nothing_outlives_the_step(way, with_backward):
+def test_nothing_outlives_the_step(way, with_backward, told):
     """Fakes, scores and graphs are freed by their reference counts, without the collector."""
     G, D = make_generator(), MarkedCritic("batch", tuple)
-    topk = make_topk(BATCH if way == "observe" else 4, gate=way if way == "score" else "auto")
+    topk = make_topk(
+        BATCH if way == "observe" else 4,
+        gate=way if way == "score" else "auto",
+        direction=LOSSES["non-saturating"].direction(told),
+    )
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     alive: list[weakref.ref] = []
 

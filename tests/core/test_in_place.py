@@ -10,6 +10,7 @@ from losses import (
     BATCH,
     LATENT,
     LOSSES,
+    TOLD,
     WIDTH,
     assert_same,
     error,
@@ -46,10 +47,11 @@ class InPlace(nn.Module):
         return out.mul_(2) if "output" in self.where else out
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("way", ["line", "score", "shielded", "observe"])
 @pytest.mark.parametrize("after", ["nothing", "squeeze_", "mul_", "view, add_"])
 @pytest.mark.parametrize("where", ["input", "output", "input, output", "input after a detour"])
-def test_in_place_operations(where, after, way):
+def test_in_place_operations(where, after, way, told):
     """Tanh needs its output in the backward, so the generator ends in a linear layer here."""
     loss = LOSSES["non-saturating"]
     G = nn.Sequential(nn.Linear(LATENT, 10), nn.ReLU(), nn.Linear(10, WIDTH)).double()
@@ -69,7 +71,8 @@ def test_in_place_operations(where, after, way):
     literal(loss, change(D1(G1(z))), k).backward()
     G2, D2 = copy.deepcopy((G, D))
     loss.of(change(D2(G2(z)))).backward()
-    topk = make_topk(k, gate=way if way in ("score", "shielded") else "auto")
+    gate = way if way in ("score", "shielded") else "auto"
+    topk = make_topk(k, gate=gate, direction=loss.direction(told))
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))

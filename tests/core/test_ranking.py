@@ -142,12 +142,15 @@ def test_heads_are_averaged():
     assert torch.allclose(found, torch.stack(expected))
 
 
-def test_the_ranking_is_a_copy():
+@pytest.mark.parametrize("plugins", [(), ("random-k",)])
+@pytest.mark.parametrize("direction", ["auto", "high", "low"])
+def test_the_ranking_is_a_copy(direction, plugins):
     scores = torch.randn(3, 1)
     before = scores.clone()
-    found = ranking_scores([scores], 3)
+    topk = TopK(direction=direction, plugins=plugins)
+    found = topk.line.ranked([scores], 3, False, topk.training, mean=True, follows=False)
     scores.zero_()
-    assert torch.equal(found, before.flatten())
+    assert torch.equal(found.ranking, before.flatten())
 
 
 # --- which output is the score ------------------------------------------------------------------

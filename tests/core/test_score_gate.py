@@ -14,6 +14,7 @@ from losses import (
     BATCH,
     KS,
     LOSSES,
+    TOLD,
     TOLERANCE,
     WIDTH,
     Critic,
@@ -54,9 +55,10 @@ def score_in(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else score_in(output[0])
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("way", ["line", "score", "shielded"])
-def test_wherever_the_score_is(way, place):
+def test_wherever_the_score_is(way, place, told):
     class Wrapped(Critic):
         def forward(self, x):
             return PLACES[place](super().forward(x))
@@ -68,7 +70,9 @@ def test_wherever_the_score_is(way, place):
     rows = best_rows(scores.mean(1).tolist(), 4)
     expected, _ = backward(F.softplus(-scores[rows]).mean(), G1, D1)
 
-    topk = make_topk(4, gate="auto" if way == "line" else way)
+    topk = make_topk(
+        4, gate="auto" if way == "line" else way, direction=LOSSES["lsgan"].direction(told)
+    )
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))
@@ -81,11 +85,12 @@ def test_wherever_the_score_is(way, place):
     assert error(found, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("norm", ["plain", "batch"])
 @pytest.mark.parametrize("form", [tuple, list, dict])
 @pytest.mark.parametrize("way", ["line", "score", "shielded"])
-def test_other_outputs_in_the_loss_keep_their_gradient(way, form, norm, k):
+def test_other_outputs_in_the_loss_keep_their_gradient(way, form, norm, k, told):
     loss = LOSSES["lsgan"]
     G, D, z = make_generator(), TwoOutputs(norm, form), noise()
     codes = torch.randint(3, (BATCH,))
@@ -104,7 +109,7 @@ def test_other_outputs_in_the_loss_keep_their_gradient(way, form, norm, k):
     s, h, q = outputs(D2, G2(z))
     _, ungated = backward(loss.of(s) + of_others(h, q), G2, D2)
 
-    topk = make_topk(k, gate="auto" if way == "line" else way)
+    topk = make_topk(k, gate="auto" if way == "line" else way, direction=loss.direction(told))
     with ExitStack() as stack:
         if way == "line":
             s, h, q = outputs(lambda x: topk(D(x)), G(z))
@@ -184,8 +189,9 @@ def test_a_later_call_follows_the_rows_of_the_first(plugins, direction, companio
     assert torch.equal(rows, kept if companions == "follow" else torch.ones_like(kept))
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("way", ["line", "attach"])
-def test_a_subclass_of_tensor_may_not_be_moved(way):
+def test_a_subclass_of_tensor_may_not_be_moved(way, told):
     """As BigGAN-PyTorch's latents, whose kind spreads to all that is computed from them."""
 
     class Latent(torch.Tensor):
@@ -196,7 +202,7 @@ def test_a_subclass_of_tensor_may_not_be_moved(way):
     G, D, z = make_generator(), Critic("plain"), noise()
     G1, D1 = copy.deepcopy((G, D))
     expected, _ = backward(literal(LOSSES["lsgan"], D1(G1(z)), k), G1, D1)
-    topk = make_topk(k)
+    topk = make_topk(k, direction=LOSSES["lsgan"].direction(told))
     with ExitStack() as stack:
         if way == "attach":
             stack.enter_context(attach(D, topk))
@@ -236,10 +242,11 @@ class PatchCritic(nn.Module):
         return {"fine": patches, "other": [x * 2, self.scale(x)]} if self.heads else patches
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("name", ["hinge", "lsgan", "non-saturating", "sum", "wasserstein-low"])
 @pytest.mark.parametrize("way", ["line", "score", "shielded"])
-def test_patch_maps_rank_by_their_mean(way, name, k):
+def test_patch_maps_rank_by_their_mean(way, name, k, told):
     loss = LOSSES[name]
     G, D, z = make_generator(), PatchCritic(), noise()
     G1, D1 = copy.deepcopy((G, D))
@@ -248,7 +255,12 @@ def test_patch_maps_rank_by_their_mean(way, name, k):
     means = [sum(row.flatten().tolist()) / 4 for row in patches]
     expected, _ = backward(loss.of(patches[best_rows(means, k, loss.largest)]), G1, D1)
 
-    topk = make_topk(k, reduction=loss.reduction, gate="auto" if way == "line" else way)
+    topk = make_topk(
+        k,
+        reduction=loss.reduction,
+        gate="auto" if way == "line" else way,
+        direction=loss.direction(told),
+    )
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))
@@ -257,9 +269,10 @@ def test_patch_maps_rank_by_their_mean(way, name, k):
     assert error(found, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("way", ["line", "score", "shielded"])
-def test_named_heads_share_one_ranking(way, k):
+def test_named_heads_share_one_ranking(way, k, told):
     """A fine patch map and a global score; each sample's rank is the average of both."""
     loss = LOSSES["lsgan"]
     G, D, z = make_generator(), PatchCritic(heads=True), noise()
@@ -271,7 +284,12 @@ def test_named_heads_share_one_ranking(way, k):
     total = loss.of(fine[rows]) + loss.of(coarse[rows]) + echo.mean()
     expected, _ = backward(total, G1, D1)
 
-    topk = make_topk(k, heads=("fine", "other.1"), gate="auto" if way == "line" else way)
+    topk = make_topk(
+        k,
+        heads=("fine", "other.1"),
+        gate="auto" if way == "line" else way,
+        direction=loss.direction(told),
+    )
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))

@@ -13,6 +13,7 @@ from losses import (
     LATENT,
     LOSSES,
     NORMS,
+    TOLD,
     TOLERANCE,
     WIDTH,
     Critic,
@@ -50,10 +51,11 @@ class PairCritic(nn.Module):
         return slope * self.net(torch.cat([x, z], 1))
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("call", ["positional", "keywords", "nested"])
 @pytest.mark.parametrize("norm", ["plain", "batch"])
 @pytest.mark.parametrize("gate", ["score", "shielded"])
-def test_all_inputs_that_reach_the_generator_are_gated(gate, norm, call):
+def test_all_inputs_that_reach_the_generator_are_gated(gate, norm, call, told):
     loss = LOSSES["non-saturating"]
     G, D, w = make_generator(), PairCritic(norm), noise()
     E = nn.Linear(LATENT, LATENT).double()
@@ -70,7 +72,7 @@ def test_all_inputs_that_reach_the_generator_are_gated(gate, norm, call):
     expected = backward(literal(loss, score(D1, G1, E1), 4), G1, E1, D1)
     G2, D2, E2 = copy.deepcopy((G, D, E))
     ungated = backward(loss.of(score(D2, G2, E2)), G2, E2, D2)[2]
-    with attach(D, make_topk(4, gate=gate)):
+    with attach(D, make_topk(4, gate=gate, direction=loss.direction(told))):
         *found, critic = backward(loss.of(score(D, G, E)), G, E, D)
     assert error(found[0], expected[0]) <= TOLERANCE
     assert error(found[1], expected[1]) <= TOLERANCE
@@ -160,17 +162,18 @@ CRITIC_STEPS = {
 }
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("norm", ["plain", "spectral", "batch"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", CRITIC_STEPS)
-def test_critic_step_is_untouched(name, frozen, norm):
+def test_critic_step_is_untouched(name, frozen, norm, told):
     G, D, real, z = make_generator(), Critic(norm), reals(), noise()
     G.requires_grad_(not frozen)
     G1, D1 = copy.deepcopy((G, D))
     expected = CRITIC_STEPS[name](G1, D1, real, z)
     expected.backward()
     optimizer = torch.optim.SGD(D.parameters(), 0.1)
-    topk = make_topk(3)
+    topk = make_topk(3, direction=LOSSES["hinge"].direction(told))
     with attach(D, topk):
         found = CRITIC_STEPS[name](G, D, real, z)
         found.backward()
@@ -178,14 +181,15 @@ def test_critic_step_is_untouched(name, frozen, norm):
         assert_same(gradients(D), gradients(D1))
         optimizer.step()
     assert topk.steps == 0
-    assert topk.direction == "undecided"
+    assert topk.direction == ("undecided" if told == "vote" else "high")
     for a, b in zip(D.buffers(), D1.buffers(), strict=True):  # running means, u vectors
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("norm", ["plain", "batch"])
-def test_generator_step_with_latent_optimisation(norm, create_graph):
+def test_generator_step_with_latent_optimisation(norm, create_graph, told):
     """Only the loss is gated, not the inner gradient, nor what flows back through it."""
     loss = LOSSES["non-saturating"]
     G, D, z = make_generator(), Critic(norm), noise()
@@ -199,7 +203,7 @@ def test_generator_step_with_latent_optimisation(norm, create_graph):
     expected, _ = backward(literal(loss, scores(G1, D1), 4), G1, D1)
     G2, D2 = copy.deepcopy((G, D))
     _, ungated = backward(loss.of(scores(G2, D2)), G2, D2)
-    topk = make_topk(4)
+    topk = make_topk(4, direction=loss.direction(told))
     optimizer = torch.optim.SGD(G.parameters(), 0.0)
     if not create_graph:
         with attach(D, topk):
@@ -237,14 +241,15 @@ def test_input_gradients_are_untouched(leaf, frozen, norm):
         assert torch.equal(norms(), expected)
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("way", ["line", "score", "shielded"])
-def test_a_generator_gradient_that_is_differentiated_again_is_untouched(way):
+def test_a_generator_gradient_that_is_differentiated_again_is_untouched(way, told):
     """As unrolled GANs and penalties on the generator's gradient need it (create_graph=True)."""
     loss = LOSSES["non-saturating"]
     G, D, z = make_generator(), Critic("layer"), noise()
     weights = tuple(G.parameters())
     expected = torch.autograd.grad(loss.of(D(G(z))), weights, create_graph=True)
-    topk = make_topk(3, gate="auto" if way == "line" else way)
+    topk = make_topk(3, gate="auto" if way == "line" else way, direction=loss.direction(told))
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))

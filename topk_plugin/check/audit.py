@@ -26,7 +26,7 @@ from topk_plugin.check.kept_loss import LossFinding, loss_finding
 from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.check.tape import Tape, taken_down
 from topk_plugin.compat import keep_buffers, tree_leaves
-from topk_plugin.core.score_gate import FollowGate, ScoreGate
+from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import stands_in
 from topk_plugin.seams import Seam
@@ -203,7 +203,7 @@ class Audit:
             batch = self.topk.line.heads_of(gated, None)[0][0].shape[:1]
             leaves = [leaf for leaf in leaves if leaf.shape[:1] == batch]
         kinds = [getattr(type(leaf.grad_fn), "_forward_cls", None) for leaf in leaves]
-        self.companions += [kind in (ScoreGate, FollowGate) for kind in kinds]
+        self.companions += [kind in (ScoreGate, SortedGate, FollowGate) for kind in kinds]
 
     def _loss(self, loss: Callable[[Any], Any], scores: Any) -> Any:
         gated = self.topk(scores)

@@ -13,12 +13,13 @@ from torch.autograd.graph import Node
 
 from topk_plugin.compat import GradientEdge, is_probe, node_of
 from topk_plugin.core.coupling import kind_of
-from topk_plugin.core.score_gate import FollowGate, ScoreGate
+from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import InputGate, OutputGate
 
 # arguments of each gate's apply() before its tensors
 _GATES: dict[Any, int] = {
     ScoreGate: 9,
+    SortedGate: 2,
     FollowGate: 1,
     OutputGate: 2,
     InputGate: 3,
@@ -63,7 +64,7 @@ def graph_of(roots: Iterable[Node | None]) -> tuple[dict[int, Tensor], list[Any]
             leaf: Tensor = node.variable
             if leaf.requires_grad and not is_probe(leaf):
                 leaves[id(leaf)] = leaf
-        elif kind_of(node) in (ScoreGate, OutputGate):
+        elif kind_of(node) in (ScoreGate, SortedGate, OutputGate):
             gates.append(node)
         parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
         seen |= parents

@@ -39,12 +39,13 @@ from topk_plugin.check.formula import (
 )
 from topk_plugin.check.kept_loss import LossFinding, bound_of, differences, loss_finding
 from topk_plugin.check.tape import Tape, Unrepeatable
-from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.choice import BALLOT, GateState, Ranked
 from topk_plugin.core.coupling import coupling_of_gates, kind_of, ranking_of
 from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.core.schedule import k_of
-from topk_plugin.core.score_gate import FollowGate, ScoreGate
+from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import Mode
+from topk_plugin.core.sorted_choice import Sorted
 from topk_plugin.topk import TopK
 
 
@@ -78,30 +79,32 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     """What a gate has to do with ``gradients``; None where it has to leave them alone.
 
     Args:
-        votes: of gates of the same kind earlier in this backward.
+        votes: of line A's gates earlier in this backward.
     """
     if kind_of(node) is ScoreGate:
-        heads, state = gradients[: node.heads], GateState(*node.state)
-        (ranking,), follow = node.saved_tensors, True
+        (ranking,), state = node.saved_tensors, GateState(*node.state)
+        # what is in the inbox has not reached the vote yet
+        state = state._replace(vote=state.vote + node.inbox[BALLOT])
+        ranked: Ranked | Sorted = Ranked(ranking, state, node.weigh == "mean", node.select)
+        heads, follow = gradients[: node.heads], True
         mode: Mode = "observe" if node.weigh == "none" else "score"
-        mean, select = node.weigh == "mean", node.select
-        votes += float(state.vote) + float(node.inbox[BALLOT])
+    elif kind_of(node) is SortedGate:
+        ranked, heads, follow, mode = node.ranked, gradients, True, "score"
     else:
         call = node.call
-        heads, ranking, state = gradients[: node.scores], call.ranking, call.state
-        follow = call.follow
-        mode, mean, select, votes = call.mode, call.mean, call.select, float(state.vote)
+        ranked, heads, follow, mode = call.ranked, gradients[: node.scores], call.follow, call.mode
+        votes = 0.0
         if not call.reached():
             return None
     given = [g for g in heads if g is not None]
     if not given:
         return None
-    ranking = order_of(ranking, heads)
+    ranking = order_of(ranked.ranking, heads)
     batch = len(ranking)
     rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in given]).sum(0).tolist()
     ballot = asked_direction(rows)
-    sign = float(state.decided) or votes or ballot or 1.0
-    k = k_of(float(state.fraction), batch)
+    sign = ranked.direction(votes) or ballot or 1.0
+    k = k_of(ranked.fraction, batch)
     return Gated(
         mode=mode,
         ranking=ranking,
@@ -111,9 +114,9 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         ballot=ballot,
         saturated=not any(rows),
         kept=sorted_rows(ranking.tolist(), k, math.copysign(1.0, sign)),
-        weight=batch / k if mean else 1.0,
-        mean=mean,
-        chosen=select is not kept_rows,
+        weight=batch / k if ranked.mean else 1.0,
+        mean=ranked.mean,
+        chosen=ranked.select is not kept_rows,
     )
 
 
@@ -190,7 +193,8 @@ def audited(
     def listen(node: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         if kind_of(node) is FollowGate:
             return gradients
-        line = [g.ballot for other, g in seen.items() if kind_of(other) is ScoreGate]
+        of_line = (ScoreGate, SortedGate)
+        line = [g.ballot for other, g in seen.items() if kind_of(other) in of_line]
         found = observed(node, gradients, sum(line))
         if found is not None:
             seen[node] = found

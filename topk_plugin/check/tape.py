@@ -20,7 +20,7 @@ from torch.utils._device import DeviceContext
 
 from topk_plugin.check.formula import brief
 from topk_plugin.compat import autocast_of, is_compiling, tree_leaves
-from topk_plugin.core.score_gate import ScoreGate
+from topk_plugin.core.score_gate import ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import OutputGate
 from topk_plugin.monkeypatch import PatchLog, stands_in
 
@@ -305,6 +305,8 @@ def taken_down(tape: Tape) -> Iterator[None]:
     log.replace(OutputGate, "apply", staticmethod(begin(OutputGate, lambda args: args[1])))
     of_line = begin(ScoreGate, lambda args: 0 if args[0] == "none" else args[4])
     log.replace(ScoreGate, "apply", staticmethod(of_line))
+    of_host = begin(SortedGate, lambda args: len(args) - 2)
+    log.replace(SortedGate, "apply", staticmethod(of_host))
     try:
         yield
     finally:

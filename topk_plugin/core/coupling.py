@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 
 from topk_plugin.compat import SHAPES, shapes_of
 from topk_plugin.core.row_layout import INDEPENDENT, Coupled, Operation, State, output_of, scores
-from topk_plugin.core.score_gate import ScoreGate
+from topk_plugin.core.score_gate import ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import OutputGate
 
 
@@ -56,6 +56,8 @@ def _gated(node: Any) -> int | None:
     """
     if kind_of(node) is ScoreGate:
         return 0 if node.weigh == "none" else len(shapes_of(node))
+    if kind_of(node) is SortedGate:
+        return len(shapes_of(node))
     if kind_of(node) is OutputGate:
         return len(shapes_of(node)) if node.call.follow else int(node.scores)
     return None
@@ -64,8 +66,10 @@ def _gated(node: Any) -> int | None:
 def ranking_of(node: Any) -> Tensor:
     """What a gate ranks, (B,); of several heads (H, B) until its backward ran."""
     ranking: Tensor
-    if kind_of(node) is not ScoreGate:
-        ranking = node.call.order
+    if kind_of(node) is OutputGate:
+        ranking = node.call.ranked.order
+    elif kind_of(node) is SortedGate:
+        ranking = node.ranked.order
     elif hasattr(node, "order"):
         ranking = node.order
     else:

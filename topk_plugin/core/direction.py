@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class Direction:
         self.is_auto = setting == "auto"
         self.assumed = 0.0  # 1 high or -1 low, that an adapter states
         self._voting = VOTING_STEPS if self.is_auto else 0  # steps that still vote
+        self.known = SIGNS[setting]  # 1 high or -1 low, where the host knows it for good; else 0
         self.decided = torch.tensor(SIGNS[setting], dtype=torch.float64)
         self.votes = torch.zeros((), dtype=torch.float64)
         self._cast = torch.zeros((), dtype=torch.float64)  # votes, for whichever end
@@ -79,8 +81,9 @@ class Direction:
         if self._voting:
             return
         self.check()
-        if float(self.votes):
-            self.decided.copy_(self.votes.sign())
+        self.known = math.copysign(1.0, votes) if (votes := float(self.votes)) else 0.0
+        if self.known:
+            self.decided.fill_(self.known)
         else:  # a saturated loss sent no gradient so far
             self._voting = VOTING_STEPS
 
@@ -194,6 +197,7 @@ class Direction:
         tensors = (self.votes, self.decided, self._disagreed, self._cast)
         for tensor, value in zip(tensors, state["votes"], strict=False):  # older ones have three
             tensor.copy_(value)
+        self.known = float(self.decided)
         if "critic" in state:  # else it was written before critics were read
             self._critic.copy_(state["critic"])
             self.critic_steps = int(state["critic_steps"])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from topk_plugin.core.parameters import Owned
+
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The leaves that ``tensors`` were computed from."""
@@ -35,12 +37,24 @@ def executes(node: Node) -> bool:
         return True
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which what is computed now has no value."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class LiveIds(set[int]):
     """Ids of tensors that are alive: another tensor may get the id of one that is gone."""
 
     def __init__(self) -> None:
         super().__init__()
         self._references: dict[int, weakref.ref[Tensor]] = {}
+        self._whole: weakref.WeakSet[Owned] = weakref.WeakSet()  # of which it has all
+
+    def take_owned(self, owned: Owned) -> None:
+        """Have all of ``owned`` too."""
+        if owned not in self._whole:
+            self.take(owned)
+            self._whole.add(owned)
 
     def take(self, tensors: Iterable[Tensor]) -> None:
         """Have those of ``tensors`` too."""

@@ -26,9 +26,10 @@ from types import FrameType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topk_plugin.core.choice import BALLOT, Choice
 from topk_plugin.core.graph import LiveIds
+from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.shielded_gate import Box
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import GeneratorStepUnknown
 
@@ -40,7 +41,7 @@ UNSETTLED_LIMIT = 1000
 class Arrival:
     """A gated call whose backward ran."""
 
-    choice: Choice
+    choice: AnyChoice
     batch: int
     parameter: Tensor  # of the generator, upstream of the critic's input
     upstream: frozenset[int]  # ids of all parameters there
@@ -66,7 +67,7 @@ class StepLedger:
 
     def __init__(
         self,
-        counted: Callable[[list[Arrival], list[Choice], Optimizer | None], None],
+        counted: Callable[[list[Arrival], list[AnyChoice], Optimizer | None], None],
         trainings: Trainings,
     ) -> None:
         self.counted, self.trainings = counted, trainings
@@ -74,9 +75,10 @@ class StepLedger:
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
         self.line_called = False  # a gate of line A saw a backward
         # its latest choices: only a loop whose optimizers nobody sees makes more
-        self.line: deque[Choice] = deque(maxlen=100)
+        self.line: deque[AnyChoice] = deque(maxlen=100)
         self.settled = False  # an optimizer settled, and nothing arrived since
         self._marked = 0  # depth of ``with topk.generator_step()``
+        self._sparing = 0  # ... of those that spare the critic
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
         self.optimized = LiveIds()  # all parameters that an optimizer stepped
@@ -118,7 +120,7 @@ class StepLedger:
         """A second backward through one call is the same rows again; both vote."""
         for other in self.pending:
             if other.box is arrival.box:
-                arrival.choice.tally[BALLOT] += other.choice.tally[BALLOT]
+                arrival.choice.votes_with(other.choice)
         self.pending = [other for other in self.pending if other.box is not arrival.box]
 
     def calling(self) -> None:
@@ -126,7 +128,7 @@ class StepLedger:
         for tell in list(self.before_call):
             tell()
 
-    def line_arrive(self, choice: Choice) -> None:
+    def line_arrive(self, choice: AnyChoice) -> None:
         """A backward went through a gate of line A, which only generator steps have."""
         self.line_called, self.settled = True, False
         self.line.append(choice)
@@ -163,11 +165,17 @@ class StepLedger:
         """Inside ``with topk.generator_step()``."""
         return bool(self._marked)
 
+    @property
+    def spares_critic(self) -> bool:
+        """Inside ``with topk.generator_step(spare=True)``."""
+        return bool(self._sparing)
+
     @contextmanager
-    def marked(self) -> Iterator[None]:
+    def marked(self, spare: bool = False) -> Iterator[None]:
         """``with topk.generator_step()``: its calls count when it ends, others do not."""
         self.explicit = True
         self._marked += 1
+        self._sparing += spare
         try:
             yield
         except BaseException:
@@ -175,6 +183,7 @@ class StepLedger:
             raise
         finally:
             self._marked -= 1
+            self._sparing -= spare
         if not self._marked:
             self._settle_known()
 
@@ -189,8 +198,9 @@ class StepLedger:
         self.optimizer_steps += 1
         if self.on_optimizer_step is not None:
             self.on_optimizer_step()
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.optimized.take(p for group in optimizer.param_groups for p in group["params"])
+        parameters = owned_by(optimizer)
+        owned = parameters.ids
+        self.optimized.take_owned(parameters)
         if self.line_called or any(call.known for call in self.pending):
             self.pending = [call for call in self.pending if call.known]
             self.settle(optimizer)
@@ -205,7 +215,7 @@ class StepLedger:
             return
         self._attribute(optimizer, owned, calls)
 
-    def _attribute(self, optimizer: Optimizer, owned: set[int], calls: list[Arrival]) -> None:
+    def _attribute(self, optimizer: Optimizer, owned: frozenset[int], calls: list[Arrival]) -> None:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
         upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
         of_critic = frozenset[int]().union(*(call.critic for call in calls))
@@ -224,14 +234,14 @@ class StepLedger:
         if generator:
             self.settle(optimizer)
         elif critic:
-            self.of_critic.take(p for group in optimizer.param_groups for p in group["params"])
+            self.of_critic.take_owned(owned_by(optimizer))
             self.undetached |= bool(upstream - owned)
             self._set_aside(calls)
 
     def _is_critics(
         self,
         optimizer: Optimizer,
-        owned: set[int],
+        owned: frozenset[int],
         upstream: frozenset[int],
         of_critic: frozenset[int],
     ) -> bool:

@@ -6,19 +6,22 @@ Every backward through these gates is a generator step's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from topk_plugin.compat import is_compiling
-from topk_plugin.core.choice import Select
+from topk_plugin.core.choice import Ranked, Select
+from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
 from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads, table
 from topk_plugin.core.schedule import k_of
-from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate
+from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate, SortedGate
+from topk_plugin.core.sorted_choice import Sorted, SortedChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import DirectionUnknown, ScoreShapeError
 
@@ -79,7 +82,7 @@ class LineGate:
                 f"which takes one ranking: found{table(output)}\nName those that are scores: "
                 "--heads, or TopK(heads=...)."
             )
-        batch, order = _rank(heads, named)
+        batch = _batch_of(heads)
         arrived = None
         if is_compiling():
             self.ledger.line_compiled()
@@ -88,7 +91,13 @@ class LineGate:
             listen(self.ledger)
             self.ledger.calling()
         training = self.trainings.current
+        order = ranking_scores(heads, batch, named)
         state, inbox = training.state(order.device), training.counts.inbox
+        if weigh != "none" and not follows and self._is_plain(order):
+            ranked = Sorted(order, training.progress, training.vote, weigh == "mean", inbox)
+            gated = SortedGate.apply(ranked, partial(self._arrived, training), *heads)
+            return with_replaced(output, heads, gated)
+        order, training.counts.listening = order.clone(), True
         tensors = heads
         if follows:
             tensors = heads + companions(output, heads, batch)
@@ -99,6 +108,32 @@ class LineGate:
                 select = self._latest.select if select is not kept_rows else select
         gated = ScoreGate.apply(weigh, select, arrived, inbox, len(heads), order, *state, *tensors)
         return with_replaced(output, tensors, gated)
+
+    def _is_plain(self, order: Tensor) -> bool:
+        """Whether k may be a Python number: what is made into a graph is run for every k."""
+        return (
+            self.select is kept_rows
+            and not is_compiling()
+            and not is_capturing(order)
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def ranked(
+        self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool,
+        follows: bool,
+    ) -> Ranked | Sorted:  # fmt: skip
+        """What says which rows of a call's ``heads`` are kept."""
+        rows = ranking_scores(heads, batch, named)
+        state = training.state(rows.device)
+        if not follows and self._is_plain(rows):
+            return Sorted(rows, training.progress, training.vote, mean)
+        return Ranked(rows.clone(), state, mean, self.select)
+
+    def _arrived(self, training: Training, choice: SortedChoice, first: bool) -> None:
+        training.counts.voted(choice)
+        if first:  # a second backward through one gate is of the same rows again
+            training.counts.arrived(choice)
+            self.ledger.line_arrive(choice)
 
     def follow(self, output: Any) -> Any:
         """``output``, whose tensors follow the rows of the latest gated call."""
@@ -116,7 +151,8 @@ class LineGate:
 
     def gather(self, scores: Tensor, others: tuple[Tensor, ...], paused: bool) -> Any:
         """The kept rows of ``scores`` (B, ...) and of ``others`` (B, ...), in batch order."""
-        batch, order = _rank([scores], bool(self._heads))
+        batch = _batch_of([scores])
+        order = ranking_scores([scores], batch, bool(self._heads))
         for companion in others:
             if companion.shape[:1] != scores.shape[:1]:
                 raise ScoreShapeError(
@@ -159,13 +195,12 @@ def _require_direction(training: Training, what: str, batch: int) -> None:
         )
 
 
-def _rank(heads: list[Tensor], named: bool) -> tuple[int, Tensor]:
-    """The batch size and the (B,) ranking of a critic output whose input is not known."""
+def _batch_of(heads: list[Tensor]) -> int:
+    """The batch size of a critic output whose input is not known."""
     if not heads[0].dim():
         raise ScoreShapeError(
             "the critic's score has shape (): it is averaged inside the critic, or squeezed "
             "from a batch of one; expected one score per sample. Give top-k the scores before "
             "the mean, and squeeze one dimension by name (squeeze(1))."
         )
-    batch = heads[0].shape[0]
-    return batch, ranking_scores(heads, batch, named)
+    return heads[0].shape[0]

@@ -155,11 +155,11 @@ def ranking_scores(scores: Sequence[Tensor], batch: int, named: bool = False) ->
     """The numbers that rank a batch, (B,): the score, or the mean of several heads' scores.
 
     Of several that nobody ``named`` (H, B): :func:`order_of` tells which of them are heads.
-    Detached, and a copy, so that a later in-place change of the critic's output cannot move it.
+    Detached; of one head a view of it, which an in-place change of the critic's output changes too.
     """
     rows = [per_sample(plain(score.detach()), batch, named) for score in scores]
     if len(rows) == 1:
-        return rows[0].clone()
+        return rows[0]
     dtype = torch.promote_types(torch.float32, rows[0].dtype)
     wide = torch.stack([row.to(dtype) for row in rows])
     return wide.mean(dim=0) if named else wide
@@ -191,9 +191,9 @@ def ballot(row_gradient: Tensor) -> Tensor:
     """Which direction one loss asks for, 0-d float64: 1 high, -1 low, 0 undecided.
 
     Descent moves a score against its gradient, so a negative gradient says that higher is more
-    realistic. ``row_gradient`` is (B,); NaN rows do not vote.
+    realistic. ``row_gradient`` is (B,); NaN rows do not vote: their sign is 0.
     """
-    return ((row_gradient < 0).sum() - (row_gradient > 0).sum()).sign().to(torch.float64)
+    return -row_gradient.sign().sum(dtype=torch.float64).sign()
 
 
 def kept_rows(scores: Tensor, k: Tensor | int, sign: Tensor | float = 1.0) -> Tensor:

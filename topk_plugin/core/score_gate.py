@@ -25,6 +25,7 @@ from topk_plugin.core.choice import (
     row_gradient,
 )
 from topk_plugin.core.ranking import kept_rows, order_of
+from topk_plugin.core.sorted_choice import Sorted, SortedChoice
 
 
 class ScoreGate(torch.autograd.Function):
@@ -82,6 +83,33 @@ class ScoreGate(torch.autograd.Function):
             return nothing + gradients
         kept = tuple(None if g is None else keep(g, choice) for g in heads)
         return nothing + kept + tuple(keep_companion(g, choice) for g in companions)
+
+
+class SortedGate(torch.autograd.Function):
+    """Line A's gate in a plain eager step: ``apply(ranked, arrived, *heads)``.
+
+    Returns the heads (B, ...) unchanged, as a tuple. Each backward calls ``arrived``, with what it
+    keeps and whether it is the first one through this gate.
+    """
+
+    # no setup_context, which torch.func needs: it takes longer than all the rest
+    @staticmethod
+    def forward(
+        ctx: Any, ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], *heads: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.ranked, ctx.arrived = ranked, arrived
+        ctx.set_materialize_grads(False)
+        return tuple(head.detach() for head in heads)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        # inside a gate's backward, grad mode means create_graph
+        if torch.is_grad_enabled() or all(g is None for g in gradients):
+            return (None, None, *gradients)
+        choice = ctx.ranked.choose(gradients)
+        ctx.arrived(choice, not hasattr(ctx, "again"))
+        ctx.again = True
+        return (None, None, *(None if g is None else choice.keep(g) for g in gradients))
 
 
 class Followed:

@@ -3,6 +3,11 @@
 ``gate_outputs`` after ``gate_inputs`` sends the masked gradient to the critic's input only:
 whatever the critic's parameters receive is what they receive without the plugin, so it may stand
 in a critic step too.
+
+What reaches the critic's input is formed by running the critic's backward once more, from the
+masked gradient of its outputs. Where no row acts on another row's score, masking what reaches the
+input anyway is the same and costs nothing. That is never believed, but seen: both are formed and
+compared (:class:`Box`), and only then the replay is left out.
 """
 
 from __future__ import annotations
@@ -15,27 +20,36 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import place_of, probe_of
-from topk_plugin.core.choice import (
-    Choice,
-    GateState,
-    Select,
-    ballots_of,
-    choose,
-    keep,
-    keep_companion,
-    row_gradient,
-)
+from topk_plugin.core.choice import Choice, Ranked, keep_companion
 from topk_plugin.core.graph import executes
-from topk_plugin.core.ranking import kept_rows, order_of
+from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
 
 Mode = Literal["observe", "score", "shielded"]
 
 
-class Box:
-    """What the output gate of a shielded call leaves for its input gates."""
+APART = 1e-4
+"""Relative difference of two ways to mask that is rounding; of 16 bits COARSE_APART."""
+COARSE_APART = 5e-2
 
-    def __init__(self) -> None:
+
+class Box:
+    """What the output gate of a shielded call leaves for its input gates.
+
+    Args:
+        apart: of each input, whether no row of it acts on another row's score; None: to be seen.
+        seen: told the number of an input, and (2,) bool: whether it is so, and whether this call
+            could show it.
+    """
+
+    def __init__(
+        self,
+        apart: Sequence[bool | None] = (),
+        seen: Callable[[int, Tensor], None] = lambda index, flags: None,
+    ) -> None:
+        self.apart, self._seen = apart, seen
+        self.choice: AnyChoice | None = None  # masks the inputs, if only scores got a gradient
+        self._unmasked: set[int] = set()  # inputs that wait for it, where nothing was replayed
         self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
         self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
         self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
@@ -44,6 +58,9 @@ class Box:
 
     def take(self, index: int, gradient: Tensor) -> Tensor:
         """What goes back from input ``index``, which received ``gradient`` from the critic."""
+        if index in self._unmasked and self.choice is not None:
+            self._unmasked.remove(index)
+            return self.choice.keep(gradient)
         if not self.masked:  # no masked gradient was formed in this backward
             return gradient
         # taken once: a later backward that does not pass the scores must not find it
@@ -53,7 +70,51 @@ class Box:
             coarse = plain.dtype in (torch.float16, torch.bfloat16)
             error = (gradient.double() - wide).norm() / wide.norm().clamp(min=1e-300)
             self.bypassed.append(error > (5e-2 if coarse else 1e-3))
-        return gradient if masked is None else masked
+        if masked is None:
+            return gradient
+        if self.choice is None or self.apart[index] is False:
+            return masked
+        here = self.choice.keep(gradient)
+        if self.apart[index]:
+            return here
+        flags = rows_apart(masked, here, self.choice.kept)
+        self._seen(index, flags)
+        # the same bits as later without the replay, so that a resumed run repeats the whole one
+        return torch.where(flags[0], here, masked)
+
+    def begin(self) -> None:
+        """A backward begins at the critic's outputs."""
+        self.masked, self.plain, self.choice = [], [], None
+        self._unmasked.clear()
+
+    def mask_inputs(self, choice: AnyChoice) -> bool:
+        """Whether it is enough that ``choice`` masks what reaches the inputs."""
+        if not self.apart or not all(self.apart):
+            return False
+        self.choice, self._unmasked = choice, {*range(len(self.apart))}
+        return True
+
+
+def rows_apart(replayed: Tensor, here: Tensor, kept: Tensor) -> Tensor:
+    """Whether masking at an input is what masking at the outputs gives there.
+
+    Args:
+        replayed: (B, ...) gradient by the input, from masked gradients of the outputs.
+        here: (B, ...) the masked gradient by the input.
+        kept: (B,) bool.
+
+    Returns:
+        (2,) bool: whether dropped rows got exactly nothing, and kept ones the same; and whether
+        that says anything: a row is dropped, and others got a gradient.
+    """
+    rows = kept.reshape([-1] + [1] * (replayed.dim() - 1))
+    nothing = (torch.where(rows, 0.0, replayed) == 0).all()
+    wide = replayed.double()
+    size = wide.norm()
+    coarse = replayed.dtype in (torch.float16, torch.bfloat16)
+    same = (here.double() - wide).norm() <= (COARSE_APART if coarse else APART) * size
+    told = (size > 0) & size.isfinite() & ~kept.all()
+    return torch.stack([nothing & same & told, told])
 
 
 AUDITED_STEPS = 2
@@ -105,9 +166,7 @@ class GatedCall:
 
     Args:
         mode: "observe" (k = B: count and vote only), "score" or "shielded".
-        ranking: (B,) detached scores, or (H, B) of heads of which the gradient tells which are.
-        state: fraction and direction; read at backward time.
-        mean: see :func:`choose`.
+        ranked: its scores, and what says which of them are kept.
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
@@ -116,21 +175,18 @@ class GatedCall:
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
-        select: see :func:`choose`.
         follow: outputs that are no heads lose the dropped rows' gradient too.
     """
 
     def __init__(
-        self, mode: Mode, ranking: Tensor, state: GateState, mean: bool, generator_node: Node,
-        sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[Choice, list[int]], None], box: Box, audit: bool = False,
-        select: Select = kept_rows, follow: bool = False,
+        self, mode: Mode, ranked: Ranked | Sorted, generator_node: Node, sources: Sequence[Node],
+        is_generator: Callable[[Node], bool], arrived: Callable[[AnyChoice, list[int]], None],
+        box: Box, audit: bool = False, follow: bool = False,
     ) -> None:  # fmt: skip
-        self.mode, self.ranking, self.state, self.mean = mode, ranking, state, mean
-        self.order = ranking  # (B,) that ranked the batch in the latest backward
+        self.mode, self.ranked = mode, ranked
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
-        self.box, self.audit, self.select, self.follow = box, audit, select, follow
+        self.box, self.audit, self.follow = box, audit, follow
         # told what the loss sends to outputs that are no heads; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
         # places in the graph, not the tensors: no activation outlives the backward for our sake
@@ -160,15 +216,12 @@ class GatedCall:
 
     def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
-        self.box.masked, self.box.plain = [], []
+        self.box.begin()
         heads, others = gradients[:scores], gradients[scores:]
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
-        self.order = order_of(self.ranking, heads)
-        rows = row_gradient(heads, len(self.order))
-        choice = choose(self.order, rows, self.state, self.mean, self.select)
-        choice = choice._replace(ballots=ballots_of(heads, len(self.order)))
+        choice = self.ranked.choose(heads)
         self.arrived(choice, [place for place, g in enumerate(heads) if g is not None])
         self.box.looked_at = self.audit
         if self.look is not None:
@@ -179,11 +232,16 @@ class GatedCall:
                 self.box.plain = self._replay(gradients)
                 self.box.masked = [None] * len(self.inputs)
             return gradients
-        if self.follow:
+        # other outputs' gradients pass whole, so where they have any, masking the input is no way
+        alone = self.mode == "shielded" and all(g is None for g in others)
+        if alone and not self.audit and self.box.mask_inputs(choice):
+            return gradients
+        if self.follow and isinstance(choice, Choice):
             others = tuple(keep_companion(g, choice) for g in others)
-        masked = tuple(None if g is None else keep(g, choice) for g in heads) + others
+        masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
         if self.mode == "score":
             return masked
+        self.box.choice = choice if alone and self.box.apart else None
         self.box.masked = self._replay(masked)
         if self.audit:
             self.box.plain = self._replay(gradients)

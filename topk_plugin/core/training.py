@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from topk_plugin.core.choice import BALLOT, Choice, GateState
-from topk_plugin.core.counts import Counts, Report
+from topk_plugin.core.choice import BALLOT, GateState
+from topk_plugin.core.counts import Counts, Report, StepTally
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.graph import LiveIds
+from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.shielded_gate import Box, PathAudit
+from topk_plugin.core.sorted_choice import AnyChoice
 
 
 class Training:
@@ -60,7 +62,7 @@ class Training:
         self._known = True
         self.optimizers.add(optimizer)
         self.rivals.discard(optimizer)
-        self.parameters.take(p for group in optimizer.param_groups for p in group["params"])
+        self.parameters.take_owned(owned_by(optimizer))
 
     def end_epoch(self, told_by: str) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2).
@@ -82,8 +84,8 @@ class Training:
         self.vote.require_one_end()
 
     def count(
-        self, choices: Sequence[Choice], boxes: Sequence[Box], optimizer: Optimizer | None
-    ) -> Tensor:
+        self, choices: Sequence[AnyChoice], boxes: Sequence[Box], optimizer: Optimizer | None
+    ) -> StepTally:
         """One generator step: it votes, and its statistics are added.
 
         Args:
@@ -91,20 +93,18 @@ class Training:
             boxes: of those calls.
 
         Returns:
-            (TALLY_SIZE,) of the whole step.
+            that of the whole step.
 
         Raises:
             DirectionUnknown: the loss does not say it, and the vote ends here.
         """
         if optimizer is not None:
             self.vote.require_descent(optimizer)
-        tally = self.counts.take()
-        for choice in choices:
-            tally += choice.tally.to(tally.device)
+        tally = self.counts.take(choices)
         self.progress.step_counted()
         self.audit.settle(boxes)
         if self.vote.goes_on:
-            self.vote.vote(tally[BALLOT], [choice.cast for choice in choices])
+            self.vote.vote(tally.ballot, [choice.cast for choice in choices])
         self.counts.add(tally)
         return tally
 

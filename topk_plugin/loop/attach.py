@@ -11,7 +11,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -21,12 +21,12 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from topk_plugin.compat import keep_buffers, tree_leaves
-from topk_plugin.core import ranking
-from topk_plugin.core.choice import Choice
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
+from topk_plugin.core.parameters import ModuleParameters
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
+from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import ConfigError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
@@ -36,6 +36,7 @@ from topk_plugin.loop.intercept import enter_critic, inside, intercept, is_inter
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.loop.row_probe import RowProbe
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -130,7 +131,9 @@ class Attachment:
         self.took_part = False  # its scores were those of a generator step
         # weakly: the table of interceptors, which holds this object, must not keep networks alive
         self._critic = weakref.ref(critic)
-        self._generator = weakref.ref(generator) if generator is not None else None
+        self._is_distributed = isinstance(critic, nn.parallel.DistributedDataParallel)
+        self._parameters, self._rows = ModuleParameters(critic), RowProbe()
+        self._generator = ModuleParameters(generator) if generator is not None else None
         self._undo = ExitStack()
         self._tracker = tracker
         self._before = (topk.trainings.steps, topk.ledger.optimizer_steps)
@@ -149,6 +152,8 @@ class Attachment:
         self.witness = witness_of(topk, tell)
         self._undo.callback(self.witness.watch(critic))
         _attachments.add(self)
+        topk.critics += 1
+        self._undo.callback(self._detached)
         listen(topk.ledger)
         if tracker is not None:
             tracker.start()
@@ -207,6 +212,9 @@ class Attachment:
                     stacklevel=2,
                 )
 
+    def _detached(self) -> None:
+        self.topk.critics -= 1
+
     def counted(self) -> None:
         """A call of it was one of a generator step."""
         self.took_part = True
@@ -231,28 +239,55 @@ class Attachment:
             if self.topk.is_paused:
                 return original(*args, **kwargs)
             self.topk.ledger.calling()
-            return self._call(original, args, kwargs)
+            with self._spared() if self.topk.ledger.spares_critic else nullcontext():
+                return self._call(original, args, kwargs)
         finally:
             enter_critic(False)
 
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """The critic's parameters are frozen inside.
+
+        In its calls alone: what it shares with the generator learns from what that does with it.
+        """
+        if self._is_distributed:
+            raise ConfigError(
+                "generator_step(spare=True): found a critic in DistributedDataParallel, which "
+                "waits for the gradient of each parameter that it was built with. Expected a "
+                "critic outside of it; leave spare out."
+            )
+        owned = self._parameters.owned
+        thawed = [p for p in owned or () if p.requires_grad and p.is_leaf]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in thawed:
+                parameter.requires_grad_(True)
+
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        critic = self._critic()
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        leaves, spec = ([*args], None) if alone else pytree.tree_flatten((args, kwargs))
+        critic, parameters = self._critic(), self._parameters.owned
         assert critic is not None  # it is being called
-        generator = self._generator() if self._generator is not None else None
-        plan = planned(leaves, critic, generator, self.topk)
+        assert parameters is not None
+        generator = self._generator.owned if self._generator is not None else None
+        plan = planned(leaves, critic, parameters, generator, self.topk)
         if plan is None:
             output = original(*args, **kwargs)
             self.witness.scored(self._critic(), leaves, output)
             return output
-        box = Box()
         inputs = [leaves[place] for place in plan.places]
+        box = Box()
+        if plan.mode == "shielded":
+            box = self._rows.box(parameters, self._parameters.modes, inputs)
         ends: list[Any] = []
         if plan.mode == "shielded" or plan.rehearsed:
             gated, ends = gate_inputs(inputs, box)
             for place, tensor in zip(plan.places, gated, strict=True):
                 leaves[place] = tensor
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            args, kwargs = (leaves, {}) if spec is None else pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         output = original(*args, **kwargs)
         gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box)
@@ -268,13 +303,14 @@ class Attachment:
         critic = self._critic()
         assert critic is not None  # it was called
         heads, named = self.heads.of(output, source, sources, plan.places)
-        order = ranking.ranking_scores(heads, batch, named)
+        mean = topk.config.reduction == "mean"
+        ranked = topk.line.ranked(heads, batch, named, training, mean, topk.follows)
         if not any(head.requires_grad for head in heads):
             return output
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
-        def arrived(choice: Choice, read: list[int]) -> None:
+        def arrived(choice: AnyChoice, read: list[int]) -> None:
             if names:
                 training.heads = [names[place] for place in read]
             self.record.training = training
@@ -296,14 +332,13 @@ class Attachment:
                 )
             )
 
-        mean = topk.config.reduction == "mean"
         call = GatedCall(
-            plan.mode, order, training.state(order.device), mean, plan.node, sources,
-            plan.accepts, arrived, box, plan.audit, topk.select, topk.follows,
+            plan.mode, ranked, plan.node, sources, plan.accepts, arrived, box, plan.audit,
+            topk.follows,
         )  # fmt: skip
         others = [
             leaf
-            for leaf in tree_leaves(output)
+            for leaf in (() if output is heads[0] else tree_leaves(output))
             if isinstance(leaf, Tensor)
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)

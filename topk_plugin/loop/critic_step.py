@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 
 from topk_plugin.compat import node_of, tree_leaves
-from topk_plugin.core.graph import executes
+from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.ranking import resembles_score
 from topk_plugin.core.training import Training, Trainings
 
@@ -240,11 +240,6 @@ def reached_of(parameters: Iterable[Tensor]) -> Tensor | None:
         if parameter.requires_grad and executes(node_of(parameter)):
             return parameter
     return None
-
-
-def is_capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which what is computed now has no value."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _storages(tree: Any) -> set[StorageWeakRef]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -12,16 +13,15 @@ from topk_plugin.core.ledger import StepLedger
 
 
 def generator_test(
-    critic_ids: frozenset[int], generator: nn.Module | None, ledger: StepLedger
+    critic_ids: frozenset[int], mine: frozenset[int] | None, ledger: StepLedger
 ) -> Callable[[Node], bool]:
     """A test of whether a node is the gradient accumulator of a generator parameter.
 
     Args:
         critic_ids: ids of the critic's parameters.
-        generator: the module that has them; None: any parameter that is not the critic's.
+        mine: ids of them; None: any parameter that is not the critic's.
         ledger: knows what optimizers own.
     """
-    mine = {id(p) for p in generator.parameters()} if generator is not None else None
 
     def accepts(node: Node) -> bool:
         leaf = getattr(node, "variable", None)
@@ -58,8 +58,8 @@ def parameters_upstream(
         node = queue.popleft()
         if node is None:
             continue
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
+        if isinstance(node, torch._C._functions.AccumulateGrad):
+            leaf = node.variable
             if isinstance(leaf, nn.Parameter) or id(leaf) in ledger.optimized:
                 leaves.add(id(leaf))
             if found is None and accepts(node):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from topk_plugin.core.parameters import Owned
 from topk_plugin.core.shielded_gate import Mode
 from topk_plugin.core.training import Training
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
@@ -32,21 +33,21 @@ class Plan(NamedTuple):
 
 
 def planned(
-    leaves: Sequence[Any], critic: nn.Module, generator: nn.Module | None, topk: TopK
+    leaves: Sequence[Any], critic: nn.Module, parameters: Owned, generator: Owned | None, topk: TopK
 ) -> Plan | None:
     """How a call is gated; None where none of its arguments is the generator's.
 
     Args:
         leaves: of the arguments.
-        generator: if it is known.
+        parameters: the critic's.
+        generator: the generator's, if it is known.
     """
     settings = topk.config
-    critic_ids = frozenset(map(id, critic.parameters()))
-    frozen = not any(p.requires_grad for p in critic.parameters())
+    critic_ids, frozen = parameters.ids, parameters.frozen
     mode: Mode = "shielded"
     if settings.gate == "score" or (settings.gate == "auto" and (topk.ledger.is_marked or frozen)):
         mode = "score"
-    accepts = generator_test(critic_ids, generator, topk.ledger)
+    accepts = generator_test(critic_ids, generator.ids if generator else None, topk.ledger)
     # the walk ends early if the generator is known and nothing else matters
     whole = generator is None or (mode == "shielded" and topk.trainings.any_drops)
     places: list[int] = []
@@ -56,16 +57,16 @@ def planned(
             continue
         if places and leaf.shape[0] != leaves[places[0]].shape[0]:
             continue
-        found, parameters = parameters_upstream(leaf, accepts, topk.ledger, whole)
+        found, behind = parameters_upstream(leaf, accepts, topk.ledger, whole)
         if found is not None:
             places.append(place)
             node = node or found
-            upstream |= parameters
+            upstream |= behind
     if node is None:
         return None
     of_generator: Set[int] = upstream - critic_ids - topk.ledger.of_critic
     if generator is not None:
-        of_generator = {id(p) for p in generator.parameters()}
+        of_generator = generator.ids
     training = topk.trainings.of(of_generator, critic, critic_ids)
     audit = training.audit.goes_on
     # while k = B nothing is masked, but if k is to fall, what cannot be is told now

@@ -1,0 +1,108 @@
+"""Whether the rows of a critic's batch act on each other, seen in its first shielded calls.
+
+A shielded call replays the critic's backward, which shows it: where rows are apart, dropped rows
+receive exactly nothing, and kept ones what masking the critic's input gives. After a few such calls
+the replay is left out, and looked at again now and then; once it showed otherwise (BatchNorm in
+train mode, a deviation over the minibatch) it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from topk_plugin.core.graph import is_capturing
+from topk_plugin.core.parameters import Owned
+from topk_plugin.core.shielded_gate import Box
+
+PROBED = 3
+"""Calls that have to show it."""
+
+AGAIN = 200
+"""Calls after which it is looked at again."""
+
+
+class _Answer:
+    """A flag that the device gives when it comes to it; asking never waits.
+
+    Args:
+        flags: (2,) bool, see :func:`~topk_plugin.core.shielded_gate.rows_apart`.
+    """
+
+    def __init__(self, flags: Tensor) -> None:
+        self._flags, self._event = flags, None
+        if flags.is_cuda:
+            self._flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
+            self._flags.copy_(flags, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def is_there(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def read(self) -> tuple[bool, bool]:
+        apart, told = self._flags.tolist()
+        return apart, told
+
+
+class _Input:
+    """What is known of one of a critic's inputs."""
+
+    def __init__(self) -> None:
+        self.coupled = False
+        self._shown = 0  # calls in a row that showed it to be apart
+        self._calls = 0  # since
+        self._answers: list[_Answer] = []
+
+    def seen(self, flags: Tensor) -> None:
+        self._answers.append(_Answer(flags))
+
+    def apart(self) -> bool | None:
+        """For the next call; None: it is to be looked at."""
+        while self._answers and self._answers[0].is_there:
+            apart, told = self._answers.pop(0).read()
+            if told:
+                self.coupled |= not apart
+                self._shown += 1
+        if self.coupled:
+            return False
+        if self._shown < PROBED:
+            return None
+        self._calls += 1
+        return None if self._calls % AGAIN == 0 else True
+
+
+class RowProbe:
+    """Of one critic."""
+
+    def __init__(self) -> None:
+        self._parameters: Owned | None = None
+        self._inputs: dict[Hashable, list[_Input]] = {}
+
+    def box(self, parameters: Owned, modes: Hashable, inputs: list[Tensor]) -> Box:
+        """For a shielded call.
+
+        Args:
+            parameters: the critic's; with others it is another critic.
+            modes: of its layers, training or not, in which rows may be coupled or apart.
+            inputs: that are gated.
+        """
+        if parameters is not self._parameters:
+            self._parameters = parameters
+            self._inputs.clear()
+        key = (modes, len(inputs))
+        if key not in self._inputs:
+            self._inputs[key] = [_Input() for _ in inputs]
+        known = self._inputs[key]
+        apart = [one.apart() for one in known]
+        if is_capturing(inputs[0]):  # nothing can be seen in it
+            apart = [one is True for one in apart]
+        return Box(apart, partial(_seen, known))
+
+
+def _seen(inputs: list[_Input], index: int, flags: Tensor) -> None:
+    inputs[index].seen(flags)
