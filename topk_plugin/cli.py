@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run a training script with top-k in it",
         description="Run a script, unedited, with top-k between its critic and generator loss.",
-        usage="topk run --adapter NAME | --critic module:Class [options] -- "
+        usage="topk run [--adapter NAME | --critic module:Class] [options] -- "
         "script.py [arguments] | -m module …",
         allow_abbrev=False,
     )
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="audit the gradients of a script's first generator steps",
         description="Run the first generator steps of a script, unedited, with top-k in it, and "
         "compare their gradients with the literal formula.",
-        usage="topk check --adapter NAME | --critic module:Class [options] -- "
+        usage="topk check [--adapter NAME | --critic module:Class] [options] -- "
         "script.py [arguments] | -m module …",
         allow_abbrev=False,
     )

@@ -71,6 +71,8 @@ class TopK:
             self.trainings,
         )  # fmt: skip
         self.observers: list[Callable[[Selection], None]] = []
+        # critics that nobody named, as another process finds them: see topk_plugin.finding
+        self.found: list[list[Any]] = []
         self._paused = 0
 
     @classmethod
@@ -264,7 +266,8 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         settings = self.config.ranking_settings() | {"plugins": self.plugins}
         of = (training or self.training).saved()
-        return {"version": STATE_VERSION, **of, "settings": settings}
+        found = {"found": [[*one] for one in self.found]} if self.found else {}
+        return {"version": STATE_VERSION, **of, "settings": settings, **found}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
         """Go on from a :meth:`state_dict`, in the present training if none is given.
@@ -274,6 +277,7 @@ class TopK:
         """
         _require_same_settings(self.config, self.plugins, state)
         (training or self.training).load(state)
+        self.found = [[*one] for one in state.get("found", self.found)]
 
 
 def _told(training: Training, tally: Tensor, rows: int, choices: list[Choice]) -> Selection:

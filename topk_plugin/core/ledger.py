@@ -61,13 +61,13 @@ class StepLedger:
     Args:
         counted: receives the calls of each generator step, on the host, after the optimizer; what
             was chosen in them and by line A; and that optimizer, if it is known.
-        trainings: told of optimizers that are built, and that join in a step.
+        trainings: told of optimizers that are built, and that join in a step, if they are to be.
     """
 
     def __init__(
         self,
         counted: Callable[[list[Arrival], list[Choice], Optimizer | None], None],
-        trainings: Trainings,
+        trainings: Trainings | None,
     ) -> None:
         self.counted, self.trainings = counted, trainings
         self.pending: list[Arrival] = []
@@ -197,7 +197,7 @@ class StepLedger:
             return
         calls = self.pending or self._recoverable()
         if not calls:
-            if self.settled and not self._upstream.isdisjoint(owned):
+            if self.trainings and self.settled and not self._upstream.isdisjoint(owned):
                 self.trainings.joined(optimizer)
             return
         if self.explicit:
@@ -263,6 +263,10 @@ class StepLedger:
         gone = {id(parameter) for parameter in parameters}
         for tell in self.after_zeroing:
             tell(gone)
+        self.thrown_away(gone)
+
+    def thrown_away(self, gone: set[int]) -> None:
+        """What calls left in the gradients of parameters, by id, is gone."""
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
         for call in self.pending:
             call.spared |= not call.critic.isdisjoint(gone)
@@ -296,6 +300,15 @@ class StepLedger:
             self.optimizer_stepped(optimizer)
             for tell in list(self.after_step):
                 tell(optimizer)
+
+
+def hand_over(learned: StepLedger, to: StepLedger) -> None:
+    """What one ledger learned of a critic goes on in another, where it is attached only now."""
+    to.of_critic.take(learned.of_critic.tensors)
+    to.undetached |= learned.undetached
+    to._critics.update(learned._critics)
+    to.pending += learned.pending
+    to.aside += learned.aside
 
 
 def require_shield(calls: Iterable[Arrival]) -> None:

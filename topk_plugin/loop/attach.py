@@ -102,7 +102,7 @@ def attach(
         raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
     first = not topk.trainings.steps and not any(a.topk is topk for a in _attachments)
     attachment = Attachment(
-        list(_entrances(critic)), critic, topk, generator, tracker, own, as_warning
+        list(entrances(critic)), critic, topk, generator, tracker, own, as_warning
     )
     if first:  # of several critics' attachments one looks at the loss
         attachment.probe_loss()
@@ -333,7 +333,7 @@ def _keep_buffers() -> None:
         torch.compiler.reset()
 
 
-def _entrances(critic: nn.Module) -> Iterator[nn.Module]:
+def entrances(critic: nn.Module) -> Iterator[nn.Module]:
     """The modules whose call is a call of the critic; the outermost one that is called gates.
 
     DistributedDataParallel is passed through to its module, so that what it hooks stays outside
@@ -343,4 +343,4 @@ def _entrances(critic: nn.Module) -> Iterator[nn.Module]:
         critic = critic.module
     yield critic
     if isinstance(critic, nn.DataParallel):
-        yield from _entrances(critic.module)
+        yield from entrances(critic.module)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -49,6 +50,12 @@ inside = _Inside()
 def is_intercepted(module: nn.Module) -> bool:
     """Whether ``module`` is attached."""
     return id(module) in _interceptions
+
+
+def interceptor_of(module: nn.Module) -> Interceptor | None:
+    """Through what the calls of ``module`` are led."""
+    interception = _interceptions.get(id(module))
+    return None if interception is None else interception.interceptor
 
 
 def intercept(
@@ -104,6 +111,8 @@ class _Interception:
         """Stand before what ``module.compile()`` made, if it was called."""
         module = self._module()
         made = module is not None and module.__dict__.get("_compiled_call_impl")
+        if isinstance(made, _Shown):
+            made = module.__dict__["_compiled_call_impl"] = made.own
         if self.compiles and made and not isinstance(made, _StandIn):
             self.stand_in("_compiled_call_impl")
 
@@ -157,6 +166,20 @@ class _StandIn:
         return _itself, (self.own,)
 
 
+class _Shown(_StandIn):
+    """Stands in for what ``module.compile()`` made, while calls are watched."""
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
+        super().__init__(own, self)
+        self.module = weakref.ref(module)
+
+    def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        module = self.module()
+        if not _watches or module is None:
+            return original(*args, **kwargs)
+        return _watches[-1].see(module, original, args, kwargs)
+
+
 def _itself(value: Any) -> Any:
     return value
 
@@ -169,10 +192,12 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
         ):
             return forward(self, *args, **kwargs)
         interception = _interceptions.get(id(self))
-        if interception is None:
-            return forward(self, *args, **kwargs)
-        bound = functools.partial(forward, self)
-        return _call_eagerly(interception.interceptor, bound, args, kwargs)
+        if interception is not None:
+            bound = functools.partial(forward, self)
+            return _call_eagerly(interception.interceptor, bound, args, kwargs)
+        if _watches and not is_compiling():
+            return _watches[-1].see(self, functools.partial(forward, self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     # torch.compile keeps what it compiled, and counts how often, by code: each class has its own
     gated.__code__ = gated.__code__.replace(co_name="forward")
@@ -231,6 +256,8 @@ def _compiling_in_place(compile: Callable[..., None]) -> Callable[..., None]:
         interception = _interceptions.get(id(self))
         if interception is not None:
             interception.compiled_in_place()
+        elif _watches:
+            _watches[-1].compiled_in_place(self)
 
     return compile_
 
@@ -257,3 +284,93 @@ _AROUND: tuple[tuple[ClassPatches, Any], ...] = (
     (ClassPatches({"compile": _compiling_in_place}), nn.Module),
     (ClassPatches({"__init__": _compiling}), OptimizedModule),
 )
+
+
+# --- while critics are looked for ---------------------------------------------------------------
+
+See = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+
+
+class Watch:
+    """Shows all calls of modules that are not attached, until ``stop()``.
+
+    Args:
+        see: is given the module, what to call with the arguments, and these; its result is the
+            call's. Calls inside a compiled graph are not shown, that of the graph is.
+    """
+
+    def __init__(self, see: See) -> None:
+        self.see = see
+        self._classes: set[type] = set()
+        self._shown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._undo = ExitStack()
+        for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
+            patches.wrap(owner)
+            self._undo.callback(patches.unwrap, owner)
+        _watches.append(self)
+        for one in gc.get_objects():
+            # by type: isinstance asks lazy objects for their class, and some warn
+            if issubclass(type(one), nn.Module):
+                self.take(type(one))
+                self.compiled_in_place(one)
+
+    def take(self, cls: type[nn.Module]) -> None:
+        """Show the calls of modules of that class."""
+        if cls in self._classes or issubclass(cls, torch.jit.ScriptModule | OptimizedModule):
+            return
+        if cls.__module__.startswith("torch.") and not issubclass(cls, _WATCHED):
+            return  # activations, normalisations: none of them is a network
+        self._classes.add(cls)
+        _forwards.wrap(cls)
+        self._undo.callback(_forwards.unwrap, cls)
+
+    def compiled_in_place(self, module: nn.Module) -> None:
+        """Show the calls of what ``module.compile()`` made."""
+        made = module.__dict__.get("_compiled_call_impl")
+        if made and not isinstance(made, _StandIn):
+            module.__dict__["_compiled_call_impl"] = _Shown(module, made)
+            self._shown.add(module)
+
+    def stop(self) -> None:
+        """Put everything back as it was; twice is fine."""
+        if self in _watches:
+            _watches.remove(self)
+        for module in list(self._shown):
+            made = module.__dict__.get("_compiled_call_impl")
+            if isinstance(made, _Shown):
+                module.__dict__["_compiled_call_impl"] = made.own
+        self._shown.clear()
+        self._classes.clear()
+        self._undo.close()
+
+
+_WATCHED = (
+    nn.Sequential, nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.DataParallel, nn.parallel.DistributedDataParallel,
+)  # fmt: skip
+
+_watches: list[Watch] = []  # the latest one sees
+
+
+def _showing(call: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or not _watches or id(self) in _interceptions:
+            return call(self, *args, **kwargs)
+        return _watches[-1].see(self, functools.partial(call, self), args, kwargs)
+
+    return __call__
+
+
+def _taking(init: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if _watches:
+            _watches[-1].take(type(self))
+
+    return __init__
+
+
+_builds = ClassPatches({"__init__": _taking})
+
+# what torch.compile returned has a forward of its own
+_calls = ClassPatches({"__call__": _showing})

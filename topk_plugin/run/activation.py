@@ -14,6 +14,7 @@ from typing import Any
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.finding.seam import FindingSeam
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
@@ -213,14 +214,15 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
 
 
 def _seam(launch: Launch, topk: TopK, roots: Sequence[Path], in_source: bool) -> Seam:
-    if bool(launch.critic) == (launch.adapter is not None):
-        found = "both" if launch.critic else "neither"
+    if launch.critic and launch.adapter is not None:
         raise ConfigError(
-            f"topk run: found {found} of --critic and --adapter, expected one: the critic's class, "
-            "such as --critic model:Discriminator, or an adapter that `topk adapters` lists"
+            "topk run: found both of --critic and --adapter, expected one of them, or neither: "
+            "then the critics are found"
         )
     if launch.critic:
         return CriticSeam(parse_critics(launch.critic), topk)
+    if launch.adapter is None:
+        return FindingSeam(topk)
     adapter = find_adapter(str(launch.adapter))
     kind = SourceSeam if adapter.seam == "source" or in_source else CallSeam
     return kind(adapter, topk, roots, launch.force, in_source)
