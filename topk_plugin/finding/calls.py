@@ -58,6 +58,11 @@ class Calls:
         """Those that were not attached."""
         return [one for one in self._candidates.values() if not one.taken]
 
+    def begin_anew(self) -> None:
+        """A pass without any critic is over: the next one counts as the first."""
+        self.passes.stop()
+        self.passes = Passes(self.topk.training)
+
     def stop(self) -> None:
         """Put everything back as it was; twice is fine."""
         self.watch.stop()

@@ -100,7 +100,7 @@ class Candidate:
         """
         known = bool(self.outputs)  # it was called for the generator's samples before
         leaves: dict[str, tuple[Tensor, bool]] = {}
-        mean = False
+        rows = mean = False
         ids, places = set[int](), set[tuple[int, int]]()
         for name, leaf in named_leaves(output):
             if not (isinstance(leaf, Tensor) and leaf.requires_grad) or id(leaf) in ids:
@@ -113,6 +113,7 @@ class Candidate:
             places.add(place)
             score, whole = resembles_score(leaf, batch), tuple(leaf.shape) == tuple(shape)
             if leaf.shape[:1] == (batch,) or (batch == 1 and leaf.numel() == 1):
+                rows = True
                 image = whole and leaf.numel() > batch
                 if made is not None:
                     kind: Kind = "image" if image else "score" if score else "numbers"
@@ -126,7 +127,7 @@ class Candidate:
         self.listed |= isinstance(output, list)
         if leaves:
             self._watch(leaves, batch, made, generated)
-        return bool(leaves or self.odd) or not mean or made is None
+        return rows or bool(self.odd) or not mean
 
     def _watch(
         self, leaves: dict[str, tuple[Tensor, bool]], batch: int, made: Made | None,
@@ -234,12 +235,18 @@ class Candidate:
             return "what is gone"
         return called(owner, self.identity.part)
 
-    def flag(self, heads: Sequence[str]) -> str | None:
-        """How it is named on the command line, if it can be."""
+    def flag(self, heads: Sequence[str] = ()) -> str | None:
+        """How it is named on the command line, if it can be.
+
+        Args:
+            heads: its scores; none: what may be.
+        """
         owner = self.owner()
-        if owner is None:
+        if owner is None or not self.outputs:
             return None
-        return flag(owner, self.identity.part, self.named(heads))
+        scores = any(output.kind == "score" for output in self.outputs.values())
+        named = self.named(heads) if heads else () if scores else tuple(self.outputs)
+        return flag(owner, self.identity.part, named)
 
     def named(self, heads: Sequence[str]) -> tuple[str, ...]:
         """Of its scores those that have to be named; none where their shape and gradient tell."""

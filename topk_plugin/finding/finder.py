@@ -53,10 +53,6 @@ class Step(NamedTuple):
         """Those that it went through."""
         return self.through[candidate].calls if candidate in self.through else []
 
-    def below(self, candidate: Candidate) -> bool:
-        """It went through ``candidate``, and k < B now."""
-        return any(call.training.progress.fraction < 1 for call in self.calls_of(candidate))
-
 
 class Finder:
     """Finds the critics of what is trained with ``topk``, between ``start()`` and ``stop()``."""
@@ -81,6 +77,7 @@ class Finder:
     def start(self) -> None:
         """Begin to look."""
         ledger = self.topk.ledger
+        self.owners.take_all()
         self._record = ResumeRecord(None, self.topk, gated=True)
         self._listen(ledger.after_step, self._optimizer_stepped)
         self._listen(ledger.after_zeroing, self._zeroed)
@@ -149,9 +146,7 @@ class Finder:
                 self._generators |= {call.task for call in settled.calls}
         if through:
             self._backlog.append(Step(optimizer, through))
-        # what learns along with something else may do so before any critic is trained
-        hopeful = any(not one.seen(self._generators).helps for one in through)
-        calls.passes.stepped(self._counted or hopeful)
+        calls.passes.stepped(self._counted or bool(through))
         self._decide(calls, calls.passes.over)
 
     def _decide(self, calls: Calls, last: bool) -> None:
@@ -172,20 +167,22 @@ class Finder:
         fresh = {one: self._left[one].heads for one in candidates if self._left[one].heads}
         if fresh:
             self._take(fresh, calls)
-        if last and not self.found:
+        if last and self.found:
+            self._look_away()
+        elif last and all(one.helps for one in seen if one.steps):
+            self._backlog.clear()
+            calls.begin_anew()  # networks that learn together, before any critic is trained
+        elif last:
             self.refused = self.nothing()
             raise self.refused
-        if last:
-            self._look_away()
 
     # --- attaching --------------------------------------------------------------------------------
 
     def _take(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Attach critics that were found, and count the generator's steps before."""
-        before = {one: sum(step.below(one) for step in self._backlog) for one in fresh}
-        held = self.topk.training.progress.is_held
-        if not self.found and not held and any(before.values()):
-            self._refuse(fresh, max(before.values()))
+        at = self.topk.training.progress
+        if not self.found and not at.is_held and self.topk.fraction_at(at.first_epoch) < 1:
+            self._refuse(fresh)
         for one, heads in fresh.items():
             del self._left[one]
             owner, scorer = one.owner(), one.scorer()
@@ -194,17 +191,17 @@ class Finder:
                 self._attach(owner, scorer, [*one.entrances], named)
             one.taken = True
             hand_over(one.ledger, self.topk.ledger)
-        if not held:
+        if not at.is_held:  # an audit's: those steps were none of it
             self._count_before(fresh, calls)
 
-    def _refuse(self, fresh: dict[Candidate, tuple[str, ...]], steps: int) -> None:
+    def _refuse(self, fresh: dict[Candidate, tuple[str, ...]]) -> None:
         """Raises ConfigError where the critics can be named, to gate them from the first step."""
         flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
         if None not in flags:
             names = " and ".join(one.name for one in fresh)
             self.refused = ConfigError(
-                f"{names} was found after {steps} generator steps, which went ungated though k is "
-                "below the batch from the first one on, and no checkpoint said which critic it "
+                f"{names} was found after the first generator steps, which went ungated though k "
+                "is below the batch from the first one on, and no checkpoint said which critic it "
                 f"is. Start again and name it: {' '.join(map(str, flags))}"
             )
             raise self.refused

@@ -98,7 +98,7 @@ def _alone(seen: Seen) -> Verdict:
     if seen.helps:
         return Verdict((), "its optimizer learns from the generator step's own gradient")
     if not seen.apart:
-        return Verdict((), "its optimizer learned from nothing else than the generator's steps")
+        return Verdict((), "nothing trained it but the generator step's own gradient")
     verdict = Verdict(*heads_of(seen, ALIKE))
     if verdict.heads and seen.contrast * _way(seen, verdict.heads) > 0:
         return Verdict((), "its own steps push generated samples the way the generator's steps do")

@@ -17,7 +17,7 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
     ]
     shown = "; ".join([*outputs, *filter(None, [candidate.odd])])
     optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
-    name = candidate.flag(verdict.heads)
+    name = candidate.flag()
     text = (
         f"{candidate.name}: output {shown}; optimizer {optimizer}; {candidate.steps} generator "
         f"steps through it; {verdict.why}"
