@@ -1,6 +1,7 @@
 """The rules by which a module is a critic, on observations that are made by hand."""
 
 import pytest
+
 from topk_plugin.finding.rules import Output, Seen, heads_of, judge
 
 

@@ -22,7 +22,7 @@ from topk_plugin.finding.owners import Owners, Ownership
 from topk_plugin.finding.passes import Passes
 from topk_plugin.loop.critic_step import Generated
 from topk_plugin.loop.generator_graph import parameters_upstream
-from topk_plugin.loop.intercept import Interceptor, Watch, inside
+from topk_plugin.loop.intercept import Interceptor, inside
 from topk_plugin.topk import TopK
 
 
@@ -34,7 +34,7 @@ class _Here(threading.local):
 
 
 class Calls:
-    """Looks at all calls until ``stop()``.
+    """Looks at all calls that it is shown, and at passes over the data, until ``stop()``.
 
     Args:
         attach: asked before each call of a module, by which it may be attached.
@@ -46,7 +46,6 @@ class Calls:
     ) -> None:  # fmt: skip
         self.topk, self.owners, self.places, self._attach = topk, owners, places, attach
         self.passes = Passes(topk.training)
-        self.watch = Watch(self.see)
         self._here = _Here()
         self._generated = Generated(self._maker)
         self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
@@ -64,8 +63,7 @@ class Calls:
         self.passes = Passes(self.topk.training)
 
     def stop(self) -> None:
-        """Put everything back as it was; twice is fine."""
-        self.watch.stop()
+        """Watch no passes any more; twice is fine."""
         self.passes.stop()
 
     def zeroed(self, parameters: set[int]) -> None:

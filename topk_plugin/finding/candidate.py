@@ -39,6 +39,10 @@ class Pull(NamedTuple):
     pushes: Pushes
 
 
+UNSEEN = Pull(-1, False, {})
+"""Of a call that was not shown, as those are that are part of a compiled loss."""
+
+
 class Made(NamedTuple):
     """What of a call's arguments was made with parameters that other optimizers own."""
 
@@ -198,8 +202,11 @@ class Candidate:
             the calls of it, if it was a step of the generator.
         """
         self._settled = None
-        if self._left and not self.own.parameters.isdisjoint(owned):
-            self.used.append(self._left)
+        if not self.own.parameters.isdisjoint(owned):
+            if not self._left and any(p.grad is not None for p in self._parameters()):
+                self._left = [UNSEEN]
+            if self._left:
+                self.used.append(self._left)
             self._left = []
         if not self.trouble:
             try:

@@ -26,7 +26,7 @@ from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.attach import Attachment, entrances
-from topk_plugin.loop.intercept import Interceptor, interceptor_of, is_intercepted
+from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord, records_in
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
@@ -63,6 +63,7 @@ class Finder:
         self.refused: TopKError | None = None  # raised, perhaps caught by the script
         self.owners, self.places = Owners(), Places()
         self.calls: Calls | None = None  # are looked at
+        self._watch = Watch(self._see)
         self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
         self._generators: set[int] = set()  # backward passes of the generator's steps
         self._backlog: list[Step] = []
@@ -97,6 +98,7 @@ class Finder:
     def stop(self) -> None:
         """Put everything back as it was; twice is fine."""
         self._look_away()
+        self._watch.stop()
         self._undo.close()
         for found in self.found:
             found.attachment.remove()
@@ -104,13 +106,20 @@ class Finder:
     def _look(self) -> None:
         if self.calls is None:
             self.calls = Calls(self.topk, self.owners, self.places, self._attached)
+            self._watch.start()
 
     def _look_away(self) -> None:
         if self.calls is not None:
+            self._watch.pause()
             self.calls.stop()
             self.calls = None
             self._generators.clear()
             self._backlog.clear()
+
+    def _see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.calls is None:
+            return original(*args, **kwargs)
+        return self.calls.see(module, original, args, kwargs)
 
     # --- what happens -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -70,6 +71,12 @@ def intercept(
             calls stand between two graphs.
     """
     return _Interception(module, interceptor, compiles).undo
+
+
+def something_is_compiled() -> bool:
+    """Whether torch.compile made a graph in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters.get("stats"))
 
 
 def refusal(error: BaseException | None) -> SeamNotFound | None:
@@ -172,6 +179,9 @@ class _Shown(_StandIn):
     def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
         super().__init__(own, self)
         self.module = weakref.ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own(*args, **kwargs) if is_compiling() else self.call(self.own, args, kwargs)
 
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         module = self.module()
@@ -292,7 +302,7 @@ See = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
 
 
 class Watch:
-    """Shows all calls of modules that are not attached, until ``stop()``.
+    """Shows calls of modules that are not attached, from ``start()`` to ``pause()`` or ``stop()``.
 
     Args:
         see: is given the module, what to call with the arguments, and these; its result is the
@@ -304,10 +314,14 @@ class Watch:
         self._classes: set[type] = set()
         self._shown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo = ExitStack()
-        for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
-            patches.wrap(owner)
-            self._undo.callback(patches.unwrap, owner)
+
+    def start(self) -> None:
+        """Show them, also of modules that are built from now on."""
         _watches.append(self)
+        if not self._classes:
+            for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
+                patches.wrap(owner)
+                self._undo.callback(patches.unwrap, owner)
         for one in gc.get_objects():
             # by type: isinstance asks lazy objects for their class, and some warn
             if issubclass(type(one), nn.Module):
@@ -330,6 +344,13 @@ class Watch:
         if made and not isinstance(made, _StandIn):
             module.__dict__["_compiled_call_impl"] = _Shown(module, made)
             self._shown.add(module)
+
+    def pause(self) -> None:
+        """Show none; what torch.compile would have to make anew for it stays as it is."""
+        if self in _watches:
+            _watches.remove(self)
+        if not something_is_compiled():
+            self.stop()
 
     def stop(self) -> None:
         """Put everything back as it was; twice is fine."""
