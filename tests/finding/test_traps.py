@@ -1,58 +1,9 @@
 """`topk run` with nothing named, on loops with networks that look like critics and are none."""
 
+import textwrap
+
 import pytest
-from launched import Done, plain_run, run
-from short_scripts import SETTINGS, largest_difference, script, weights, with_gan
-
-LOOP = """
-from gan import *
-import copy, sys
-from torch.nn.functional import cross_entropy, mse_loss, softplus
-
-hand = ByHand()
-
-def keep(scores):
-    return hand.keep(scores) if sys.argv[1:] else scores
-
-def adam(*networks):
-    return torch.optim.Adam([p for network in networks for p in network.parameters()], 1e-2)
-
-def net(into, out):
-    return nn.Sequential(nn.Linear(into, 8), nn.Tanh(), nn.Linear(8, out))
-
-class Net(nn.Module):
-    def __init__(self, into, out):
-        super().__init__()
-        self.net = net(into, out)
-
-    def forward(self, *x):
-        return self.net(torch.cat(x, 1))
-
-D, G = Critic(), make_generator()
-opt_d, opt_g = adam(D), adam(G)
-
-def fakes():
-    return G(torch.randn(8, 3))
-
-def critic_step(x):
-    opt_d.zero_grad()
-    (softplus(-D(x)).mean() + softplus(D(fakes().detach())).mean()).backward()
-    opt_d.step()
-
-def generator_step(extra=lambda fake: 0.0, then=()):
-    for one in (opt_g, *then):
-        one.zero_grad()
-    fake = fakes()
-    (softplus(-keep(D(fake))).mean() + extra(fake)).backward()
-    for one in (opt_g, *then):
-        one.step()
-
-def passes(step, n=3):
-    for _ in range(n):
-        for x in loader:
-            step(x)
-        hand.decay()
-"""
+from unnamed import equals_by_hand, with_loop
 
 FOUND = {  # a loop, and what is found in it
     "a network without an optimizer, as of a perceptual loss": (
@@ -354,34 +305,12 @@ FOUND = {  # a loop, and what is found in it
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return with_gan(tmp_path)
-
-
-def unnamed(folder, *arguments: str, flags=SETTINGS) -> Done:
-    return run(folder, ["run", *flags, "--", *arguments])
-
-
-def text_of(loop: str) -> str:
-    import textwrap
-
-    return LOOP + textwrap.dedent(loop)
-
-
 @pytest.mark.parametrize("trap", FOUND)
-def test_the_critic_is_found_and_nothing_else(trap, folder):
+def test_the_critic_is_found_and_nothing_else(trap, tmp_path):
     loop, critic = FOUND[trap]
-    script(folder, text_of(loop) + "\npasses(step)\nwrite(D, G)\n")
-    assert plain_run(folder, "train.py").status == 0
-    plain = weights(folder)
-    assert plain_run(folder, "train.py", "by hand").status == 0
-    hand = weights(folder)
-    done = unnamed(folder, "train.py")
-    assert done.status == 0, done.err
+    with_loop(tmp_path, textwrap.dedent(loop) + "\npasses(step)\nwrite(D, G)\n")
+    done = equals_by_hand(tmp_path)
     assert f"ACTIVE: found critic {critic}, direction high, k 8 of 8, decays" in done.err
     assert "12 generator steps gated" in done.err
     assert "3 epochs ended" in done.err
     assert "ungated" not in done.err
-    assert largest_difference(plain, hand) > 1e-6
-    assert largest_difference(weights(folder), hand) < 1e-12

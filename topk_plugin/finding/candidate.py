@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from topk_plugin.core.choice import Choice
 from topk_plugin.core.graph import reaches
 from topk_plugin.core.ledger import Arrival, StepLedger
-from topk_plugin.core.ranking import named_leaves, ranking_scores, resembles_score
+from topk_plugin.core.ranking import named_leaves, per_sample, plain, resembles_score
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.finding.identity import Identity, called, flag, like
@@ -137,14 +137,9 @@ class Candidate:
         self, leaves: dict[str, tuple[Tensor, bool]], batch: int, made: Made | None,
         generated: bool,
     ) -> None:  # fmt: skip
-        scores = [name for name, (_, score) in leaves.items() if score]
-        names = [*scores, *(name for name in leaves if name not in scores)]
-        ranked = len(scores) or len(names)
-        tensors = [leaves[name][0] for name in names]
+        names, tensors = [*leaves], [tensor for tensor, _ in leaves.values()]
         pushes: list[Pushes] = []  # of the running backward, for what it arrives at
-        call = None
-        if made is not None:
-            call = self._gate(tensors[:ranked], batch, made, pushes)
+        call = None if made is None else self._gate(tensors, batch, made, pushes)
 
         def pulled(gradients: Sequence[Tensor | None]) -> None:
             # grad mode is on inside a backward with create_graph
@@ -158,12 +153,16 @@ class Candidate:
                 task = torch._C._current_graph_task_id()
                 self._left.append(Pull(task, generated, pushes[0]))
             if call is not None:
-                call.backward(tuple(gradients[:ranked]), ranked)
+                # the scores vote; other outputs where there are none
+                scores = any(leaves[name][1] for name, _ in present)
+                read = zip(names, gradients, strict=True)
+                votes = [g if leaves[name][1] or not scores else None for name, g in read]
+                call.backward(tuple(votes), len(votes))
 
         register_multi_grad_hook(tensors, pulled)
 
     def _gate(
-        self, scores: list[Tensor], batch: int, made: Made, pushes: list[Pushes]
+        self, outputs: list[Tensor], batch: int, made: Made, pushes: list[Pushes]
     ) -> GatedCall:
         """What a gate would do with a call while k = B: arrive at the ledger."""
         owner, ids = self.owner(), self.own.parameters
@@ -182,7 +181,8 @@ class Candidate:
                 )
             )  # fmt: skip
 
-        order = ranking_scores(scores, batch, named=True)
+        rows = [per_sample(plain(one.detach()), batch, named=True).double() for one in outputs]
+        order = torch.stack(rows) if len(rows) > 1 else rows[0].clone()
         mean = self.topk.config.reduction == "mean"
         return GatedCall(
             "observe", order, training.state(order.device), mean, made.nearest, made.nodes,

@@ -8,7 +8,7 @@ are built. Where a checkpoint says which critics were found they are attached at
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
 
@@ -231,12 +231,14 @@ class Finder:
             self.topk.found.append(identity.saved)
         self._record.remove()  # those of the critics go on
 
-    def _count_before(self, fresh: Collection[Candidate], calls: Calls) -> None:
+    def _count_before(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Count generator steps through ``fresh`` where nothing was gated in them."""
         steps = [
             (step, [call for one in fresh for call in step.calls_of(one)]) for step in self._backlog
         ]
         young = {c.training for _, came in steps for c in came if not c.training.progress.begun}
+        for training in young:
+            training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
         for step, came in steps:
             self.ungated += any(call.training.progress.fraction < 1 for call in came)
             mine = [call for call in came if call.training in young]
