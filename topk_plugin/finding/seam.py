@@ -8,13 +8,18 @@ from typing import Any
 from topk_plugin.errors import TopKError
 from topk_plugin.finding.finder import Finder
 from topk_plugin.topk import TopK
+from topk_plugin.upstream.checkout import Upstream
 
 
 class FindingSeam:
-    """Finds the critics of a run, and attaches them; from ``apply()`` to ``undo()``."""
+    """Finds the critics of a run, and attaches them; from ``apply()`` to ``undo()``.
 
-    def __init__(self, topk: TopK) -> None:
-        self.topk, self.finder = topk, Finder(topk)
+    Args:
+        upstream: what its repository needs to run.
+    """
+
+    def __init__(self, topk: TopK, upstream: Upstream | None = None) -> None:
+        self.topk, self.finder, self._upstream = topk, Finder(topk), upstream
         self.adapter, self.planned_epochs = None, None
         self.notes: list[str] = []
 
@@ -23,11 +28,15 @@ class FindingSeam:
 
     def apply(self) -> None:
         """Begin to look."""
+        if self._upstream is not None:
+            self._upstream.install()
         self.finder.start()
 
     def undo(self) -> None:
         """Put everything back as it was; twice is fine."""
         self.finder.stop()
+        if self._upstream is not None:
+            self._upstream.remove()
 
     def audited(self, loss: Any, output: Any) -> AbstractContextManager[None]:
         """For `topk check`: neither the loss nor the source is seen here."""
