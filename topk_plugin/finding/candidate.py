@@ -24,7 +24,7 @@ from topk_plugin.finding.rules import Kind, Output, Seen
 from topk_plugin.loop.critic_step import is_capturing, reached_of
 from topk_plugin.topk import TopK
 
-REMEMBERED = 50
+REMEMBERED = 8
 """Steps of a module's own optimizer that are remembered."""
 
 Pushes = dict[str, tuple[int, int, float]]
