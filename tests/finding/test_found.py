@@ -436,6 +436,6 @@ def test_two_ranks_find_the_same(tmp_path):
         found.append(weights(tmp_path))
     assert "ACTIVE: found critic gan:Critic, direction high" in done.err
     assert largest_difference(*found) == 0
-    (tmp_path / "store").unlink()
+    (tmp_path / "store").unlink(missing_ok=True)
     assert plain_run(tmp_path, "train.py").status == 0
     assert largest_difference(weights(tmp_path), found[0]) > 1e-6

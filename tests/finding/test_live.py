@@ -61,7 +61,7 @@ def test_it_does_what_attach_does_for_a_critic_that_is_given():
         given.train()
     with find(found_topk := topk(), loader=found.loader) as finder:
         found.train()
-        assert [one.title for one in finder.found] == ["a (Sequential)"]
+        assert [one.title for one in finder.found] == ["a Sequential"]
     assert not torch.equal(plain.weights(), given.weights())
     assert torch.equal(found.weights(), given.weights())
     assert found_topk.report() == given_topk.report()
@@ -104,7 +104,7 @@ def test_where_no_critic_is_found_it_says_so_at_the_end_of_the_first_pass():
         find(topk(), loader=loop.loader),
     ):
         loop.train(trains_critic=False)
-    assert "(Sequential): output 0 (8, 1), 32 of 32 numbers pushed up" in str(raised.value)
+    assert "a Sequential: output 0 (8, 1), 32 of 32 numbers pushed up" in str(raised.value)
 
 
 def test_where_nothing_scores_it_says_so_at_the_end():

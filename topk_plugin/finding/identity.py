@@ -72,9 +72,10 @@ def called(owner: nn.Module, part: str = "") -> str:
     inner, dotted = plain(owner), f".{part}" if part else ""
     if _has_class(owner):
         return f"{title(type(inner))}{dotted}"
-    script = vars(sys.modules["__main__"])
-    names = [name for name, value in script.items() if value is owner or value is inner]
-    return f"{names[0] if names else 'a'} ({type(inner).__name__}){dotted}"
+    script = vars(sys.modules["__main__"]).items()
+    modules = [(name, value) for name, value in script if issubclass(type(value), nn.Module)]
+    kind, names = type(inner).__name__, [n for n, module in modules if plain(module) is inner]
+    return f"{f'{names[0]} ({kind})' if names else f'a {kind}'}{dotted}"
 
 
 def flag(owner: nn.Module, part: str, heads: Sequence[str]) -> str | None:
