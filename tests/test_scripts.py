@@ -1,8 +1,9 @@
-"""`topk run --critic` on training scripts that know nothing of top-k, one style a file.
+"""`topk run` on training scripts that know nothing of top-k, one style a file.
 
 Every script carries comment lines `# hand: STATEMENT` where a person would write top-k by hand.
-Three runs of each, from the same seeds: as it stands (plain), with the hand lines switched on, and
-as it stands under `topk run`. The last two must end with the same weights, in float64.
+Four runs of each, from the same seeds: as it stands (plain), with the hand lines switched on, and
+as it stands under `topk run`, once with its critic named and once with nothing named. The last
+three must end with the same weights, in float64.
 """
 
 import re
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from launched import run
 from torches import scalers
 from training_styles import SCRIPTS, difference, weights
 
@@ -115,6 +117,15 @@ def run_plugin(case: Case, out: Path) -> tuple[dict, str]:
     return weights(out), done.stderr
 
 
+def run_unnamed(case: Case, out: Path) -> tuple[dict, str]:
+    """The same with nothing named."""
+    target = [str(SCRIPTS / case.name)] if case.name.endswith(".py") else ["-m", case.name]
+    command = ["run", "--gamma", "0.8", "--nu", "0.5", *case.flags, "--", *target, str(out)]
+    done = run(out.parent, command, path=[str(SCRIPTS)])
+    assert done.status == 0, done.err
+    return weights(out), done.err
+
+
 def count(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     assert found, f"no {pattern!r} in:\n{text}"
@@ -135,12 +146,14 @@ def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
     hand = run_here(case, by_hand(case, tmp_path / "hand"), tmp_path / "hand.pt", monkeypatch)
     assert difference(plain, hand) > 1e-6, "top-k changes nothing here: the comparison is vacuous"
 
-    plugin, stderr = run_plugin(case, tmp_path / "plugin.pt")
-    assert f"top-k ACTIVE: critic {case.critic}, direction {case.direction}" in stderr
-    assert difference(plugin, hand) <= 1e-9
-    assert "not gated" not in stderr
-    assert count(r"([\d,]+) generator steps? gated", stderr) == case.steps
-    assert count(r"([\d,]+) epochs? ended", stderr) == case.epochs
+    for run_it in (run_plugin, run_unnamed):
+        plugin, stderr = run_it(case, tmp_path / "plugin.pt")
+        assert f"critic {case.critic}, direction {case.direction}" in stderr
+        assert difference(plugin, hand) <= 1e-9
+        assert "not gated" not in stderr
+        assert count(r"([\d,]+) generator steps? gated", stderr) == case.steps
+        assert count(r"([\d,]+) epochs? ended", stderr) == case.epochs
+    assert "ungated" not in stderr
 
 
 def test_every_script_is_in_the_table():

@@ -9,6 +9,7 @@ if not (Path(__file__).parent / "adapters").is_dir():
 from topk_plugin.adapter import Adapter, Wrap
 from topk_plugin.config import TopKConfig, add_arguments
 from topk_plugin.core.direction import VOTING_STEPS
+from topk_plugin.finding.live import find
 from topk_plugin.hooks import hookimpl
 from topk_plugin.loop.attach import attach
 from topk_plugin.seams.call import CallSeam, scores_argument
@@ -30,6 +31,7 @@ __all__ = [
     "Wrap",
     "add_arguments",
     "attach",
+    "find",
     "hookimpl",
     "scores_argument",
 ]

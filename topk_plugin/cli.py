@@ -20,7 +20,7 @@ from topk_plugin.run.execute import checkout_roots, exit_status_of
 from topk_plugin.run.launch import run
 from topk_plugin.streams import say
 from topk_plugin.upstream import on_disk
-from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised
+from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised, suiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run a training script with top-k in it",
         description="Run a script, unedited, with top-k between its critic and generator loss.",
-        usage="topk run --adapter NAME | --critic module:Class [options] -- "
+        usage="topk run [--adapter NAME | --critic module:Class] [options] -- "
         "script.py [arguments] | -m module …",
         allow_abbrev=False,
     )
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="audit the gradients of a script's first generator steps",
         description="Run the first generator steps of a script, unedited, with top-k in it, and "
         "compare their gradients with the literal formula.",
-        usage="topk check --adapter NAME | --critic module:Class [options] -- "
+        usage="topk check [--adapter NAME | --critic module:Class] [options] -- "
         "script.py [arguments] | -m module …",
         allow_abbrev=False,
     )
@@ -211,6 +211,12 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
         "inside. Of several critics each is given, perhaps with heads of its own",
     )
     parser.add_argument(
+        "--find",
+        action="store_true",
+        help="find the critics, as is done where neither is given and no adapter fits; of an "
+        "adapter only what its repository needs to run is used",
+    )
+    parser.add_argument(
         "--force",
         action="store_true",
         help="go on where the repository differs from what its adapter was written for",
@@ -229,8 +235,13 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
 def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launch, list[str]]:
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     name, file = options.adapter, options.config
+    named, fit = bool(name or options.critic or options.find), None
     if name == "auto" and script:
-        adapter, why = recognised(checkout_roots(script), script, force=options.force)
+        fit = recognised(checkout_roots(script), script, force=options.force)
+    elif script and not named:
+        fit = suiting(checkout_roots(script), script)
+    if fit is not None:
+        adapter, why = fit
         say(f"top-k adapter auto: {adapter.name} ({adapter.upstream}), {why}")
         name = adapter.name
     if name is not None and file is None and options.enabled is not False:
@@ -238,7 +249,7 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
     config = TopKConfig.from_sources(vars(options), os.environ, file)
     if not config.enabled and file is not None and options.config is None:
         say(f"top-k off: {file} says so; --enabled switches it on")
-    return Launch(config, tuple(options.critic), name, options.force, log), script
+    return Launch(config, tuple(options.critic), name, options.force, log, options.find), script
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -37,7 +37,6 @@ class TopK:
 
         topk = TopK(gamma=0.99, nu=0.5)
         loss = generator_loss(topk(critic(fake)))
-        ...
         topk.end_epoch()
 
     For a loop that is not one's own see :func:`topk_plugin.attach`.
@@ -62,15 +61,14 @@ class TopK:
         self._ask_fraction = first_result(manager, "topk_fraction", needed=True)
         self._tell_selected = observe(manager, "topk_selected")
         self._epoch_ended = _telling(observe(manager, "topk_epoch_ended"))
-        # whether the critic's other outputs lose the dropped rows' gradient too
-        self.follows = self.config.companions == "follow"
+        self.follows = self.config.companions == "follow"  # the critic's other outputs, too
         self.trainings = Trainings(self._new_training)
         self.ledger = StepLedger(self._count, self.trainings)
         ask = first_result(manager, "topk_scores")
         self.line = LineGate(self.config.heads, ask, self.select, self.ledger, self.trainings)
         self.observers: list[Callable[[Selection], None]] = []
-        self.critics = 0  # that are attached
-        self._paused = 0
+        self.critics = self._paused = 0  # that are attached; depth of paused()
+        self.found: list[list[Any]] = []  # critics that nobody named: see topk_plugin.finding
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
@@ -270,7 +268,8 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         settings = self.config.ranking_settings() | {"plugins": self.plugins}
         of = (training or self.training).saved()
-        return {"version": STATE_VERSION, **of, "settings": settings}
+        found = {"found": [[*one] for one in self.found]} if self.found else {}
+        return {"version": STATE_VERSION, **of, "settings": settings, **found}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
         """Go on from a :meth:`state_dict`, in the present training if none is given.
@@ -280,6 +279,7 @@ class TopK:
         """
         _require_same_settings(self.config, self.plugins, state)
         (training or self.training).load(state)
+        self.found = [[*one] for one in state.get("found", self.found)]
 
 
 def _require_critic(spare: bool, attached: int) -> None:

@@ -164,7 +164,7 @@ def test_nothing_to_audit(folder, script, said):
 @pytest.mark.parametrize(
     ("flags", "critic", "said"),
     [
-        ((), "", "found neither of --critic and --adapter"),
+        (("--adapter", "dcgan"), "gan:Critic", "found both of --critic and --adapter"),
         (("--steps", "0"), "gan:Critic", "--steps: found 0"),
         (("--no-enabled",), "gan:Critic", "switched off"),
         (("--gamma", "2"), "gan:Critic", "gamma"),

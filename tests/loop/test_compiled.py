@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from torches import compiles, needs_torch, twice
 
 from topk_plugin import TopK, attach
-from topk_plugin.loop.intercept import refusal
+from topk_plugin.loop.traced import refusal
 
 BATCH = 16
 pytestmark = compiles

@@ -26,7 +26,7 @@ Score = Callable[[Tensor], Tensor]
 @pytest.fixture(autouse=True)
 def nothing_compiled(monkeypatch):
     """Other tests of this process may have compiled something."""
-    monkeypatch.setattr("topk_plugin.loop.witness._something_is_compiled", lambda: False)
+    monkeypatch.setattr("topk_plugin.loop.witness.something_is_compiled", lambda: False)
 
 
 class Loop:

@@ -277,7 +277,10 @@ BEFORE_THE_SCRIPT = {
     ),
     "-m without a module": (["--critic", "m:C", "--", "-m"], ["-m needs a module"]),
     "no script": (["--critic", "m:C", "--"], ["found no script", "-- train.py"]),
-    "no critic": (["--", "train.py"], ["--critic"]),
+    "a critic, and critics that are found": (
+        ["--critic", "m:C", "--find", "--", "train.py"],
+        ["found both of --critic and --find"],
+    ),
     "a critic without a class": (
         ["--critic", "Critic", "--", "train.py"],
         ["--critic: found 'Critic', expected module:Class", "model:Discriminator", "__main__:"],

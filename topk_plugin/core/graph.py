@@ -63,6 +63,12 @@ class LiveIds(set[int]):
                 self.add(id(tensor))
                 self._references[id(tensor)] = weakref.ref(tensor, self._forget(id(tensor)))
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are alive."""
+        alive = (reference() for reference in self._references.values())
+        return [tensor for tensor in alive if tensor is not None]
+
     def _forget(self, key: int) -> Callable[[object], None]:
         def forget(_: object) -> None:
             self.discard(key)

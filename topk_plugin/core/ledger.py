@@ -62,13 +62,13 @@ class StepLedger:
     Args:
         counted: receives the calls of each generator step, on the host, after the optimizer; what
             was chosen in them and by line A; and that optimizer, if it is known.
-        trainings: told of optimizers that are built, and that join in a step.
+        trainings: told of optimizers that are built, and that join in a step, if they are to be.
     """
 
     def __init__(
         self,
         counted: Callable[[list[Arrival], list[AnyChoice], Optimizer | None], None],
-        trainings: Trainings,
+        trainings: Trainings | None,
     ) -> None:
         self.counted, self.trainings = counted, trainings
         self.pending: list[Arrival] = []
@@ -86,7 +86,7 @@ class StepLedger:
         self.of_critic = LiveIds()
         self.whole_process = False  # every optimizer alive is the script's (`topk run`)
         self.undetached = False  # critic steps send fakes that are not detached
-        # optimizers that own parameters of both networks: whether they are the critic's
+        # optimizers of both networks: whether they are the critic's
         self._critics: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self.on_optimizer_step: Callable[[], None] | None = None
         self.before_call: list[Callable[[], None]] = []  # of the critic
@@ -184,12 +184,8 @@ class StepLedger:
         finally:
             self._marked -= 1
             self._sparing -= spare
-        if not self._marked:
-            self._settle_known()
-
-    def _settle_known(self) -> None:
         known = [call for call in self.pending if call.known]
-        if known or self.line_called:
+        if not self._marked and (known or self.line_called):
             self.pending = known
             self.settle()
 
@@ -207,7 +203,7 @@ class StepLedger:
             return
         calls = self.pending or self._recoverable()
         if not calls:
-            if self.settled and not self._upstream.isdisjoint(owned):
+            if self.trainings and self.settled and not self._upstream.isdisjoint(owned):
                 self.trainings.joined(optimizer)
             return
         if self.explicit:
@@ -273,6 +269,10 @@ class StepLedger:
         gone = {id(parameter) for parameter in parameters}
         for tell in self.after_zeroing:
             tell(gone)
+        self.thrown_away(gone)
+
+    def thrown_away(self, gone: set[int]) -> None:
+        """What calls left in the gradients of parameters, by id, is gone."""
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
         for call in self.pending:
             call.spared |= not call.critic.isdisjoint(gone)
@@ -306,6 +306,15 @@ class StepLedger:
             self.optimizer_stepped(optimizer)
             for tell in list(self.after_step):
                 tell(optimizer)
+
+
+def hand_over(learned: StepLedger, to: StepLedger) -> None:
+    """What one ledger learned of a critic goes on in another, where it is attached only now."""
+    to.of_critic.take(learned.of_critic.tensors)
+    to.undetached |= learned.undetached
+    to._critics.update(learned._critics)
+    to.pending += learned.pending
+    to.aside += learned.aside
 
 
 def require_shield(calls: Iterable[Arrival]) -> None:

@@ -23,6 +23,9 @@ from topk_plugin.monkeypatch import ClassPatches
 _ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
 _handles: list[Any] = []
 
+building: list[Callable[[Optimizer], None]] = []
+"""Told of optimizers that are built, while anybody listens."""
+
 
 def listen(ledger: StepLedger) -> None:
     """Let the optimizers of this process tell ``ledger`` of their steps."""
@@ -80,7 +83,10 @@ def _announcing(build: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         for ledger in list(_ledgers):
-            ledger.trainings.built(self)
+            if ledger.trainings is not None:
+                ledger.trainings.built(self)
+        for tell in list(building):
+            tell(self)
 
     return __init__
 

@@ -87,6 +87,11 @@ class EpochCount:
         self._held = fraction
         self._refresh()
 
+    @property
+    def is_held(self) -> bool:
+        """See :meth:`hold`."""
+        return self._held is not None
+
     def forked(self) -> None:
         """This process is a fork: what was counted so far is the other one's."""
         self.first_step, self.first_epoch = self.steps, self.ended

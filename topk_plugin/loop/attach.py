@@ -32,11 +32,12 @@ from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
-from topk_plugin.loop.intercept import enter_critic, inside, intercept, is_intercepted
+from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.loop.row_probe import RowProbe
+from topk_plugin.loop.traced import enter_critic, inside
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -103,7 +104,7 @@ def attach(
         raise ConfigError(f"attach: found heads {heads!r}, expected {HEADS.expected}") from None
     first = not topk.trainings.steps and not any(a.topk is topk for a in _attachments)
     attachment = Attachment(
-        list(_entrances(critic)), critic, topk, generator, tracker, own, as_warning
+        list(entrances(critic)), critic, topk, generator, tracker, own, as_warning
     )
     if first:  # of several critics' attachments one looks at the loss
         attachment.probe_loss()
@@ -368,7 +369,7 @@ def _keep_buffers() -> None:
         torch.compiler.reset()
 
 
-def _entrances(critic: nn.Module) -> Iterator[nn.Module]:
+def entrances(critic: nn.Module) -> Iterator[nn.Module]:
     """The modules whose call is a call of the critic; the outermost one that is called gates.
 
     DistributedDataParallel is passed through to its module, so that what it hooks stays outside
@@ -378,4 +379,4 @@ def _entrances(critic: nn.Module) -> Iterator[nn.Module]:
         critic = critic.module
     yield critic
     if isinstance(critic, nn.DataParallel):
-        yield from _entrances(critic.module)
+        yield from entrances(critic.module)

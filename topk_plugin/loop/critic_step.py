@@ -13,9 +13,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,30 +31,36 @@ REMEMBERED = 1000
 """Tensors and gradients that are remembered: more come only where no optimizer is seen."""
 
 
-class Generated:
-    """Which tensors are what a module of a generator returned; holds none of them."""
+Whose = TypeVar("Whose")
 
-    def __init__(self, trainings: Trainings) -> None:
-        self._trainings = trainings
+
+class Generated(Generic[Whose]):
+    """Which tensors are what a module of a generator returned; holds none of them.
+
+    Args:
+        whose: says of what generator a module is, if it is of one.
+    """
+
+    def __init__(self, whose: Callable[[nn.Module], Whose | None]) -> None:
+        self._whose = whose
         self._lock = threading.Lock()  # DataParallel's replicas run in threads
-        self._of: dict[StorageWeakRef, Training] = {}
+        self._of: dict[StorageWeakRef, Whose] = {}
 
     def returned(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        """``module(*arguments)`` gave ``output``; noted if an optimizer of a generator owns it."""
-        ids = [id(parameter) for parameter in module.parameters()]
-        training = next((t for t in self._trainings.all if not t.parameters.isdisjoint(ids)), None)
-        if training is None:
+        """``module(*arguments)`` gave ``output``; noted if it is of a generator."""
+        whose = self._whose(module)
+        if whose is None:
             return
         given = _storages(arguments)  # it may hand it on
-        made = {storage: training for storage in _storages(output) if storage not in given}
+        made = {storage: whose for storage in _storages(output) if storage not in given}
         with self._lock:
             if len(self._of) > REMEMBERED:
                 alive = {key: of for key, of in self._of.items() if not key.expired()}
                 self._of = alive if len(alive) <= REMEMBERED else {}
             self._of |= made
 
-    def training_of(self, tensor: Any) -> Training | None:
-        """The training whose generator returned ``tensor``, or what it is a view of."""
+    def by(self, tensor: Any) -> Whose | None:
+        """Whose generator returned ``tensor``, or what it is a view of."""
         storage = storage_of(tensor) if self._of else None
         return None if storage is None else self._of.get(storage)
 
@@ -102,11 +108,16 @@ class CriticSteps:
     """Reads the critics' own steps for the votes of ``trainings``."""
 
     def __init__(self, trainings: Trainings) -> None:
-        self.trainings, self.generated = trainings, Generated(trainings)
+        self.trainings, self.generated = trainings, Generated(self._training_of)
         self._pulls: deque[Pull] = deque(maxlen=REMEMBERED)
         # read of fakes that were not detached; recovered by the generator's optimizer, they would
         # be a generator step's
         self._aside: list[tuple[Training, Tensor]] = []
+
+    def _training_of(self, module: nn.Module) -> Training | None:
+        """The one whose generator's optimizer owns ``module``."""
+        ids = [id(parameter) for parameter in module.parameters()]
+        return next((t for t in self.trainings.all if not t.parameters.isdisjoint(ids)), None)
 
     def scored(
         self, critic: nn.Module, arguments: Sequence[Any], places: Sequence[int],
@@ -120,7 +131,7 @@ class CriticSteps:
         """
         detached = not places
         if detached:
-            of = [self.generated.training_of(argument) for argument in arguments]
+            of = [self.generated.by(argument) for argument in arguments]
             places = [place for place, one in enumerate(of) if one is not None]
             training = of[places[0]] if places else None
         tensors = (a for a in arguments if isinstance(a, Tensor) and a.dim())

@@ -8,35 +8,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
-import types
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from topk_plugin.compat import (
     EXPORTS,
-    TORCH,
     is_compiling,
-    is_exporting,
     not_compiled,
     trace_forward,
-    tree_leaves,
 )
-from topk_plugin.errors import SeamNotFound
+from topk_plugin.loop.traced import CANNOT_BE_TRACED, is_as_plain, something_is_compiled, traced
 from topk_plugin.monkeypatch import ClassPatches
-
-CANNOT_BE_TRACED = (
-    "top-k's gate cannot be part of a graph. Compile the critic by itself, "
-    "`D = torch.compile(D, fullgraph=True)` or `D.compile(fullgraph=True)` (of a critic named as "
-    "Class.attribute that attribute), and not what calls it; or leave fullgraph=True out there: "
-    "the critic runs between two graphs then"
-)
 
 
 class Interceptor(Protocol):
@@ -46,29 +35,15 @@ class Interceptor(Protocol):
         """``original(*args, **kwargs)``, with whatever is to be done around it."""
 
 
-class _Inside(threading.local):
-    """Where this thread is; torch.compile guards what it reads of it."""
-
-    def __init__(self) -> None:
-        # a critic called by an attached critic is part of it; no default of the class's, which is
-        # what torch.compile would take for the value (before 2.8)
-        self.a_critic = False
-
-
-inside = _Inside()
-
-# what is traced reads no attribute of a thread before torch 2.5: there, of whatever thread
-_traced: Any = inside if TORCH >= (2, 5) else types.SimpleNamespace(a_critic=False)
-
-
-def enter_critic(entered: bool) -> None:
-    """This thread enters a critic's call, or leaves it."""
-    inside.a_critic = _traced.a_critic = entered
-
-
 def is_intercepted(module: nn.Module) -> bool:
     """Whether ``module`` is attached."""
     return id(module) in _interceptions
+
+
+def interceptor_of(module: nn.Module) -> Interceptor | None:
+    """Through what the calls of ``module`` are led."""
+    interception = _interceptions.get(id(module))
+    return None if interception is None else interception.interceptor
 
 
 def intercept(
@@ -83,19 +58,6 @@ def intercept(
             calls stand between two graphs.
     """
     return _Interception(module, interceptor, compiles).undo
-
-
-def refusal(error: BaseException | None) -> SeamNotFound | None:
-    """What to say of an error of torch.compile's, if it is that a gate cannot be in its graph."""
-    while error is not None:
-        # only a step that may not be split ends in it; torch.compile's own errors name the reason
-        if type(error).__module__ == "torch._dynamo.exc" and CANNOT_BE_TRACED in str(error):
-            return SeamNotFound(
-                f"a call of the critic lies inside torch.compile(..., fullgraph=True), and "
-                f"{CANNOT_BE_TRACED}."
-            )
-        error = error.__cause__ or error.__context__
-    return None
 
 
 class _Interception:
@@ -125,6 +87,8 @@ class _Interception:
         """Stand before what ``module.compile()`` made, if it was called."""
         module = self._module()
         made = module is not None and module.__dict__.get("_compiled_call_impl")
+        if isinstance(made, _Shown):
+            made = module.__dict__["_compiled_call_impl"] = made.own
         if self.compiles and made and not isinstance(made, _StandIn):
             self.stand_in("_compiled_call_impl")
 
@@ -167,7 +131,7 @@ class _StandIn:
         self.own, self.interceptor = own, interceptor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling() and (_traced.a_critic or _is_as_plain(args, kwargs)):
+        if is_compiling() and (traced.a_critic or is_as_plain(args, kwargs)):
             return self.own(*args, **kwargs)
         return _call_eagerly(self.interceptor, self.own, args, kwargs)
 
@@ -178,6 +142,23 @@ class _StandIn:
         return _itself, (self.own,)
 
 
+class _Shown(_StandIn):
+    """Stands in for what ``module.compile()`` made, while calls are watched."""
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
+        super().__init__(own, self)
+        self.module = weakref.ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own(*args, **kwargs) if is_compiling() else self.call(self.own, args, kwargs)
+
+    def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        module = self.module()
+        if not _watches or module is None:
+            return original(*args, **kwargs)
+        return _watches[-1].see(module, original, args, kwargs)
+
+
 def _itself(value: Any) -> Any:
     return value
 
@@ -186,26 +167,20 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # in a graph these are constants, with guards: the identity of the module, too
         if is_compiling() and (
-            _traced.a_critic or id(self) not in _interceptions or _is_as_plain(args, kwargs)
+            traced.a_critic or id(self) not in _interceptions or is_as_plain(args, kwargs)
         ):
             return forward(self, *args, **kwargs)
         interception = _interceptions.get(id(self))
-        if interception is None:
-            return forward(self, *args, **kwargs)
-        bound = functools.partial(forward, self)
-        return _call_eagerly(interception.interceptor, bound, args, kwargs)
+        if interception is not None:
+            bound = functools.partial(forward, self)
+            return _call_eagerly(interception.interceptor, bound, args, kwargs)
+        if _watches and not is_compiling():
+            return _watches[-1].see(self, functools.partial(forward, self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     # torch.compile keeps what it compiled, and counts how often, by code: each class has its own
     gated.__code__ = gated.__code__.replace(co_name="forward")
     return gated
-
-
-def _is_as_plain(args: Any, kwargs: Any) -> bool:
-    """While a call is traced: whether nothing would be gated in it anyway."""
-    if is_exporting() or not torch.is_grad_enabled():
-        return True
-    leaves = tree_leaves((args, kwargs))
-    return not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
 
 # in a compiled step the gates and the critic run eagerly, between two graphs
@@ -252,6 +227,8 @@ def _compiling_in_place(compile: Callable[..., None]) -> Callable[..., None]:
         interception = _interceptions.get(id(self))
         if interception is not None:
             interception.compiled_in_place()
+        elif _watches:
+            _watches[-1].compiled_in_place(self)
 
     return compile_
 
@@ -289,3 +266,104 @@ _AROUND: tuple[tuple[ClassPatches, Any], ...] = (
     (ClassPatches({"__init__": _compiling}), OptimizedModule),
     *(() if EXPORTS else ((ClassPatches({"export": _exporting}), torch._dynamo),)),
 )
+
+
+# --- while critics are looked for ---------------------------------------------------------------
+
+See = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+
+
+class Watch:
+    """Shows calls of modules that are not attached, from ``start()`` to ``pause()`` or ``stop()``.
+
+    Args:
+        see: is given the module, what to call with the arguments, and these; its result is the
+            call's. Calls inside a compiled graph are not shown, that of the graph is.
+    """
+
+    def __init__(self, see: See) -> None:
+        self.see = see
+        self._classes: set[type] = set()
+        self._shown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._undo = ExitStack()
+
+    def start(self) -> None:
+        """Show them, also of modules that are built from now on."""
+        _watches.append(self)
+        if not self._classes:
+            for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
+                patches.wrap(owner)
+                self._undo.callback(patches.unwrap, owner)
+        for one in gc.get_objects():
+            # by type: isinstance asks lazy objects for their class, and some warn
+            if issubclass(type(one), nn.Module):
+                self.take(type(one))
+                self.compiled_in_place(one)
+
+    def take(self, cls: type[nn.Module]) -> None:
+        """Show the calls of modules of that class."""
+        if cls in self._classes or issubclass(cls, torch.jit.ScriptModule | OptimizedModule):
+            return
+        if cls.__module__.startswith("torch.") and not issubclass(cls, _WATCHED):
+            return  # activations, normalisations: none of them is a network
+        self._classes.add(cls)
+        _forwards.wrap(cls)
+        self._undo.callback(_forwards.unwrap, cls)
+
+    def compiled_in_place(self, module: nn.Module) -> None:
+        """Show the calls of what ``module.compile()`` made."""
+        made = module.__dict__.get("_compiled_call_impl")
+        if made and not isinstance(made, _StandIn):
+            module.__dict__["_compiled_call_impl"] = _Shown(module, made)
+            self._shown.add(module)
+
+    def pause(self) -> None:
+        """Show none; what torch.compile would have to make anew for it stays as it is."""
+        if self in _watches:
+            _watches.remove(self)
+        if not something_is_compiled():
+            self.stop()
+
+    def stop(self) -> None:
+        """Put everything back as it was; twice is fine."""
+        if self in _watches:
+            _watches.remove(self)
+        for module in list(self._shown):
+            made = module.__dict__.get("_compiled_call_impl")
+            if isinstance(made, _Shown):
+                module.__dict__["_compiled_call_impl"] = made.own
+        self._shown.clear()
+        self._classes.clear()
+        self._undo.close()
+
+
+_WATCHED = (
+    nn.Sequential, nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.DataParallel, nn.parallel.DistributedDataParallel,
+)  # fmt: skip
+
+_watches: list[Watch] = []  # the latest one sees
+
+
+def _showing(call: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or not _watches or id(self) in _interceptions:
+            return call(self, *args, **kwargs)
+        return _watches[-1].see(self, functools.partial(call, self), args, kwargs)
+
+    return __call__
+
+
+def _taking(init: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if _watches:
+            _watches[-1].take(type(self))
+
+    return __init__
+
+
+_builds = ClassPatches({"__init__": _taking})
+
+# what torch.compile returned has a forward of its own
+_calls = ClassPatches({"__call__": _showing})

@@ -30,11 +30,12 @@ class ResumeRecord:
     """Keeps ``topk``'s epoch in the checkpoints of ``critic`` and of the generator's optimizer.
 
     Args:
+        critic: None where it is not found yet: what is loaded is heard of then.
         gated: the critic's own gates say which training it takes part in; else it is the one that
             counts the next generator step.
     """
 
-    def __init__(self, critic: nn.Module, topk: TopK, gated: bool = False) -> None:
+    def __init__(self, critic: nn.Module | None, topk: TopK, gated: bool = False) -> None:
         self.topk, self.gated = topk, gated
         self.training: Training | None = None  # that the critic took part in
         self._classes = [type(module) for module in unwrapped(critic)]
@@ -108,7 +109,7 @@ class ResumeRecord:
         self.topk.observers.remove(self._step_counted)
 
 
-def unwrapped(critic: nn.Module) -> Iterator[nn.Module]:
+def unwrapped(critic: nn.Module | None) -> Iterator[nn.Module]:
     """A critic and what DataParallel, DistributedDataParallel or torch.compile wrap in it."""
     module: Any = critic
     while isinstance(module, nn.Module):
@@ -139,6 +140,12 @@ def _loading(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
 
     return load
+
+
+def records_in(state_dict: Any) -> list[dict[str, Any]]:
+    """Those of critics in what a module is going to load."""
+    metadata = getattr(state_dict, "_metadata", {}).values()
+    return [of_module[KEY] for of_module in metadata if KEY in of_module]
 
 
 def _argument(name: str, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

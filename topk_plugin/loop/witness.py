@@ -8,7 +8,6 @@ a hook that is there from the first generator step until enough was seen: later 
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from topk_plugin.compat import is_compiling, tree_leaves
 from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.critic_step import CriticSteps
+from topk_plugin.loop.traced import something_is_compiled
 from topk_plugin.loop.ungated import Ungated
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -102,7 +102,9 @@ class Witness:
             self.topk.ledger.after_zeroing.append(self._zeroed)
 
     def _look_at_modules(self) -> None:
-        if _something_is_compiled():  # its graphs were made without the hook
+        # graphs that torch.compile made would be made anew with the hook, and torch warns of hooks
+        # where a compiled module is called
+        if something_is_compiled():
             self._look_away_from_modules()
         elif self._hook is None:
             self._hook = register_module_forward_hook(self._hearing())
@@ -165,12 +167,3 @@ def as_warning(text: str) -> None:
 def _attached() -> list[nn.Module]:
     critics = [reference() for witness in list(_witnesses) for reference in witness.critics]
     return [critic for critic in critics if critic is not None]
-
-
-def _something_is_compiled() -> bool:
-    """Whether torch.compile made a graph in this process.
-
-    It would be made anew with the hook, and torch warns of hooks where a compiled module is called.
-    """
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters.get("stats"))

@@ -14,6 +14,7 @@ from typing import Any
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.finding.seam import FindingSeam
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
@@ -34,9 +35,10 @@ class Launch:
 
     config: TopKConfig
     critic: tuple[str, ...] = ()  # module:Class each, perhaps with =heads
-    adapter: str | None = None  # its name; one of the two is given
+    adapter: str | None = None  # its name; of the two one is given, or none
     force: bool = False  # go on where an adapter's fingerprint does not match
     log: Path | None = None  # JSONL file, one line a generator step
+    find: bool = False  # the critics, also where there is an adapter
 
 
 class Activation:
@@ -213,14 +215,18 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
 
 
 def _seam(launch: Launch, topk: TopK, roots: Sequence[Path], in_source: bool) -> Seam:
-    if bool(launch.critic) == (launch.adapter is not None):
-        found = "both" if launch.critic else "neither"
+    if launch.critic and (launch.adapter is not None or launch.find):
+        other = "--find" if launch.find else "--adapter"
         raise ConfigError(
-            f"topk run: found {found} of --critic and --adapter, expected one: the critic's class, "
-            "such as --critic model:Discriminator, or an adapter that `topk adapters` lists"
+            f"topk run: found both of --critic and {other}, expected one of them, or nothing: "
+            "then the critics are found"
         )
     if launch.critic:
         return CriticSeam(parse_critics(launch.critic), topk)
-    adapter = find_adapter(str(launch.adapter))
+    if launch.adapter is None:
+        return FindingSeam(topk)
+    adapter = find_adapter(launch.adapter)
+    if launch.find:
+        return FindingSeam(topk, Upstream(adapter, roots))
     kind = SourceSeam if adapter.seam == "source" or in_source else CallSeam
     return kind(adapter, topk, roots, launch.force, in_source)

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from topk_plugin import errors
 from topk_plugin.errors import TopKError
-from topk_plugin.loop.intercept import refusal
+from topk_plugin.loop.traced import refusal
 
 VARIABLE = "TOPK_ACTIVATION"
 STARTUP = str(Path(__file__).with_name("startup"))

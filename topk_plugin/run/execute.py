@@ -17,7 +17,7 @@ from pathlib import Path
 
 from topk_plugin.compat import SAFE_PATH
 from topk_plugin.errors import ConfigError, HookError, TopKError
-from topk_plugin.loop.intercept import refusal
+from topk_plugin.loop.traced import refusal
 from topk_plugin.source.in_memory import code_of
 from topk_plugin.streams import say
 

@@ -69,6 +69,16 @@ def find_adapter(name: str, origin: str = "--adapter ") -> Adapter:
     return known[name]
 
 
+def suiting(roots: Sequence[Path], command: Sequence[str]) -> tuple[Adapter, str] | None:
+    """The adapter for a checkout, as :func:`recognised` has it; None where there is none.
+
+    Raises:
+        ConfigError: several fit.
+    """
+    fit, _, _ = _fitting(roots, command, parents=True, force=False)
+    return recognised(roots, command) if fit else None
+
+
 def recognised(
     roots: Sequence[Path],
     command: Sequence[str] = (),
@@ -86,9 +96,35 @@ def recognised(
     Raises:
         ConfigError: there is none, or several fit.
     """
-    fit: dict[str, tuple[Adapter, str]] = {}
-    forced: dict[str, tuple[Adapter, str]] = {}
-    differ = []
+    fit, forced, differ = _fitting(roots, command, parents, force)
+    fit = fit or (forced if force else {})
+    if len(fit) == 1:
+        return next(iter(fit.values()))
+    known = ", ".join(adapters())
+    if fit:
+        raise ConfigError(
+            f"--adapter auto: found what fits {' and '.join(fit)}, expected one; name it: "
+            f"--adapter {next(iter(fit))}"
+        )
+    places = " or ".join(str(root.resolve()) for root in dict.fromkeys(roots))
+    raise ConfigError(
+        f"--adapter auto: found no repository with an adapter ({known}) in {places}. "
+        + "".join(f"Nearly: {text}. " for text in dict.fromkeys(differ))
+        + "Name the adapter, or the critic: --critic module:Class"
+    )
+
+
+Fit = dict[str, tuple[Adapter, str]]
+"""Adapters by name, and why they fit."""
+
+
+def _fitting(
+    roots: Sequence[Path], command: Sequence[str], parents: bool, force: bool
+) -> tuple[Fit, Fit, list[str]]:
+    """What fits as it is, what by names and positions, and what keeps others from fitting."""
+    fit: Fit = {}
+    forced: Fit = {}
+    differ: list[str] = []
     imported = _imports(Path(command[0])) if command and command[0] != "-m" else set()
     for name, adapter in adapters().items():
         if adapter.patch is not None:
@@ -108,21 +144,7 @@ def recognised(
                 differ.append(why)  # the rest has nothing but file names in common
         elif imported & {wrap.module.partition(".")[0] for wrap in adapter.wraps}:
             fit[name] = adapter, f"recognised by what {command[0]} imports"
-    fit = fit or (forced if force else {})
-    if len(fit) == 1:
-        return next(iter(fit.values()))
-    known = ", ".join(adapters())
-    if fit:
-        raise ConfigError(
-            f"--adapter auto: found what fits {' and '.join(fit)}, expected one; name it: "
-            f"--adapter {next(iter(fit))}"
-        )
-    places = " or ".join(str(root.resolve()) for root in dict.fromkeys(roots))
-    raise ConfigError(
-        f"--adapter auto: found no repository with an adapter ({known}) in {places}. "
-        + "".join(f"Nearly: {text}. " for text in dict.fromkeys(differ))
-        + "Name the adapter, or the critic: --critic module:Class"
-    )
+    return fit, forced, differ
 
 
 def _imports(script: Path) -> set[str]:

@@ -1,0 +1,29 @@
+"""The repositories that have adapters, with only what they need to run: their critics are found."""
+
+import pytest
+from contract import ORIGINS, SETTINGS, Upstream, skip_without, verdict_of
+from losses import error
+
+STEPS = ["--every", "3"]
+OF_ADAPTER = {  # where the adapter's epochs are others than passes of a DataLoader
+    "meg": STEPS,
+    "mimicry": STEPS,
+    "studiogan": [*STEPS, "--companions", "follow"],
+}
+
+
+@pytest.mark.parametrize(("name", "origin"), ORIGINS)
+def test_training_with_nothing_named_is_what_the_adapter_does(name, origin, tmp_path):
+    """Which is top-k by hand, as the adapters' contract shows."""
+    skip_without(name, origin)
+    upstream = Upstream(tmp_path, name, origin)
+    flags = [*SETTINGS, *OF_ADAPTER.get(name, [])]
+    plain = upstream.train(flags=["--no-enabled"])
+    named = upstream.train(flags=flags)
+    counted = verdict_of(upstream).groups()
+    found = upstream.train(flags=["--find", *flags])
+    assert "top-k ACTIVE: found critic" in upstream.said()
+    assert "ungated" not in upstream.said()
+    assert verdict_of(upstream).groups() == counted
+    assert error(named, plain) > 1e-6
+    assert error(found, named) < 1e-9

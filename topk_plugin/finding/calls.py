@@ -1,0 +1,159 @@
+"""The calls of a loop's modules, looked at while critics are sought.
+
+A module counts where it is called outermost and an optimizer owns it. Calls inside it are not
+looked at, unless it returned means alone, or may hold both networks.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from topk_plugin.compat import tree_leaves
+from topk_plugin.finding.candidate import Candidate, Made
+from topk_plugin.finding.identity import Places, plain
+from topk_plugin.finding.owners import Owners, Ownership
+from topk_plugin.finding.passes import Passes
+from topk_plugin.loop.critic_step import Generated
+from topk_plugin.loop.generator_graph import parameters_upstream
+from topk_plugin.loop.intercept import Interceptor
+from topk_plugin.loop.traced import inside
+from topk_plugin.topk import TopK
+
+
+class _Here(threading.local):
+    """Where this thread is."""
+
+    inside = False  # a module that is looked at as a whole
+    averaging: nn.Module | None = None  # that is called, and returned means alone before
+
+
+class Calls:
+    """Looks at all calls that it is shown, and at passes over the data, until ``stop()``.
+
+    Args:
+        attach: asked before each call of a module, by which it may be attached.
+    """
+
+    def __init__(
+        self, topk: TopK, owners: Owners, places: Places,
+        attach: Callable[[nn.Module], Interceptor | None],
+    ) -> None:  # fmt: skip
+        self.topk, self.owners, self.places, self._attach = topk, owners, places, attach
+        self.passes = Passes(topk.training)
+        self._here = _Here()
+        self._generated = Generated(self._maker)
+        self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
+        self._candidates = weakref.WeakKeyDictionary()
+        self._averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that return means alone
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Those that were not attached."""
+        return [one for one in self._candidates.values() if not one.taken]
+
+    def begin_anew(self) -> None:
+        """A pass without any critic is over: the next one counts as the first."""
+        self.passes.stop()
+        self.passes = Passes(self.topk.training)
+
+    def stop(self) -> None:
+        """Watch no passes any more; twice is fine."""
+        self.passes.stop()
+
+    def zeroed(self, parameters: set[int]) -> None:
+        """Gradients of ``parameters``, by id, were set to zero."""
+        for candidate in self.candidates:
+            candidate.zeroed(parameters)
+
+    def see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """``original(*args, **kwargs)``, which is a call of ``module``."""
+        here = self._here
+        if (
+            here.inside
+            or inside.a_critic
+            or self.topk.is_paused
+            or torch._C._get_tracing_state() is not None
+            or not (own := self.owners.of(module)).optimizers
+        ):
+            return original(*args, **kwargs)
+        interceptor = self._attach(module)
+        if interceptor is not None:
+            return interceptor.call(original, args, kwargs)
+        inner, averaging = plain(module), here.averaging
+        if inner in self._averages and averaging is None:
+            here.averaging = module
+            try:
+                return original(*args, **kwargs)
+            finally:
+                here.averaging = None
+        arguments = tree_leaves((args, kwargs))
+        made = self._made(own, arguments) if torch.is_grad_enabled() else None
+        if made is None and not own.pure and inner not in self._candidates:
+            return original(*args, **kwargs)  # it may hold both networks
+        here.inside = True
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            here.inside = False
+        if torch.is_grad_enabled():
+            self._returned(module, plain(averaging or module), own, arguments, made, output)
+        self._generated.returned(module, arguments, output)
+        return output
+
+    def _returned(
+        self, module: nn.Module, owner: nn.Module, own: Ownership, arguments: Sequence[Any],
+        made: Made | None, output: Any,
+    ) -> None:  # fmt: skip
+        tensors = [a for a in arguments if isinstance(a, Tensor) and a.dim()]
+        if not tensors:
+            return
+        inner = plain(module)
+        candidate = self._candidates.get(inner)
+        if candidate is None:
+            place = self.places.of(owner, inner)
+            candidate = self._candidates[inner] = Candidate(inner, owner, place, self.topk)
+        candidate.entrances.add(module)
+        candidate.own = self.owners.of(owner)
+        if made is not None:
+            self.passes.called()
+        makers = [self._generated.by(tensor) for tensor in tensors]
+        generated = made is not None or any(m is not None and m - own.optimizers for m in makers)
+        samples = tensors[0] if made is None else made.sources[0]
+        if not candidate.returned(output, len(samples), samples.shape, made, generated):
+            self._averages.add(inner)
+
+    def _maker(self, module: nn.Module) -> frozenset[int] | None:
+        """The optimizers of ``module``, which may be a generator's."""
+        return self.owners.of(module).optimizers or None
+
+    def _made(self, own: Ownership, arguments: Sequence[Any]) -> Made | None:
+        """What of the arguments was made with parameters that other optimizers own."""
+        table = self.owners.table
+
+        def accepts(node: Node) -> bool:
+            owners = table.get(id(getattr(node, "variable", None)), frozenset[int]())
+            return bool(owners - own.optimizers)
+
+        sources: list[Tensor] = []
+        nearest, upstream = None, frozenset[int]()
+        for tensor in arguments:
+            if not (isinstance(tensor, Tensor) and tensor.grad_fn is not None and tensor.dim()):
+                continue
+            if sources and len(tensor) != len(sources[0]):
+                continue
+            found, parameters = parameters_upstream(tensor, accepts, self.topk.ledger, True)
+            # of two that share an optimizer, the critic has to have another one for itself
+            theirs = {p for p in parameters if table.get(p, frozenset[int]()) - own.optimizers}
+            if found is not None and own.optimizers - self.owners.all_of(theirs):
+                sources.append(tensor)
+                nearest, upstream = nearest or found, upstream | parameters
+        if nearest is None:
+            return None
+        return Made(sources, [tensor.grad_fn for tensor in sources], nearest, upstream, accepts)

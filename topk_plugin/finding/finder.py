@@ -1,0 +1,312 @@
+"""Finds the critics of a loop in which nobody named them, and attaches them.
+
+While it looks there are no gates, only hooks that read gradients: k = B then, and nothing is lost.
+It decides when the first pass over the data ends, at the latest, and looks again when optimizers
+are built. Where a checkpoint says which critics were found they are attached at their first call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from topk_plugin.core.ledger import Arrival, hand_over
+from topk_plugin.core.optimizers import building, watch_zeroing
+from topk_plugin.errors import ConfigError, NoEffectError, TopKError
+from topk_plugin.finding import words
+from topk_plugin.finding.calls import Calls
+from topk_plugin.finding.candidate import Candidate, Settled
+from topk_plugin.finding.identity import Identity, Places, called, like, plain
+from topk_plugin.finding.owners import Owners
+from topk_plugin.finding.rules import Verdict, judge
+from topk_plugin.hooks import Selection
+from topk_plugin.loop.attach import Attachment, entrances
+from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_intercepted
+from topk_plugin.loop.resume import ResumeRecord, records_in
+from topk_plugin.monkeypatch import ClassPatches
+from topk_plugin.topk import TopK
+
+L = TypeVar("L")
+
+
+class Found(NamedTuple):
+    """A critic that was found."""
+
+    title: str
+    like: str  # its kind
+    identity: Identity
+    attachment: Attachment
+
+
+class Step(NamedTuple):
+    """A step of the generator, before its critics were found."""
+
+    optimizer: Optimizer
+    through: dict[Candidate, Settled]
+
+    def calls_of(self, candidate: Candidate) -> list[Arrival]:
+        """Those that it went through."""
+        return self.through[candidate].calls if candidate in self.through else []
+
+
+class Finder:
+    """Finds the critics of what is trained with ``topk``, between ``start()`` and ``stop()``."""
+
+    def __init__(self, topk: TopK) -> None:
+        self.topk = topk
+        self.found: list[Found] = []
+        self.refused: TopKError | None = None  # raised, perhaps caught by the script
+        self.owners, self.places = Owners(), Places()
+        self.calls: Calls | None = None  # are looked at
+        self._watch = Watch(self._see)
+        self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
+        self._generators: set[int] = set()  # backward passes of the generator's steps
+        self._backlog: list[Step] = []
+        self.ungated = 0  # generator steps at k < B before their critic was found
+        self._counted = False  # the present optimizer step is the generator's
+        self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._undo = ExitStack()
+        self._loaded: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # from a checkpoint
+
+    # --- on and off -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to look."""
+        ledger = self.topk.ledger
+        self.owners.take_all()
+        self._record = ResumeRecord(None, self.topk, gated=True)
+        self._listen(ledger.after_step, self._optimizer_stepped)
+        self._listen(ledger.after_zeroing, self._zeroed)
+        self._listen(self.topk.observers, self._step_counted)
+        self._listen(building, self._built)
+        self._listen(_finders, self)
+        self._undo.callback(watch_zeroing())
+        self._undo.callback(self._record.remove)
+        _loads.wrap(nn.Module)
+        self._undo.callback(_loads.unwrap, nn.Module)
+        self._look()
+
+    def _listen(self, listeners: list[L], mine: L) -> None:
+        listeners.append(mine)
+        self._undo.callback(listeners.remove, mine)
+
+    def stop(self) -> None:
+        """Put everything back as it was; twice is fine."""
+        self._look_away()
+        self._watch.stop()
+        self._undo.close()
+        for found in self.found:
+            found.attachment.remove()
+
+    def _look(self) -> None:
+        if self.calls is None:
+            self.calls = Calls(self.topk, self.owners, self.places, self._attached)
+            self._watch.start()
+
+    def _look_away(self) -> None:
+        if self.calls is not None:
+            self._watch.pause()
+            self.calls.stop()
+            self.calls = None
+            self._generators.clear()
+            self._backlog.clear()
+
+    def _see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.calls is None:
+            return original(*args, **kwargs)
+        return self.calls.see(module, original, args, kwargs)
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def _built(self, optimizer: Optimizer) -> None:
+        """Something new may be trained."""
+        self.owners.take(optimizer)
+        self._look()
+
+    def _zeroed(self, parameters: set[int]) -> None:
+        if self.calls is not None:
+            self.calls.zeroed(parameters)
+
+    def _step_counted(self, step: Selection) -> None:
+        self._counted = True
+
+    def _optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """An outermost step ended, and the run's own ledger has settled it."""
+        if optimizer not in self._stepped:  # a critic may be trained from now on only
+            self._stepped.add(optimizer)
+            self._built(optimizer)
+        if self.calls is not None:
+            self._settle(self.calls, optimizer)
+        self._counted = False
+
+    def _settle(self, calls: Calls, optimizer: Optimizer) -> None:
+        """A step, of whatever it was."""
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        through = {}
+        for one in calls.candidates:
+            settled = one.optimizer_stepped(optimizer, owned)
+            if settled is not None:
+                through[one] = settled
+                self._generators |= {call.task for call in settled.calls}
+        if through:
+            self._backlog.append(Step(optimizer, through))
+        calls.passes.stepped(self._counted or bool(through))
+        self._decide(calls, calls.passes.over)
+
+    def _decide(self, calls: Calls, last: bool) -> None:
+        """Attach what is clear by now.
+
+        Args:
+            last: the first pass ends.
+
+        Raises:
+            NoEffectError: nothing is clear, and there is no later.
+            ConfigError: k < B from the first step, and the steps before went ungated.
+        """
+        candidates = [one for one in calls.candidates if one.outputs or one.odd]
+        known = {found.like for found in self.found}
+        seen = [one.seen(self._generators) for one in candidates]
+        if candidates:
+            self._left = dict(zip(candidates, judge(seen, known, last), strict=True))
+        fresh = {one: self._left[one].heads for one in candidates if self._left[one].heads}
+        if fresh:
+            self._take(fresh, calls)
+        if last and self.found:
+            self._look_away()
+        elif last and all(one.helps for one in seen if one.steps):
+            self._backlog.clear()
+            calls.begin_anew()  # networks that learn together, before any critic is trained
+        elif last:
+            self.refused = self.nothing()
+            raise self.refused
+
+    # --- attaching --------------------------------------------------------------------------------
+
+    def _take(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
+        """Attach critics that were found, and count the generator's steps before."""
+        at = self.topk.training.progress
+        if not self.found and not at.is_held and self.topk.fraction_at(at.first_epoch) < 1:
+            self._refuse(fresh)
+        for one, heads in fresh.items():
+            del self._left[one]
+            owner, scorer = one.owner(), one.scorer()
+            if owner is not None and scorer is not None:
+                named = () if self.topk.config.heads else one.named(heads)
+                self._attach(owner, scorer, [*one.entrances], named)
+            one.taken = True
+            hand_over(one.ledger, self.topk.ledger)
+        if not at.is_held:  # an audit's: those steps were none of it
+            self._count_before(fresh, calls)
+
+    def _refuse(self, fresh: dict[Candidate, tuple[str, ...]]) -> None:
+        """Raises ConfigError where the critics can be named, to gate them from the first step."""
+        flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
+        if None not in flags:
+            names = " and ".join(one.name for one in fresh)
+            self.refused = ConfigError(
+                f"{names} was found after the first generator steps, which went ungated though k "
+                "is below the batch from the first one on, and no checkpoint said which critic it "
+                f"is. Start again and name it: {' '.join(map(str, flags))}"
+            )
+            raise self.refused
+
+    def _attach(
+        self, owner: nn.Module, scorer: nn.Module, called_by: Sequence[nn.Module],
+        heads: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        identity = self.places.of(owner, scorer)._replace(heads=heads)
+        modules = {id(m): m for one in (*called_by, scorer) for m in entrances(one)}
+        free = [module for module in modules.values() if not is_intercepted(module)]
+        attachment = Attachment(free, owner, self.topk, heads=heads)
+        record = attachment.record
+        record.loaded, record.found = scorer in self._loaded, self._record.found
+        title = called(owner, identity.part)
+        self.found.append(Found(title, like(owner), identity, attachment))
+        if identity.saved not in self.topk.found:
+            self.topk.found.append(identity.saved)
+        self._record.remove()  # those of the critics go on
+
+    def _count_before(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
+        """Count generator steps through ``fresh`` where nothing was gated in them."""
+        steps = [
+            (step, [call for one in fresh for call in step.calls_of(one)]) for step in self._backlog
+        ]
+        young = {c.training for _, came in steps for c in came if not c.training.progress.begun}
+        for training in young:
+            training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
+        for step, came in steps:
+            self.ungated += any(call.training.progress.fraction < 1 for call in came)
+            mine = [call for call in came if call.training in young]
+            if mine:
+                self.topk.ledger.counted(mine, [call.choice for call in mine], step.optimizer)
+        for training in young:  # passes that ended before there was anything to count
+            for _ in range(calls.passes.ended):
+                if self.topk.config.every == "epoch" and not training.progress.counted:
+                    training.end_epoch(calls.passes.told_by)
+
+    # --- critics that a checkpoint says -----------------------------------------------------------
+
+    def loading(self, module: nn.Module, state: Any) -> None:
+        """``module`` is going to load ``state``."""
+        if self.found:
+            return
+        self._loaded.update(module.modules())
+        for record in records_in(state):
+            if not self._record.found:
+                self._record.restore(record)
+
+    def _attached(self, module: nn.Module) -> Interceptor | None:
+        """What a call of ``module`` has to be led through from now on, if anything."""
+        calls = self.calls
+        if calls is not None and calls.passes.ended:  # and nobody could know
+            self._decide(calls, last=True)
+        inner = plain(module)
+        place = self.places.of(module)
+        missing = [Identity.of(saved) for saved in self.topk.found]
+        present = [found.identity for found in self.found]
+        for one in missing:
+            if one[:2] == place[:2] and one not in present:
+                scorer = inner.get_submodule(one.part)
+                self._attach(module, scorer, [] if one.part else [module], one.heads)
+        return interceptor_of(module)
+
+    # --- what to say ------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        named = {f.title: f.identity.heads for f in self.found}
+        shown = [f"{t}{'=' if h else ''}{','.join(h)}" for t, h in named.items()]
+        return f"found critic{'s' * (len(shown) > 1)} {', '.join(shown) or '(none yet)'}"
+
+    def left_out(self) -> list[str]:
+        """What went ungated, and which modules were looked at and not taken; a line each."""
+        lines = [f"not taken: {words.of(one, v, self.owners)}" for one, v in self._left.items()]
+        if self.ungated:
+            steps = f"{self.ungated} generator steps at k < B"
+            lines.append(f"{steps} went ungated before their critic was found")
+        return lines
+
+    def nothing(self) -> TopKError:
+        """Why nothing was found."""
+        steps = self.topk.ledger.optimizer_steps
+        table = [words.of(one, verdict, self.owners) for one, verdict in self._left.items()]
+        return NoEffectError(words.nothing_found(table, steps, len(self.owners)))
+
+
+_finders: list[Finder] = []
+
+
+def _telling(load: Callable[..., Any]) -> Callable[..., Any]:
+    def load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for finder in list(_finders):
+            finder.loading(self, args[0] if args else kwargs.get("state_dict"))
+        return load(self, *args, **kwargs)
+
+    return load_state_dict
+
+
+_loads = ClassPatches({"load_state_dict": _telling})

@@ -1,0 +1,51 @@
+"""What is said of modules that were looked at: in the error, and in the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from topk_plugin.finding.candidate import Candidate
+from topk_plugin.finding.owners import Owners
+from topk_plugin.finding.rules import Verdict
+
+
+def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
+    """One module that was not taken: what it returned, whose it is, and why it is none."""
+    outputs = [
+        f"{name} {output.shape}{_pushed(output.raised, output.lowered)}"
+        for name, output in candidate.outputs.items()
+    ]
+    shown = "; ".join([*outputs, *filter(None, [candidate.odd])])
+    optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
+    name = candidate.flag()
+    text = (
+        f"{candidate.name}: output {shown}; optimizer {optimizer}; {candidate.steps} generator "
+        f"steps through it; {verdict.why}"
+    )
+    return f"{text}. If it is a critic: {name}" if name else text
+
+
+def _pushed(raised: int, lowered: int) -> str:
+    if not raised + lowered:
+        return ""
+    way, most = ("up", raised) if raised > lowered else ("down", lowered)
+    return f", {most} of {raised + lowered} numbers pushed {way}"
+
+
+def nothing_found(left: Iterable[str], optimizer_steps: int, optimizers: int) -> str:
+    """The error: none of the modules that were looked at is a critic for certain."""
+    table = "".join(f"\n  {line}" for line in left)
+    name = "Name the critic: --critic module:Class (__main__:Class for one of the script itself)"
+    if table:
+        return (
+            f"nothing was named, and no critic was found in {optimizer_steps} optimizer steps. "
+            f"Looked at, of what scored samples that another optimizer's parameters made:{table}\n"
+            f"{name}, or attach it in the script."
+        )
+    return (
+        f"nothing was named, and no critic was found in {optimizer_steps} optimizer steps: no "
+        f"module that one of {optimizers} optimizers owns was called with what parameters of "
+        f"another one made, and sent a gradient back. {name}. Where one optimizer owns both "
+        "networks, attach the critic in the script and mark the generator's steps: "
+        "`with topk.generator_step():`."
+    )
