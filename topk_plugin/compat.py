@@ -128,6 +128,12 @@ def tree_leaves(tree: Any) -> list[Any]:
     return pytree.tree_flatten(tree)[0]
 
 
+# --- checkpoints --------------------------------------------------------------------------------
+
+CHECKPOINTS = TORCH >= (2, 3)
+"""Whether ``torch.distributed.checkpoint`` saves and loads as it does since; a run that is resumed
+from what older ones wrote is told to give ``--start-epoch``."""
+
 # --- autocast -----------------------------------------------------------------------------------
 
 

@@ -1,8 +1,10 @@
 """Critics wrapped for several devices or ranks, and mixed precision. Everything runs on the CPU."""
 
 import copy
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,7 +120,8 @@ def test_distributed_data_parallel(unused):
 def test_two_ranks_rank_their_own_rows(tmp_path):
     """Each rank has its own batch and its own k rows; DDP averages."""
     command = [sys.executable, __file__, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # where torches lies
+    ranks = [subprocess.Popen([*command, str(rank)], env=env) for rank in range(2)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     generator, critic = networks()
     z = torch.randn(2, BATCH, 4, generator=torch.Generator().manual_seed(1)).double()

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import wrapt
 
+from topk_plugin.compat import CHECKPOINTS
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
 
@@ -36,7 +37,7 @@ def watch(keeper: Keeper) -> None:
     """Keep its record in what is saved from now on, and tell it what is loaded."""
     _keepers.add(keeper)
     _watch_imports()
-    for name, patches in _PATCHES.items():
+    for name, patches in _PATCHES.items() if CHECKPOINTS else ():
         if name in sys.modules and not patches.holds(sys.modules[name]):
             patches.wrap(sys.modules[name])
 
@@ -98,7 +99,7 @@ _PATCHES = {
 
 @functools.cache  # there is no unregistering
 def _watch_imports() -> None:
-    for name in _PATCHES:
+    for name in _PATCHES if CHECKPOINTS else ():
         wrapt.register_post_import_hook(_imported, name)
 
 

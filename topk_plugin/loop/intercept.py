@@ -170,6 +170,8 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
             traced.a_critic or id(self) not in _interceptions or is_as_plain(args, kwargs)
         ):
             return forward(self, *args, **kwargs)
+        if not is_compiling() and torch._C._get_tracing_state() is not None:
+            return forward(self, *args, **kwargs)  # torch.jit.trace: no step of a training
         interception = _interceptions.get(id(self))
         if interception is not None:
             bound = functools.partial(forward, self)
