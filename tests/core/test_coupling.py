@@ -127,7 +127,8 @@ def of(loss, shape=(BATCH, 1)):
     """What is found of a loss of scores of that shape."""
     scores = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     source = scores.clone()
-    return coupling([loss(source, REAL).grad_fn], {source.grad_fn: 1})
+    value = loss(source, REAL)  # which keeps its node alive
+    return coupling([value.grad_fn], {source.grad_fn: 1})
 
 
 @pytest.mark.parametrize("name", PER_SAMPLE)

@@ -258,7 +258,7 @@ def test_two_attached_critics():
     "compiled",
     [
         "module",
-        pytest.param("in place", marks=needs_torch("2.6", "compiles no Sequential in place")),
+        pytest.param("in place", marks=needs_torch("2.14", "compiles no Sequential in place")),
     ],
 )
 def test_nothing_is_looked_at_where_modules_are_compiled(compiled, monkeypatch):
