@@ -100,7 +100,8 @@ def keep_step_hooks() -> None:
     for cls in vars(torch.optim).values():
         if isinstance(cls, type) and issubclass(cls, Optimizer) and "step" in vars(cls):
             _hook_step(cls)
-    for optimizer in [o for o in gc.get_objects() if isinstance(o, Optimizer)]:
+    # by type: isinstance asks lazy objects for their class, and some warn
+    for optimizer in [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]:
         # a learning rate schedule holds the step of its optimizer as it was then
         for cell in getattr(vars(optimizer).get("step"), "__closure__", None) or ():
             bare = cell.cell_contents
