@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import tree_leaves
+from topk_plugin.core.ranking import resembles_score
 from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership
@@ -25,6 +27,39 @@ from topk_plugin.loop.generator_graph import parameters_upstream
 from topk_plugin.loop.intercept import Interceptor
 from topk_plugin.loop.traced import inside
 from topk_plugin.topk import TopK
+
+RECENT = 16
+"""Outputs of modules of which the ends are remembered."""
+
+
+class Samples:
+    """The first and last sample of what modules returned lately: by them a generated batch is known
+    again inside a larger one, which was copied from it and from real data."""
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[Tensor, Tensor, int, frozenset[int]]] = deque(maxlen=RECENT)
+
+    def returned(self, output: Any, optimizers: frozenset[int]) -> None:
+        """A module of these ``optimizers``, by id, gave ``output``."""
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.numel():
+                first, last = (leaf[place].detach().clone() for place in (0, -1))
+                self._ends.append((first, last, len(leaf), optimizers))
+
+    def rows_in(self, batch: Tensor, own: frozenset[int]) -> slice | None:
+        """Where in ``batch`` are samples that networks of other optimizers than ``own`` made."""
+        for first, last, n, optimizers in reversed(self._ends):
+            alike = first.shape == batch.shape[1:] and first.dtype == batch.dtype
+            if not alike or len(batch) <= n or not optimizers - own:
+                continue
+            if first.device != batch.device:
+                continue
+            starts, ends = ((batch == one).flatten(1).all(1) for one in (first, last))
+            for start in (
+                (starts[: len(batch) - n + 1] & ends[n - 1 :]).nonzero().flatten().tolist()
+            ):
+                return slice(start, start + n)
+        return None
 
 
 class _Here(threading.local):
@@ -48,15 +83,22 @@ class Calls:
         self.topk, self.owners, self.places, self._attach = topk, owners, places, attach
         self.passes = Passes(topk.training)
         self._here = _Here()
-        self._generated = Generated(self._maker)
+        self._generated, self._samples = Generated(self._maker), Samples()
         self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
         self._candidates = weakref.WeakKeyDictionary()
         self._averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that return means alone
+        # that return a score; whether what they scored was made by networks of the same optimizer
+        self._scored: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
 
     @property
     def candidates(self) -> list[Candidate]:
         """Those that were not attached."""
         return [one for one in self._candidates.values() if not one.taken]
+
+    @property
+    def of_one_optimizer(self) -> list[nn.Module]:
+        """What scores samples that were made and others, where one optimizer owns all networks."""
+        return [module for module, made in self._scored.items() if len(made) == 2]
 
     def begin_anew(self) -> None:
         """A pass without any critic is over: the next one counts as the first."""
@@ -104,7 +146,10 @@ class Calls:
             here.inside = False
         if torch.is_grad_enabled():
             self._returned(module, plain(averaging or module), own, arguments, made, output)
+            if len(self.owners) == 1:
+                self._one_optimizer(inner, own, arguments, output)
         self._generated.returned(module, arguments, output)
+        self._samples.returned(output, own.optimizers)
         return output
 
     def _returned(
@@ -124,10 +169,30 @@ class Calls:
         if made is not None:
             self.passes.called()
         makers = [self._generated.by(tensor) for tensor in tensors]
-        generated = made is not None or any(m is not None and m - own.optimizers for m in makers)
+        theirs = made is not None or any(m is not None and m - own.optimizers for m in makers)
         samples = tensors[0] if made is None else made.sources[0]
+        mixed = self._generated.by(samples) is None
+        rows = self._samples.rows_in(samples, own.optimizers) if mixed else None
+        generated = theirs if rows is None else rows
         if not candidate.returned(output, len(samples), samples.shape, made, generated):
             self._averages.add(inner)
+
+    def _one_optimizer(
+        self, module: nn.Module, own: Ownership, arguments: Sequence[Any], output: Any
+    ) -> None:
+        """One optimizer owns every network: ``module`` may score what another of them made."""
+        tensors = [a for a in arguments if isinstance(a, Tensor) and a.dim()]
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if not any(resembles_score(leaf, len(one)) for leaf in leaves for one in tensors[:1]):
+            return
+
+        def accepts(node: Node) -> bool:
+            leaf = id(getattr(node, "variable", None))
+            return leaf in self.owners.table and leaf not in own.parameters
+
+        ledger = self.topk.ledger
+        made = any(parameters_upstream(one, accepts, ledger, False)[0] for one in tensors)
+        self._scored.setdefault(module, set()).add(made)
 
     def _maker(self, module: nn.Module) -> frozenset[int] | None:
         """The optimizers of ``module``, which may be a generator's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,10 @@ REMEMBERED = 8
 
 Pushes = dict[str, tuple[int, int, float]]
 """Of each output, numbers that a backward pushes up and down, and the mean of the gradient."""
+
+
+Gradients = Sequence[tuple[str, Tensor]]
+"""Of outputs by name, each (B, ...)."""
 
 
 class Pull(NamedTuple):
@@ -93,14 +97,15 @@ class Candidate:
     # --- calls ------------------------------------------------------------------------------------
 
     def returned(
-        self, output: Any, batch: int, shape: Sequence[int], made: Made | None, generated: bool
-    ) -> bool:
+        self, output: Any, batch: int, shape: Sequence[int], made: Made | None,
+        generated: bool | slice,
+    ) -> bool:  # fmt: skip
         """A call of it gave ``output``; False: numbers of no sample alone, so look inside.
 
         Args:
             batch, shape: of the samples that it was called with.
             made: of them, by the generator; None: detached, or real.
-            generated: they are the generator's, for all that is known.
+            generated: they are the generator's, for all that is known, or where in the batch.
         """
         known = bool(self.outputs)  # it was called for the generator's samples before
         leaves: dict[str, tuple[Tensor, bool]] = {}
@@ -135,7 +140,7 @@ class Candidate:
 
     def _watch(
         self, leaves: dict[str, tuple[Tensor, bool]], batch: int, made: Made | None,
-        generated: bool,
+        generated: bool | slice,
     ) -> None:  # fmt: skip
         names, tensors = [*leaves], [tensor for tensor, _ in leaves.values()]
         pushes: list[Pushes] = []  # of the running backward, for what it arrives at
@@ -148,10 +153,11 @@ class Candidate:
             present = [(n, g) for n, g in zip(names, gradients, strict=True) if g is not None]
             if not present or is_capturing(present[0][1]):
                 return
-            pushes[:] = [{name: _push(gradient) for name, gradient in present}]
+            pushes[:] = [_pushes(present)]
             if reached_of(self._parameters()) is not None:
                 task = torch._C._current_graph_task_id()
-                self._left.append(Pull(task, generated, pushes[0]))
+                parts = _parted(present, generated, batch)
+                self._left += [Pull(task, of, pushed) for of, pushed in parts]
             if call is not None:
                 # the scores vote; other outputs where there are none
                 scores = any(leaves[name][1] for name, _ in present)
@@ -286,6 +292,22 @@ def _push(gradient: Tensor) -> tuple[int, int, float]:
     numbers = torch.stack([(wide < 0).sum().double(), (wide > 0).sum().double(), wide.mean()])
     raised, lowered, mean = numbers.tolist()
     return int(raised), int(lowered), mean
+
+
+def _pushes(present: Gradients) -> Pushes:
+    return {name: _push(gradient) for name, gradient in present}
+
+
+def _parted(
+    present: Gradients, generated: bool | slice, batch: int
+) -> Iterator[tuple[bool, Pushes]]:
+    """The gradients for generated samples, and those for others, of a ``batch`` that holds both."""
+    if isinstance(generated, slice) and all(g.shape[:1] == (batch,) for _, g in present):
+        before, after = generated.start, generated.stop
+        yield True, _pushes([(name, g[generated]) for name, g in present])
+        yield False, _pushes([(name, torch.cat([g[:before], g[after:]])) for name, g in present])
+    else:
+        yield bool(generated), _pushes(present)
 
 
 def _added(a: Pushes, b: Pushes) -> Pushes:

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from topk_plugin.core.ledger import Arrival, hand_over
+from topk_plugin.core.ledger import hand_over
 from topk_plugin.core.optimizers import building, watch_zeroing
-from topk_plugin.errors import ConfigError, NoEffectError, TopKError
+from topk_plugin.core.parameters import owned_by
+from topk_plugin.errors import ConfigError, GeneratorStepUnknown, NoEffectError, TopKError
 from topk_plugin.finding import words
+from topk_plugin.finding.backlog import Backlog, Step
 from topk_plugin.finding.calls import Calls
-from topk_plugin.finding.candidate import Candidate, Settled
+from topk_plugin.finding.candidate import Candidate
 from topk_plugin.finding.identity import Identity, Places, called, like, plain
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
@@ -41,17 +43,7 @@ class Found(NamedTuple):
     like: str  # its kind
     identity: Identity
     attachment: Attachment
-
-
-class Step(NamedTuple):
-    """A step of the generator, before its critics were found."""
-
-    optimizer: Optimizer
-    through: dict[Candidate, Settled]
-
-    def calls_of(self, candidate: Candidate) -> list[Arrival]:
-        """Those that it went through."""
-        return self.through[candidate].calls if candidate in self.through else []
+    critic: weakref.ref[nn.Module]
 
 
 class Finder:
@@ -66,8 +58,7 @@ class Finder:
         self._watch = Watch(self._see)
         self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
         self._generators: set[int] = set()  # backward passes of the generator's steps
-        self._backlog: list[Step] = []
-        self.ungated = 0  # generator steps at k < B before their critic was found
+        self._backlog = Backlog(topk)
         self._counted = False  # the present optimizer step is the generator's
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._undo = ExitStack()
@@ -114,7 +105,7 @@ class Finder:
             self.calls.stop()
             self.calls = None
             self._generators.clear()
-            self._backlog.clear()
+            self._backlog.steps.clear()
 
     def _see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.calls is None:
@@ -146,16 +137,16 @@ class Finder:
 
     def _settle(self, calls: Calls, optimizer: Optimizer) -> None:
         """A step, of whatever it was."""
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        through = {}
+        self.owners.take(optimizer)
+        owned, through = owned_by(optimizer).ids, {}
         for one in calls.candidates:
             settled = one.optimizer_stepped(optimizer, owned)
             if settled is not None:
                 through[one] = settled
                 self._generators |= {call.task for call in settled.calls}
         if through:
-            self._backlog.append(Step(optimizer, through))
-        calls.passes.stepped(self._counted or bool(through))
+            self._backlog.steps.append(Step(optimizer, through))
+        calls.passes.stepped(self._counted or bool(through or calls.of_one_optimizer))
         self._decide(calls, calls.passes.over)
 
     def _decide(self, calls: Calls, last: bool) -> None:
@@ -166,6 +157,7 @@ class Finder:
 
         Raises:
             NoEffectError: nothing is clear, and there is no later.
+            GeneratorStepUnknown: the same, and one optimizer owns all networks.
             ConfigError: k < B from the first step, and the steps before went ungated.
         """
         candidates = [one for one in calls.candidates if one.outputs or one.odd]
@@ -178,8 +170,11 @@ class Finder:
             self._take(fresh, calls)
         if last and self.found:
             self._look_away()
+        elif last and calls.of_one_optimizer:
+            self.refused = GeneratorStepUnknown(words.one_optimizer(calls.of_one_optimizer))
+            raise self.refused
         elif last and all(one.helps for one in seen if one.steps):
-            self._backlog.clear()
+            self._backlog.steps.clear()
             calls.begin_anew()  # networks that learn together, before any critic is trained
         elif last:
             self.refused = self.nothing()
@@ -198,10 +193,11 @@ class Finder:
             if owner is not None and scorer is not None:
                 named = () if self.topk.config.heads else one.named(heads)
                 self._attach(owner, scorer, [*one.entrances], named)
+                self._backlog.through(one, owner)
             one.taken = True
             hand_over(one.ledger, self.topk.ledger)
         if not at.is_held:  # an audit's: those steps were none of it
-            self._count_before(fresh, calls)
+            self._backlog.count(fresh, calls.passes)
 
     def _refuse(self, fresh: dict[Candidate, tuple[str, ...]]) -> None:
         """Raises ConfigError where the critics can be named, to gate them from the first step."""
@@ -226,28 +222,10 @@ class Finder:
         record = attachment.record
         record.loaded, record.found = scorer in self._loaded, self._record.found
         title = called(owner, identity.part)
-        self.found.append(Found(title, like(owner), identity, attachment))
+        self.found.append(Found(title, like(owner), identity, attachment, weakref.ref(owner)))
         if identity.saved not in self.topk.found:
             self.topk.found.append(identity.saved)
         self._record.remove()  # those of the critics go on
-
-    def _count_before(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
-        """Count generator steps through ``fresh`` where nothing was gated in them."""
-        steps = [
-            (step, [call for one in fresh for call in step.calls_of(one)]) for step in self._backlog
-        ]
-        young = {c.training for _, came in steps for c in came if not c.training.progress.begun}
-        for training in young:
-            training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
-        for step, came in steps:
-            self.ungated += any(call.training.progress.fraction < 1 for call in came)
-            mine = [call for call in came if call.training in young]
-            if mine:
-                self.topk.ledger.counted(mine, [call.choice for call in mine], step.optimizer)
-        for training in young:  # passes that ended before there was anything to count
-            for _ in range(calls.passes.ended):
-                if self.topk.config.every == "epoch" and not training.progress.counted:
-                    training.end_epoch(calls.passes.told_by)
 
     # --- critics that a checkpoint says -----------------------------------------------------------
 
@@ -278,15 +256,16 @@ class Finder:
     # --- what to say ------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        named = {f.title: f.identity.heads for f in self.found}
+        present = [f for f in self.found if f.critic() in self.topk.training.critics]
+        named = {f.title: f.identity.heads for f in present or self.found}
         shown = [f"{t}{'=' if h else ''}{','.join(h)}" for t, h in named.items()]
         return f"found critic{'s' * (len(shown) > 1)} {', '.join(shown) or '(none yet)'}"
 
     def left_out(self) -> list[str]:
         """What went ungated, and which modules were looked at and not taken; a line each."""
         lines = [f"not taken: {words.of(one, v, self.owners)}" for one, v in self._left.items()]
-        if self.ungated:
-            steps = f"{self.ungated} generator steps at k < B"
+        if self._backlog.ungated:
+            steps = f"{self._backlog.ungated} generator steps at k < B"
             lines.append(f"{steps} went ungated before their critic was found")
         return lines
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
+from topk_plugin.core.parameters import Owned, owned_by
+
 
 class Ownership(NamedTuple):
     """Of one module."""
@@ -23,22 +25,28 @@ class Owners:
     """Which optimizers own which parameters, as of now: both may come later."""
 
     def __init__(self) -> None:
-        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._state: tuple[tuple[int, int], ...] = ()  # what the table was made of
+        self._optimizers: weakref.WeakKeyDictionary[Optimizer, Owned]
+        self._optimizers = weakref.WeakKeyDictionary()
+        self._made_of = -1  # how many optimizers the table was made of; -1: it is out of date
         self._table: dict[int, frozenset[int]] = {}  # by parameter
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[object, Ownership]]
         self._modules = weakref.WeakKeyDictionary()
 
     def take(self, optimizer: Optimizer) -> None:
-        """An optimizer was built, or steps."""
-        self._optimizers.add(optimizer)
+        """An optimizer was built, or stepped: more may have been added to it."""
+        if not hasattr(optimizer, "param_groups"):
+            return  # what wraps another may still be built
+        owned = owned_by(optimizer)  # another object once there are others
+        if self._optimizers.get(optimizer) is not owned:
+            self._optimizers[optimizer] = owned
+            self._made_of = -1
 
     def take_all(self) -> None:
         """Take all optimizers that are alive."""
         for one in gc.get_objects():
             # by type: isinstance asks lazy objects for their class, and some warn
             if issubclass(type(one), Optimizer):
-                self._optimizers.add(one)
+                self.take(one)
 
     def __contains__(self, optimizer: Optimizer) -> bool:
         return optimizer in self._optimizers
@@ -49,16 +57,13 @@ class Owners:
     @property
     def table(self) -> dict[int, frozenset[int]]:
         """The ids of its owners, by the id of each parameter."""
-        present = [one for one in self._optimizers if hasattr(one, "param_groups")]
-        state = tuple((id(o), sum(len(g["params"]) for g in o.param_groups)) for o in present)
-        if state != self._state:
+        if self._made_of != len(self._optimizers):  # some may be gone, too
             owners: dict[int, set[int]] = {}
-            for optimizer in present:
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        owners.setdefault(id(parameter), set()).add(id(optimizer))
+            for optimizer, owned in self._optimizers.items():
+                for parameter in owned.ids:
+                    owners.setdefault(parameter, set()).add(id(optimizer))
             self._table = {parameter: frozenset(ids) for parameter, ids in owners.items()}
-            self._state = state
+            self._made_of = len(self._optimizers)
         return self._table
 
     def of(self, module: nn.Module) -> Ownership:

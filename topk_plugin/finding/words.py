@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from topk_plugin.finding.candidate import Candidate
+from topk_plugin.finding.identity import called
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict
 
@@ -45,7 +48,16 @@ def nothing_found(left: Iterable[str], optimizer_steps: int, optimizers: int) ->
     return (
         f"nothing was named, and no critic was found in {optimizer_steps} optimizer steps: no "
         f"module that one of {optimizers} optimizers owns was called with what parameters of "
-        f"another one made, and sent a gradient back. {name}. Where one optimizer owns both "
-        "networks, attach the critic in the script and mark the generator's steps: "
-        "`with topk.generator_step():`."
+        f"another one made, and sent a gradient back. {name}."
+    )
+
+
+def one_optimizer(scorers: Iterable[nn.Module]) -> str:
+    """The error: its steps do not tell whose they are."""
+    names = " and ".join(called(module) for module in scorers)
+    return (
+        f"nothing was named, and one optimizer owns both {names} and the network whose samples go "
+        "there, so its steps do not tell generator steps from critic steps. In the script, attach "
+        "the critic and mark the generator's steps: `with attach(critic, topk):`, and "
+        "`with topk.generator_step():` around their forward and backward."
     )
