@@ -535,3 +535,28 @@ def test_samples_are_known_again_in_a_batch_that_holds_real_ones_too(tmp_path):
     done = equals_by_hand(tmp_path)
     assert "ACTIVE: found critics gan:Critic, second (Sequential), direction high" in done.err
     assert "12 generator steps gated, 80 of 192 rows dropped, 3 epochs" in done.err
+
+
+def test_samples_are_known_again_beside_what_they_go_with(tmp_path):
+    text = """
+        second = net(3 + 2, 1)
+        opt_2 = adam(second)
+
+        def step(x):
+            critic_step(x)
+            z = torch.randn(8, 3)
+            opt_2.zero_grad()
+            of_real, of_fake = (second(torch.cat([z, one], 1)) for one in (x, G(z).detach()))
+            (softplus(-of_real) + softplus(of_fake)).mean().backward()
+            opt_2.step()
+            opt_g.zero_grad()
+            of_first, of_second = D(fakes()), second(torch.cat([z, G(z)], 1))
+            (softplus(-keep(of_first)) + softplus(-keep(of_second))).mean().backward()
+            opt_g.step()
+
+        passes(step)
+        write(G, D, second)
+        """
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critics gan:Critic, second (Sequential), direction high" in done.err

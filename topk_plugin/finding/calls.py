@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,44 +21,12 @@ from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership
 from topk_plugin.finding.passes import Passes
+from topk_plugin.finding.samples import Samples
 from topk_plugin.loop.critic_step import Generated
 from topk_plugin.loop.generator_graph import parameters_upstream
 from topk_plugin.loop.intercept import Interceptor
 from topk_plugin.loop.traced import inside
 from topk_plugin.topk import TopK
-
-RECENT = 16
-"""Outputs of modules of which the ends are remembered."""
-
-
-class Samples:
-    """The first and last sample of what modules returned lately: by them a generated batch is known
-    again inside a larger one, which was copied from it and from real data."""
-
-    def __init__(self) -> None:
-        self._ends: deque[tuple[Tensor, Tensor, int, frozenset[int]]] = deque(maxlen=RECENT)
-
-    def returned(self, output: Any, optimizers: frozenset[int]) -> None:
-        """A module of these ``optimizers``, by id, gave ``output``."""
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.numel():
-                first, last = (leaf[place].detach().clone() for place in (0, -1))
-                self._ends.append((first, last, len(leaf), optimizers))
-
-    def rows_in(self, batch: Tensor, own: frozenset[int]) -> slice | None:
-        """Where in ``batch`` are samples that networks of other optimizers than ``own`` made."""
-        for first, last, n, optimizers in reversed(self._ends):
-            alike = first.shape == batch.shape[1:] and first.dtype == batch.dtype
-            if not alike or len(batch) <= n or not optimizers - own:
-                continue
-            if first.device != batch.device:
-                continue
-            starts, ends = ((batch == one).flatten(1).all(1) for one in (first, last))
-            for start in (
-                (starts[: len(batch) - n + 1] & ends[n - 1 :]).nonzero().flatten().tolist()
-            ):
-                return slice(start, start + n)
-        return None
 
 
 class _Here(threading.local):
@@ -171,9 +138,9 @@ class Calls:
         makers = [self._generated.by(tensor) for tensor in tensors]
         theirs = made is not None or any(m is not None and m - own.optimizers for m in makers)
         samples = tensors[0] if made is None else made.sources[0]
-        mixed = self._generated.by(samples) is None
-        rows = self._samples.rows_in(samples, own.optimizers) if mixed else None
-        generated = theirs if rows is None else rows
+        copied = self._generated.by(samples) is None
+        rows = self._samples.rows_in(samples, own.optimizers) if copied else None
+        generated = theirs if rows is None else rows == slice(0, len(samples)) or rows
         if not candidate.returned(output, len(samples), samples.shape, made, generated):
             self._averages.add(inner)
 
