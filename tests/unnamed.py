@@ -68,13 +68,13 @@ def unnamed(folder: Path, *arguments: str, flags: Sequence[str] = SETTINGS) -> D
     return run(folder, ["run", *flags, "--", "train.py", *arguments])
 
 
-def equals_by_hand(folder: Path) -> Done:
-    """The run of a script that was checked to end as it does with top-k by hand, in its verdict."""
+def equals_by_hand(folder: Path, flags: Sequence[str] = ()) -> Done:
+    """The run of a script, which was checked to end as it does with top-k by hand in it."""
     assert plain_run(folder, "train.py").status == 0
     plain = weights(folder)
     assert plain_run(folder, "train.py", "by hand").status == 0
     hand = weights(folder)
-    done = unnamed(folder)
+    done = unnamed(folder, flags=[*flags, *SETTINGS])
     assert done.status == 0, done.err
     assert largest_difference(plain, hand) > 1e-6
     assert largest_difference(weights(folder), hand) < 1e-12

@@ -5,6 +5,27 @@ import textwrap
 import pytest
 from unnamed import equals_by_hand, with_loop
 
+MODES = """
+    class Modes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.out = net(2, 8), nn.Linear(8, 1)
+
+        def forward(self, x, mode="score"):
+            return self.features(x) if mode == "features" else self.out(self.features(x))
+
+    D = Modes()
+    opt_d = adam(D)
+
+    def step(x):
+        critic_step(x)
+        opt_g.zero_grad()
+        fake = fakes()
+        features = D(fake, "features"), D(x, "features").detach()
+        (mse_loss(*features) + softplus(-keep(D(fake))).mean()).backward()
+        opt_g.step()
+    """
+
 FOUND = {  # a loop, and what is found in it
     "a network without an optimizer, as of a perceptual loss": (
         """
@@ -302,6 +323,7 @@ FOUND = {  # a loop, and what is found in it
         """,
         "__main__:Other",
     ),
+    "a critic that returns its features in another mode": (MODES, "__main__:Modes"),
 }
 
 
@@ -314,3 +336,9 @@ def test_the_critic_is_found_and_nothing_else(trap, tmp_path):
     assert "12 generator steps gated" in done.err
     assert "3 epochs ended" in done.err
     assert "ungated" not in done.err
+
+
+def test_a_critic_with_another_mode_may_also_be_named(tmp_path):
+    with_loop(tmp_path, textwrap.dedent(MODES) + "\npasses(step)\nwrite(D, G)\n")
+    done = equals_by_hand(tmp_path, ["--critic", "__main__:Modes"])
+    assert "12 generator steps gated, 40 of 96 rows dropped, 3 epochs" in done.err

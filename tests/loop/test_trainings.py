@@ -105,12 +105,15 @@ def test_a_new_critic_and_a_new_optimizer_for_the_same_generator():
     assert ks(topk) == [(4, 1, BATCH)] * 2
 
 
-def test_an_optimizer_that_takes_another_ones_place():
-    """For another learning rate, say; the critic stays."""
+@pytest.mark.parametrize("of_critic_too", [False, True])
+def test_an_optimizer_that_takes_another_ones_place(of_critic_too):
+    """For another learning rate, say; the networks stay."""
     topk, G, D = TopK(gamma=0.5, nu=0.25), make_generator(), Critic()
     with attach(D, topk):
         for rate in (0.1, 0.05):
+            opt_D = SGD(D.parameters(), rate) if of_critic_too else None
             train(G, D, SGD(G.parameters(), rate))
+            del opt_D
             topk.end_epoch()
     assert ks(topk) == [(8, 2, HALF)]
 

@@ -66,6 +66,10 @@ class LineGate:
         heads = [answer] if isinstance(answer, Tensor) else list(answer)
         return heads, True
 
+    def names_scores(self, output: Any) -> bool:
+        """Whether the settings or a plugin say what of ``output`` are scores."""
+        return bool(self._heads) or self._ask_scores(output=output) is not None
+
     def gate(self, output: Any, weigh: str, select: Select, follows: bool) -> Any:
         """``output`` with its scores gated.
 

@@ -2,9 +2,10 @@
 
 A second training in the same process (a loop over seeds or folds, a sweep) has networks and an
 optimizer of its own and begins at its own k = B. A new critic that the same optimizer goes on with
-makes no new training, nor does an optimizer that takes another's place; both together do, as where
-progressive growing builds its critic anew for each resolution. Of a loop of one's own that calls
-``topk(scores)`` nothing is guessed: there a training is a TopK, or what an upstream's counter says.
+makes no new training, nor do optimizers that take others' places; a new critic and a new optimizer
+together do, as where progressive growing builds its critic anew for each resolution. Of a loop of
+one's own that calls ``topk(scores)`` nothing is guessed: there a training is a TopK, or what an
+upstream's counter says.
 """
 
 from __future__ import annotations
@@ -188,12 +189,11 @@ class Trainings:
             self._next.progress.as_told(self.current.progress)
         return self._next
 
-    def of(self, parameters: Set[int], critic: nn.Module, of_critic: Set[int]) -> Training:
+    def of(self, parameters: Set[int], critic: nn.Module) -> Training:
         """The training of a generator, before any optimizer says whose step it is.
 
         Args:
             parameters: ids of the generator's, upstream of the critic's input.
-            of_critic: ids of the critic's.
         """
         for training in reversed(self.all):
             if training.parameters.isdisjoint(parameters):
@@ -201,8 +201,7 @@ class Trainings:
             if training.rivals or not training.optimizers:
                 mine = parameters & training.parameters
                 replaced = not training.optimizers or _own(training.rivals, mine)
-                new = critic not in training.critics or _own(training.rivals, of_critic)
-                if replaced and new:
+                if replaced and critic not in training.critics:
                     continue
             return training
         if self.current.by_hand and self.current.progress.begun:

@@ -124,11 +124,12 @@ class Candidate:
             if leaf.shape[:1] == (batch,) or (batch == 1 and leaf.numel() == 1):
                 rows = True
                 image = whole and leaf.numel() > batch
+                kind: Kind = "image" if image else "score" if score else "numbers"
+                key = self._key(name or "0", kind)
                 if made is not None:
-                    kind: Kind = "image" if image else "score" if score else "numbers"
-                    self.outputs.setdefault(name or "0", Output(tuple(leaf.shape), kind))
-                if made is not None or known or (score and not image):
-                    leaves[name or "0"] = leaf, score and not image
+                    self.outputs.setdefault(key, Output(tuple(leaf.shape), kind))
+                if made is not None or known or kind == "score":
+                    leaves[key] = leaf, kind == "score"
             elif leaf.numel() == 1:
                 mean = True
             elif made is not None:
@@ -137,6 +138,11 @@ class Candidate:
         if leaves:
             self._watch(leaves, batch, made, generated)
         return rows or bool(self.odd) or not mean
+
+    def _key(self, name: str, kind: Kind) -> str:
+        """Of an output by its name: in another mode it may be something else."""
+        known = self.outputs.get(name)
+        return name if known is None or known.kind == kind else f"{name} ({kind})"
 
     def _watch(
         self, leaves: dict[str, tuple[Tensor, bool]], batch: int, made: Made | None,
@@ -173,7 +179,7 @@ class Candidate:
         """What a gate would do with a call while k = B: arrive at the ledger."""
         owner, ids = self.owner(), self.own.parameters
         assert owner is not None  # it was called
-        training = self.topk.trainings.of(made.upstream - ids, owner, ids)
+        training = self.topk.trainings.of(made.upstream - ids, owner)
         known, box = self.topk.ledger.is_marked, Box()
         frozen = not any(parameter.requires_grad for parameter in self._parameters())
 
@@ -264,7 +270,9 @@ class Candidate:
             for name, output in self.outputs.items()
             if output.kind == "score" and output.raised + output.lowered
         }
-        return () if {*heads} == told and not self.copies else tuple(heads)
+        if {*heads} == told and not self.copies:
+            return ()
+        return tuple(head.partition(" (")[0] for head in heads)
 
     def seen(self, generators: Set[int]) -> Seen:
         """For the rules.

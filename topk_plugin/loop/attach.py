@@ -277,6 +277,9 @@ class Attachment:
         plan = planned(leaves, critic, parameters, generator, self.topk)
         if plan is None:
             output = original(*args, **kwargs)
+            if not self.heads.seen:
+                batch = next((len(x) for x in leaves if isinstance(x, Tensor) and x.dim()), 0)
+                self.heads.see(output, batch)
             self.witness.scored(self._critic(), leaves, output)
             return output
         inputs = [leaves[place] for place in plan.places]
@@ -303,6 +306,8 @@ class Attachment:
         topk, training, batch = self.topk, plan.training, source.shape[0]
         critic = self._critic()
         assert critic is not None  # it was called
+        if not self.heads.see(output, batch):
+            return output
         heads, named = self.heads.of(output, source, sources, plan.places)
         mean = topk.config.reduction == "mean"
         ranked = topk.line.ranked(heads, batch, named, training, mean, topk.follows)

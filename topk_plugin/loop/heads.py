@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import reaches
 from topk_plugin.core.line import LineGate
-from topk_plugin.core.ranking import describe, named_leaves, plain, table
+from topk_plugin.core.ranking import describe, named_leaves, plain, resembles_score, table
 from topk_plugin.errors import ScoreShapeError
 from topk_plugin.streams import warn
 
@@ -27,6 +28,20 @@ class Heads:
     def __init__(self, line: LineGate, names: Sequence[str | int] = ()) -> None:
         self.line, self.names = line, names
         self._known: tuple[Any, list[bool]] = (None, [])  # a structure, which of its leaves depend
+        self.seen = False  # a call returned something that is shaped like a score
+
+    def see(self, output: Any, batch: int) -> bool:
+        """Whether ``output`` may be gated: a critic that returned scores before may return its
+        features alone in another mode, and these are left as they are.
+
+        Args:
+            batch: B, of what the critic was called with.
+        """
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if any(resembles_score(leaf, batch) for leaf in leaves):
+            self.seen = True
+            return True
+        return not self.seen or bool(self.names) or self.line.names_scores(output)
 
     def of(
         self, output: Any, source: Tensor, sources: Sequence[Node], places: Sequence[int]

@@ -67,7 +67,7 @@ def planned(
     of_generator: Set[int] = upstream - critic_ids - topk.ledger.of_critic
     if generator is not None:
         of_generator = generator.ids
-    training = topk.trainings.of(of_generator, critic, critic_ids)
+    training = topk.trainings.of(of_generator, critic)
     audit = training.audit.goes_on
     # while k = B nothing is masked, but if k is to fall, what cannot be is told now
     observe = training.progress.fraction == 1
