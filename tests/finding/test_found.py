@@ -138,7 +138,39 @@ UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
             error(fakes()).mean().backward()
             opt_g.step()
         """,
-        ["__main__:Net: output 0 (8, 2)", "it returns an image", "--critic __main__:Net=0\n"],
+        ["__main__:Net: output 0 (8, 2)", "it returns an image. If it autoencodes, no output"]
+        + ["if it scores each pixel, the mean does: --critic __main__:Net=0\n"],
+        8,
+    ),
+    "a critic that returns an image and a code": (
+        """
+        class Autoencoder(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder = net(2, 3), net(3, 2)
+
+            def forward(self, x):
+                code = self.encoder(x)
+                return self.decoder(code), code
+
+        D = Autoencoder()
+        opt_d = adam(D)
+
+        def error(x):
+            return (D(x)[0] - x).square().mean()
+
+        def step(x):
+            opt_d.zero_grad()
+            (error(x) - 0.1 * error(fakes().detach())).backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            fake = fakes()
+            image, code = D(fake)
+            ((image - fake).square().mean() + code.square().sum(1).std()).backward()
+            opt_g.step()
+        """,
+        ["__main__:Autoencoder: output 0 (8, 2)", "1 (8, 3)", "it returns an image. If it auto"]
+        + ["the mean does: --critic __main__:Autoencoder=0\n"],
         8,
     ),
     "two kinds that may be critics, and neither can be told": (
