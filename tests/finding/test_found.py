@@ -370,6 +370,29 @@ def test_a_run_that_begins_below_b_is_told_to_name_the_critic(tmp_path):
     assert "Start again and name it: --critic gan:Critic\n" in done.err
 
 
+def test_a_run_that_is_below_b_after_a_warm_up_is_told_to_name_the_critic(tmp_path):
+    text = f"""
+        {GAN_STEP.replace(chr(10), chr(10) + "        ")}
+        def warm_up(x):
+            opt_g.zero_grad()
+            (fakes() - x).abs().mean().backward()
+            opt_g.step()
+
+        passes(warm_up, 1)
+        passes(step)
+        write(D, G)
+        """
+    with_loop(tmp_path, text)
+    done = unnamed(tmp_path, flags=(*SETTINGS, "--passes", "all"))
+    assert done.status == 2
+    assert "Start again and name it: --critic gan:Critic\n" in done.err
+    done = unnamed(tmp_path, flags=(*SETTINGS, "--passes", "all", "--critic", "gan:Critic"))
+    assert done.status == 0
+    found = weights(tmp_path)
+    assert plain_run(tmp_path, "train.py", "by hand").status == 0
+    assert largest_difference(weights(tmp_path), found) < 1e-12
+
+
 def test_where_the_critic_has_no_name_it_is_said_what_went_ungated(tmp_path):
     with_loop(tmp_path, f"D = net(2, 1)\nopt_d = adam(D)\n{GAN_STEP}\npasses(step)\n")
     done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2"))

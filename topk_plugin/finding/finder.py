@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from topk_plugin.core.ledger import Arrival, hand_over
+from topk_plugin.core.ledger import hand_over
 from topk_plugin.core.optimizers import building, watch_zeroing
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.finding import words
+from topk_plugin.finding.backlog import Backlog
 from topk_plugin.finding.calls import Calls
-from topk_plugin.finding.candidate import Candidate, Settled
+from topk_plugin.finding.candidate import Candidate
 from topk_plugin.finding.identity import Identity, Places, called, like, plain
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
@@ -43,17 +44,6 @@ class Found(NamedTuple):
     attachment: Attachment
 
 
-class Step(NamedTuple):
-    """A step of the generator, before its critics were found."""
-
-    optimizer: Optimizer
-    through: dict[Candidate, Settled]
-
-    def calls_of(self, candidate: Candidate) -> list[Arrival]:
-        """Those that it went through."""
-        return self.through[candidate].calls if candidate in self.through else []
-
-
 class Finder:
     """Finds the critics of what is trained with ``topk``, between ``start()`` and ``stop()``."""
 
@@ -66,7 +56,7 @@ class Finder:
         self._watch = Watch(self._see)
         self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
         self._generators: set[int] = set()  # backward passes of the generator's steps
-        self._backlog: list[Step] = []
+        self._backlog = Backlog()
         self.ungated = 0  # generator steps at k < B before their critic was found
         self._counted = False  # the present optimizer step is the generator's
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -154,7 +144,7 @@ class Finder:
                 through[one] = settled
                 self._generators |= {call.task for call in settled.calls}
         if through:
-            self._backlog.append(Step(optimizer, through))
+            self._backlog.add(optimizer, through)
         calls.passes.stepped(self._counted or bool(through))
         self._decide(calls, calls.passes.over)
 
@@ -190,7 +180,8 @@ class Finder:
     def _take(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Attach critics that were found, and count the generator's steps before."""
         at = self.topk.training.progress
-        if not self.found and not at.is_held and self.topk.fraction_at(at.first_epoch) < 1:
+        ungated = any(step.below and step.calls_of(fresh) for step in self._backlog)
+        if not self.found and not at.is_held and ungated:
             self._refuse(fresh)
         for one, heads in fresh.items():
             del self._left[one]
@@ -233,17 +224,18 @@ class Finder:
 
     def _count_before(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Count generator steps through ``fresh`` where nothing was gated in them."""
-        steps = [
-            (step, [call for one in fresh for call in step.calls_of(one)]) for step in self._backlog
-        ]
+        steps = [(step, came) for step in self._backlog if (came := step.calls_of(fresh))]
         young = {c.training for _, came in steps for c in came if not c.training.progress.begun}
         for training in young:
             training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
         for step, came in steps:
-            self.ungated += any(call.training.progress.fraction < 1 for call in came)
+            self.ungated += step.below
             mine = [call for call in came if call.training in young]
+            first, *others = step.optimizers
             if mine:
-                self.topk.ledger.counted(mine, [call.choice for call in mine], step.optimizer)
+                self.topk.ledger.counted(mine, [call.choice for call in mine], first)
+            for optimizer in others:
+                self.topk.trainings.joined(optimizer)
         for training in young:  # passes that ended before there was anything to count
             for _ in range(calls.passes.ended):
                 if self.topk.config.every == "epoch" and not training.progress.counted:
