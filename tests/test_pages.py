@@ -268,7 +268,7 @@ def test_what_is_set_as_code_is_known(page, monkeypatch):
     with_topk = argparse.ArgumentParser()
     add_arguments(with_topk)
     known = flags_of(parser) | flags_of(with_topk)
-    for path in ROOT.glob("tests/benchmarks/*.py"):
+    for path in (*ROOT.glob("tests/benchmarks/*.py"), ROOT / "tests/others/run.py"):
         known |= {*re.findall(r'add_argument\("(--\w+)"', path.read_text())}
     known |= {"--netD", "--pretrained_model", "--hand", "--no-deps"}  # of upstreams and contract.py
     for text in code(page):

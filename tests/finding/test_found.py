@@ -118,7 +118,39 @@ UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
             error(fakes()).mean().backward()
             opt_g.step()
         """,
-        ["__main__:Net: output 0 (8, 2)", "it returns an image", "--critic __main__:Net=0\n"],
+        ["__main__:Net: output 0 (8, 2)", "it returns an image. If it autoencodes, no output"]
+        + ["if it scores each pixel, the mean does: --critic __main__:Net=0\n"],
+        8,
+    ),
+    "a critic that returns an image and a code": (
+        """
+        class Autoencoder(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder = net(2, 3), net(3, 2)
+
+            def forward(self, x):
+                code = self.encoder(x)
+                return self.decoder(code), code
+
+        D = Autoencoder()
+        opt_d = adam(D)
+
+        def error(x):
+            return (D(x)[0] - x).square().mean()
+
+        def step(x):
+            opt_d.zero_grad()
+            (error(x) - 0.1 * error(fakes().detach())).backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            fake = fakes()
+            image, code = D(fake)
+            ((image - fake).square().mean() + code.square().sum(1).std()).backward()
+            opt_g.step()
+        """,
+        ["__main__:Autoencoder: output 0 (8, 2)", "1 (8, 3)", "it returns an image. If it auto"]
+        + ["the mean does: --critic __main__:Autoencoder=0\n"],
         8,
     ),
     "two kinds that may be critics, and neither can be told": (
@@ -381,6 +413,29 @@ def test_a_run_that_begins_below_b_is_told_to_name_the_critic(tmp_path):
     assert done.status == 2
     assert "ConfigError: gan:Critic was found after the first generator steps" in done.err
     assert "Start again and name it: --critic gan:Critic\n" in done.err
+
+
+def test_a_run_that_is_below_b_after_a_warm_up_is_told_to_name_the_critic(tmp_path):
+    text = f"""
+        {GAN_STEP.replace(chr(10), chr(10) + "        ")}
+        def warm_up(x):
+            opt_g.zero_grad()
+            (fakes() - x).abs().mean().backward()
+            opt_g.step()
+
+        passes(warm_up, 1)
+        passes(step)
+        write(D, G)
+        """
+    with_loop(tmp_path, text)
+    done = unnamed(tmp_path, flags=(*SETTINGS, "--passes", "all"))
+    assert done.status == 2
+    assert "Start again and name it: --critic gan:Critic\n" in done.err
+    done = unnamed(tmp_path, flags=(*SETTINGS, "--passes", "all", "--critic", "gan:Critic"))
+    assert done.status == 0
+    found = weights(tmp_path)
+    assert plain_run(tmp_path, "train.py", "by hand").status == 0
+    assert largest_difference(weights(tmp_path), found) < 1e-12
 
 
 def test_where_the_critic_has_no_name_it_is_said_what_went_ungated(tmp_path):

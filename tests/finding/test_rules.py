@@ -42,6 +42,10 @@ def test_an_energy_is_lowered_by_the_generator_and_raised_by_its_own_steps():
         ({"outputs": {"0": score(9, 7)}}, "both ways (56% of them one way)"),
         ({"outputs": {"0": score(0, 0)}}, "the loss sent no gradient to it"),
         ({"outputs": {"0": score(kind="image")}}, "it returns an image"),
+        (
+            {"outputs": {"0": score(kind="image"), "1": score(9, 7, "numbers", (8, 2))}},
+            "it returns an image",
+        ),
         ({"outputs": {"0": score(146, 14, "numbers", (8, 10))}}, "both ways (91% of them one way)"),
     ],
 )

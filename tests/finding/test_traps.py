@@ -169,6 +169,23 @@ FOUND = {  # a loop, and what is found in it
         """,
         "gan:Critic",
     ),
+    "two optimizers after one backward through two critics": (
+        """
+        C, E = Critic(), Net(2, 3)
+        opt_c, opt_e = adam(C), adam(E)
+
+        def step(x):
+            opt_e.zero_grad(), opt_g.zero_grad()
+            coded, fake = G(E(x)), fakes()
+            (softplus(-keep(C(coded))).mean() + softplus(-keep(D(fake))).mean()).backward()
+            opt_e.step(), opt_g.step()
+            for critic, optimizer, of in ((C, opt_c, coded), (D, opt_d, fake)):
+                optimizer.zero_grad()
+                (softplus(-critic(x)).mean() + softplus(critic(of.detach())).mean()).backward()
+                optimizer.step()
+        """,
+        "gan:Critic",
+    ),
     "a module that holds both networks": (
         """
         class Both(nn.Module):
@@ -335,6 +352,7 @@ def test_the_critic_is_found_and_nothing_else(trap, tmp_path):
     assert f"ACTIVE: found critic {critic}, direction high, k 8 of 8, decays" in done.err
     assert "12 generator steps gated" in done.err
     assert "3 epochs ended" in done.err
+    assert "training 2" not in done.err
     assert "ungated" not in done.err
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -17,12 +17,18 @@ from topk_plugin.topk import TopK
 class Step(NamedTuple):
     """A step of the generator."""
 
-    optimizer: Optimizer
+    optimizers: list[Optimizer]  # of one backward: several where parts of it have their own
     through: dict[Candidate, Settled]
+    below: bool  # k < B then
 
-    def calls_of(self, candidate: Candidate) -> list[Arrival]:
-        """Those that it went through."""
-        return self.through[candidate].calls if candidate in self.through else []
+    @property
+    def tasks(self) -> set[int]:
+        """Its backward passes."""
+        return {call.task for settled in self.through.values() for call in settled.calls}
+
+    def calls_of(self, candidates: Iterable[Candidate]) -> list[Arrival]:
+        """Those of ``candidates`` that it went through."""
+        return [call for c in candidates if c in self.through for call in self.through[c].calls]
 
 
 class Backlog:
@@ -30,28 +36,51 @@ class Backlog:
 
     def __init__(self, topk: TopK) -> None:
         self.topk = topk
-        self.steps: list[Step] = []
-        self.ungated = 0  # of them, those at k < B
+        self._steps: list[Step] = []
+        self.ungated = 0  # of them, those at k < B whose critic was found
+
+    def add(self, optimizer: Optimizer, through: dict[Candidate, Settled]) -> None:
+        """A step of ``optimizer``, perhaps after another one's of the same backward."""
+        came = [call for settled in through.values() for call in settled.calls]
+        below = any(call.training.progress.fraction < 1 for call in came)
+        step = Step([optimizer], through, below)
+        if self._steps and step.tasks & self._steps[-1].tasks:
+            before = self._steps.pop()
+            optimizers = [*before.optimizers, optimizer]
+            step = Step(optimizers, before.through | through, before.below or below)
+        self._steps.append(step)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._steps.clear()
+
+    def any_below(self, fresh: Iterable[Candidate]) -> bool:
+        """Whether k < B in one that went through ``fresh``."""
+        fresh = list(fresh)
+        return any(step.below and step.calls_of(fresh) for step in self._steps)
 
     def through(self, candidate: Candidate, critic: nn.Module) -> None:
         """The calls of ``candidate`` were those of ``critic``."""
-        for step in self.steps:
-            for call in step.calls_of(candidate):
+        for step in self._steps:
+            for call in step.calls_of([candidate]):
                 call.training.critics.add(critic)
 
     def count(self, fresh: Mapping[Candidate, tuple[str, ...]], passes: Passes) -> None:
         """Count the steps through what is found now, by its heads: nothing was gated in them."""
-        came = [[call for one in fresh for call in step.calls_of(one)] for step in self.steps]
-        young = {c.training for calls in came for c in calls if not c.training.progress.begun}
+        steps = [(step, came) for step in self._steps if (came := step.calls_of(fresh))]
+        young = {c.training for _, came in steps for c in came if not c.training.progress.begun}
         for training in young:
             training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
-        for step, calls in zip(self.steps, came, strict=True):
-            self.ungated += any(call.training.progress.fraction < 1 for call in calls)
-            mine = [call for call in calls if call.training in young]
+        for step, came in steps:
+            self.ungated += step.below
+            mine = [call for call in came if call.training in young]
+            first, *others = step.optimizers
             if mine:
-                self.topk.ledger.counted(mine, [call.choice for call in mine], step.optimizer)
-            for call in calls:  # of a step that another critic was found by, at k = B
-                if call.training not in young and call.training.progress.fraction == 1:
+                self.topk.ledger.counted(mine, [call.choice for call in mine], first)
+                for optimizer in others:
+                    self.topk.trainings.joined(optimizer)
+            for call in came:  # of a step that was counted, when another critic was found by it
+                if call.training not in young and not step.below:
                     call.training.counts.add(call.training.counts.take([call.choice]))
         for training in young:  # passes that ended before there was anything to count
             for _ in range(passes.ended):

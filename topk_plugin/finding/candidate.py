@@ -259,9 +259,21 @@ class Candidate:
         owner = self.owner()
         if owner is None or not self.outputs:
             return None
-        scores = any(output.kind == "score" for output in self.outputs.values())
-        named = self.named(heads) if heads else () if scores else tuple(self.outputs)
-        return flag(owner, self.identity.part, named)
+        return flag(owner, self.identity.part, self.named(heads) if heads else self._likely)
+
+    @property
+    def returns_images(self) -> bool:
+        """And no score beside them."""
+        kinds = {output.kind for output in self.outputs.values()}
+        return "image" in kinds and "score" not in kinds
+
+    @property
+    def _likely(self) -> tuple[str, ...]:
+        """Outputs that have to be named, if any, where none is a score for certain."""
+        kinds = {name: output.kind for name, output in self.outputs.items()}
+        if "score" in kinds.values():
+            return ()
+        return tuple(n for n, kind in kinds.items() if kind == "image" or not self.returns_images)
 
     def named(self, heads: Sequence[str]) -> tuple[str, ...]:
         """Of its scores those that have to be named; none where their shape and gradient tell."""

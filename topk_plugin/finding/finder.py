@@ -20,7 +20,7 @@ from topk_plugin.core.optimizers import building, watch_zeroing
 from topk_plugin.core.parameters import owned_by
 from topk_plugin.errors import ConfigError, GeneratorStepUnknown, NoEffectError, TopKError
 from topk_plugin.finding import words
-from topk_plugin.finding.backlog import Backlog, Step
+from topk_plugin.finding.backlog import Backlog
 from topk_plugin.finding.calls import Calls
 from topk_plugin.finding.candidate import Candidate
 from topk_plugin.finding.identity import Identity, Places, called, like, plain
@@ -105,7 +105,7 @@ class Finder:
             self.calls.stop()
             self.calls = None
             self._generators.clear()
-            self._backlog.steps.clear()
+            self._backlog.clear()
 
     def _see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.calls is None:
@@ -145,7 +145,7 @@ class Finder:
                 through[one] = settled
                 self._generators |= {call.task for call in settled.calls}
         if through:
-            self._backlog.steps.append(Step(optimizer, through))
+            self._backlog.add(optimizer, through)
         calls.passes.stepped(self._counted or bool(through or calls.of_one_optimizer))
         self._decide(calls, calls.passes.over)
 
@@ -174,7 +174,7 @@ class Finder:
             self.refused = GeneratorStepUnknown(words.one_optimizer(calls.of_one_optimizer))
             raise self.refused
         elif last and all(one.helps for one in seen if one.steps):
-            self._backlog.steps.clear()
+            self._backlog.clear()
             calls.begin_anew()  # networks that learn together, before any critic is trained
         elif last:
             self.refused = self.nothing()
@@ -185,7 +185,7 @@ class Finder:
     def _take(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Attach critics that were found, and count the generator's steps before."""
         at = self.topk.training.progress
-        if not self.found and not at.is_held and self.topk.fraction_at(at.first_epoch) < 1:
+        if not self.found and not at.is_held and self._backlog.any_below(fresh):
             self._refuse(fresh)
         for one, heads in fresh.items():
             del self._left[one]

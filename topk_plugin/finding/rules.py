@@ -135,10 +135,11 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
         and (total := pooled[_group(name, seen.listed)])
         and output.kind != "image"
     }
-    if not share:
-        images = any(output.kind == "image" for output in seen.outputs.values())
-        return (), "it returns an image" if images else "the loss sent no gradient to it"
     scores = [name for name in share if seen.outputs[name].kind == "score"]
+    if not scores and any(output.kind == "image" for output in seen.outputs.values()):
+        return (), "it returns an image"  # and perhaps the code that it was made of
+    if not share:
+        return (), "the loss sent no gradient to it"
     heads = [name for name in scores if share[name] >= alike]
     heads = heads or [name for name in share if share[name] >= UNANIMOUS]
     if not heads:

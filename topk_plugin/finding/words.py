@@ -25,7 +25,14 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
         f"{candidate.name}: output {shown}; optimizer {optimizer}; {candidate.steps} generator "
         f"steps through it; {verdict.why}"
     )
-    return f"{text}. If it is a critic: {name}" if name else text
+    if not name:
+        return text
+    if candidate.returns_images:
+        return (
+            f"{text}. If it autoencodes, no output of it ranks samples; if it scores each pixel, "
+            f"the mean does: {name}"
+        )
+    return f"{text}. If it is a critic: {name}"
 
 
 def _pushed(raised: int, lowered: int) -> str:
