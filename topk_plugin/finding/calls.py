@@ -103,17 +103,18 @@ class Calls:
         finally:
             here.inside = False
         if torch.is_grad_enabled():
-            self._returned(module, plain(averaging or module), own, arguments, made, output)
+            owner = plain(averaging or module)
+            output = self._returned(module, owner, own, arguments, made, output)
         self._generated.returned(module, arguments, output)
         return output
 
     def _returned(
         self, module: nn.Module, owner: nn.Module, own: Ownership, arguments: Sequence[Any],
         made: Made | None, output: Any,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         tensors = [a for a in arguments if isinstance(a, Tensor) and a.dim()]
         if not tensors:
-            return
+            return output
         inner = plain(module)
         candidate = self._candidates.get(inner)
         if candidate is None:
@@ -126,8 +127,10 @@ class Calls:
         makers = [self._generated.by(tensor) for tensor in tensors]
         generated = made is not None or any(m is not None and m - own.optimizers for m in makers)
         samples = tensors[0] if made is None else made.sources[0]
-        if not candidate.returned(output, len(samples), samples.shape, made, generated):
+        output, whole = candidate.returned(output, len(samples), samples.shape, made, generated)
+        if not whole:
             self._averages.add(inner)
+        return output
 
     def _maker(self, module: nn.Module) -> frozenset[int] | None:
         """The optimizers of ``module``, which may be a generator's."""
