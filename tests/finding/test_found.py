@@ -162,6 +162,36 @@ def test_critics_of_real_and_generated_samples_in_one_call(detached, tmp_path):
     assert "12 generator steps gated, 80 of 192 rows dropped" in done.err
 
 
+DECORATED = """
+def persistent(cls):
+    class Decorator(cls):
+        pass
+    Decorator.__name__ = cls.__name__
+    return Decorator
+
+Critic = persistent(type("Critic", (Net,), {"__module__": "__main__"}))
+D = Critic(2, 1)
+opt_d = adam(D)
+
+def step(x):
+    critic_step(x)
+    generator_step()
+
+passes(step)
+write(D, G)
+"""
+
+
+def test_a_class_that_a_decorator_replaced_has_its_own_name(tmp_path):
+    with_loop(tmp_path, DECORATED)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Critic, direction high" in done.err
+    found = weights(tmp_path)
+    named = run(tmp_path, ["run", "--critic", "__main__:Critic", *SETTINGS, "--", "train.py"])
+    assert named.status == 0, named.err
+    assert largest_difference(weights(tmp_path), found) == 0
+
+
 # --- where nothing is clear -------------------------------------------------------------------
 
 UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
