@@ -70,6 +70,128 @@ def test_heads_are_those_that_the_loss_pushes_one_way(returned, read, heads, tmp
         assert "ranked by the mean of the heads 0.0, 1.0" in done.err
 
 
+PARTS = """
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = net(2, 4), net(2, 1), net(2, 1)
+
+    def forward(self, x):
+        RETURNED
+
+D = Several()
+opt_d = adam(D)
+
+def step(x):
+    opt_d.zero_grad()
+    (softplus(-D(x)[0]).mean() + softplus(D(fakes().detach())[0]).mean()).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    scores = D(fakes())[0]
+    if sys.argv[1:]:
+        scores = scores[scores.mean(1).topk(max(1, int(hand.f * 8))).indices]
+    softplus(-scores).mean().backward()
+    opt_g.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "heads"),
+    [
+        ("score = self.a(x)[:, None]; return score.flatten(1), score", "=0"),
+        ("b, c = self.b(x), self.c(x); return self.b(torch.cat([b, c], 1)), b, c", ""),
+    ],
+    ids=["the same numbers", "what the score is made of"],
+)
+def test_outputs_that_the_loss_reads_through_another_alone_are_no_heads(returned, heads, tmp_path):
+    with_loop(tmp_path, PARTS.replace("RETURNED", returned))
+    done = equals_by_hand(tmp_path)
+    assert f"ACTIVE: found critic __main__:Several{heads}, direction high" in done.err
+    assert "ranked by" not in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+PAIRS = """
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleList([net(2, 3), net(2, 3)])
+
+    def forward(self, real, fake):
+        return [[one(x) for one in self.nets] for x in (real, fake)]
+
+class Other(Pair): pass
+
+critics = Pair(), Other()
+opt_d = adam(*critics)
+
+def of_fakes(scores):
+    if sys.argv[1:]:
+        best = sum(one.mean(1) for one in scores).topk(max(1, int(hand.f * 8))).indices
+        scores = [one[best] for one in scores]
+    return scores
+
+def opposed(critic, *x):
+    both = zip(*critic(*x))
+    return sum(softplus(-real).mean() + softplus(fake).mean() for real, fake in both)
+
+def step(x):
+    fake = fakes()
+    opt_d.zero_grad()
+    sum(opposed(critic, x, DETACHED) for critic in critics).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    fake = fakes()
+    sum(softplus(-s).mean() for c in critics for s in of_fakes(c(x, fake)[1])).backward()
+    opt_g.step()
+
+passes(step)
+write(G, *critics)
+"""
+
+
+@pytest.mark.parametrize("detached", ["fake.detach()", "fake"])
+def test_critics_of_real_and_generated_samples_in_one_call(detached, tmp_path):
+    with_loop(tmp_path, PAIRS.replace("DETACHED", detached))
+    done = equals_by_hand(tmp_path)
+    named = "__main__:Pair=1.0,1.1, __main__:Other=1.0,1.1"
+    assert f"ACTIVE: found critics {named}, direction high" in done.err
+    assert "12 generator steps gated, 80 of 192 rows dropped" in done.err
+
+
+DECORATED = """
+def persistent(cls):
+    class Decorator(cls):
+        pass
+    Decorator.__name__ = cls.__name__
+    return Decorator
+
+Critic = persistent(type("Critic", (Net,), {"__module__": "__main__"}))
+D = Critic(2, 1)
+opt_d = adam(D)
+
+def step(x):
+    critic_step(x)
+    generator_step()
+
+passes(step)
+write(D, G)
+"""
+
+
+def test_a_class_that_a_decorator_replaced_has_its_own_name(tmp_path):
+    with_loop(tmp_path, DECORATED)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Critic, direction high" in done.err
+    found = weights(tmp_path)
+    named = run(tmp_path, ["run", "--critic", "__main__:Critic", *SETTINGS, "--", "train.py"])
+    assert named.status == 0, named.err
+    assert largest_difference(weights(tmp_path), found) == 0
+
+
 # --- where nothing is clear -------------------------------------------------------------------
 
 UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
@@ -170,6 +292,28 @@ UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
         """,
         ["gan:Critic: output", "__main__:Other: output", "and it is not the only one"],
         12,
+    ),
+    "a critic of which scores and a part of them are alike": (
+        """
+        class Several(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = net(2, 4), net(2, 4)
+
+            def forward(self, x):
+                return [self.a(x), self.b(x)], [self.a(x)[:, None]]
+
+        D = Several()
+
+        def step(x):
+            opt_g.zero_grad()
+            sum(softplus(-one).mean() for one in D(fakes())[0]).backward()
+            opt_g.step()
+
+        opt_d = adam(D)
+        """,
+        ["Several: output 0.0 (8, 4)", "--critic __main__:Several=0.0,0.1\n"],
+        4,
     ),
 }
 

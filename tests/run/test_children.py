@@ -431,6 +431,16 @@ def test_top_k_is_switched_on_once_when_torch_can_be_used(fakes, text, expected)
     assert (done.status, done.out.split(), done.err) == (0, expected.split(), "")
 
 
+def test_top_k_is_switched_on_where_torch_was_there_before(fakes):
+    text = (
+        "import os, sys, torch; os.environ['TOPK_ACTIVATION'] = '{}'; "
+        f"sys.modules.pop('sitecustomize', None); sys.path.insert(0, {children.STARTUP!r}); "
+        "import sitecustomize; print('script')"
+    )
+    done = see(fakes, None, text)
+    assert (done.status, done.out.split()) == (0, ["torch", "begin", "end", "on", "script"])
+
+
 def test_an_interpreter_without_topk_plugin_says_so_and_goes_on(fakes):
     (fakes / "topk_plugin" / "__init__.py").write_text("raise ImportError('no pluggy')")
     done = see(fakes, "{}", "import torch; print('script')")

@@ -112,7 +112,8 @@ class Calls:
         finally:
             here.inside = False
         if torch.is_grad_enabled():
-            self._returned(module, plain(averaging or module), own, arguments, made, output)
+            owner = plain(averaging or module)
+            output = self._returned(module, owner, own, arguments, made, output)
             if len(self.owners) == 1:
                 self._one_optimizer(inner, own, arguments, output)
         self._generated.returned(module, arguments, output)
@@ -122,10 +123,10 @@ class Calls:
     def _returned(
         self, module: nn.Module, owner: nn.Module, own: Ownership, arguments: Sequence[Any],
         made: Made | None, output: Any,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         tensors = [a for a in arguments if isinstance(a, Tensor) and a.dim()]
         if not tensors:
-            return
+            return output
         inner = plain(module)
         candidate = self._candidates.get(inner)
         if candidate is None:
@@ -141,8 +142,10 @@ class Calls:
         copied = self._generated.by(samples) is None
         rows = self._samples.rows_in(samples, own.optimizers) if copied else None
         generated = theirs if rows is None else rows == slice(0, len(samples)) or rows
-        if not candidate.returned(output, len(samples), samples.shape, made, generated):
+        output, whole = candidate.returned(output, len(samples), samples.shape, made, generated)
+        if not whole:
             self._averages.add(inner)
+        return output
 
     def _one_optimizer(
         self, module: nn.Module, own: Ownership, arguments: Sequence[Any], output: Any

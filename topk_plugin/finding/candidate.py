@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 
 from topk_plugin.core.graph import is_capturing, reaches
 from topk_plugin.core.ledger import Arrival, StepLedger
+from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.ranking import named_leaves, resembles_score
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.finding.identity import Identity, called, flag, like
 from topk_plugin.finding.owners import Ownership
-from topk_plugin.finding.rules import Kind, Output, Seen
+from topk_plugin.finding.rules import LONE, Kind, Output, Seen, heads_of
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
 
@@ -33,6 +34,9 @@ Pushes = dict[str, tuple[int, int, float]]
 
 Gradients = Sequence[tuple[str, Tensor]]
 """Of outputs by name, each (B, ...)."""
+
+Leaves = dict[str, tuple[Tensor, bool]]
+"""Outputs by name, and whether they may be scores by their shape."""
 
 
 class Pull(NamedTuple):
@@ -81,6 +85,7 @@ class Candidate:
         self.entrances: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # what was called for it
         self.own = Ownership(frozenset(), frozenset(), True)
         self.outputs: dict[str, Output] = {}
+        self.beside: dict[str, tuple[int, ...]] = {}  # shapes of outputs for other samples alone
         self.listed = False
         self.odd = ""  # what it returned that cannot rank samples
         self.steps = 0
@@ -99,16 +104,21 @@ class Candidate:
     def returned(
         self, output: Any, batch: int, shape: Sequence[int], made: Made | None,
         generated: bool | slice,
-    ) -> bool:  # fmt: skip
-        """A call of it gave ``output``; False: numbers of no sample alone, so look inside.
+    ) -> tuple[Any, bool]:  # fmt: skip
+        """A call of it gave ``output``.
 
         Args:
             batch, shape: of the samples that it was called with.
             made: of them, by the generator; None: detached, or real.
             generated: they are the generator's, for all that is known, or where in the batch.
+
+        Returns:
+            what the loop gets for it, and whether there are numbers of each sample in it: else
+            look inside.
         """
         known = bool(self.outputs)  # it was called for the generator's samples before
-        leaves: dict[str, tuple[Tensor, bool]] = {}
+        leaves: Leaves = {}
+        beside: Leaves = {}
         rows = mean = False
         ids, places = set[int](), set[tuple[int, int]]()
         for name, leaf in named_leaves(output):
@@ -116,6 +126,9 @@ class Candidate:
                 continue
             ids.add(id(leaf))  # a list of features may end with the score itself
             if made is not None and not reaches(leaf, made.nodes):
+                if leaf.shape[:1] == (batch,):
+                    self.beside[name or "0"] = tuple(leaf.shape)
+                    beside[name or "0"] = leaf, False
                 continue
             place = leaf.untyped_storage().data_ptr(), leaf.numel()
             self.copies |= made is not None and place in places
@@ -135,9 +148,11 @@ class Candidate:
             elif made is not None:
                 self.odd = f"{name or '0'} {tuple(leaf.shape)} for a batch of {batch}"
         self.listed |= isinstance(output, list)
+        if leaves and made is not None:
+            output, leaves = _apart(output, leaves)
         if leaves:
-            self._watch(leaves, batch, made, generated)
-        return rows or bool(self.odd) or not mean
+            self._watch(leaves, beside, batch, made, generated)
+        return output, rows or bool(self.odd) or not mean
 
     def _key(self, name: str, kind: Kind) -> str:
         """Of an output by its name: in another mode it may be something else."""
@@ -145,10 +160,12 @@ class Candidate:
         return name if known is None or known.kind == kind else f"{name} ({kind})"
 
     def _watch(
-        self, leaves: dict[str, tuple[Tensor, bool]], batch: int, made: Made | None,
+        self, leaves: Leaves, beside: Leaves, batch: int, made: Made | None,
         generated: bool | slice,
     ) -> None:  # fmt: skip
-        names, tensors = [*leaves], [tensor for tensor, _ in leaves.values()]
+        tensors = [tensor for tensor, _ in leaves.values()]
+        watched = [*tensors, *(tensor for tensor, _ in beside.values())]
+        names = [*leaves, *beside]
         pushes: list[Pushes] = []  # of the running backward, for what it arrives at
         call = None if made is None else self._gate(tensors, batch, made, pushes)
 
@@ -166,12 +183,12 @@ class Candidate:
                 self._left += [Pull(task, of, pushed) for of, pushed in parts]
             if call is not None:
                 # the scores vote; other outputs where there are none
-                scores = any(leaves[name][1] for name, _ in present)
-                read = zip(names, gradients, strict=True)
+                scores = any(leaves[name][1] for name, _ in present if name in leaves)
+                read = zip(leaves, gradients, strict=False)
                 votes = [g if leaves[name][1] or not scores else None for name, g in read]
                 call.backward(tuple(votes), len(votes))
 
-        register_multi_grad_hook(tensors, pulled)
+        register_multi_grad_hook(watched, pulled)
 
     def _gate(
         self, outputs: list[Tensor], batch: int, made: Made, pushes: list[Pushes]
@@ -257,6 +274,7 @@ class Candidate:
             heads: its scores; none: what may be.
         """
         owner = self.owner()
+        heads = heads or heads_of(Seen(self.like, self.outputs, self.listed), LONE)[0]
         if owner is None or not self.outputs:
             return None
         return flag(owner, self.identity.part, self.named(heads) if heads else self._likely)
@@ -294,16 +312,36 @@ class Candidate:
         """
         calls = [*self.ledger.pending, *(call for call, _ in self.ledger.aside)]
         open_ = generators | {call.task for call in calls}
-        return Seen(
+        seen = Seen(
             self.like,
             self.outputs,
             self.listed,
             self.steps,
             apart=any(any(p.task not in open_ for p in used) for used in self.used),
             helps=any(all(p.task in generators for p in used) for used in self.used),
-            contrast=sum(_contrast([p for p in used if p.task not in open_]) for used in self.used),
             trouble=self.trouble,
         )
+        own = [[p for p in used if p.task not in open_] for used in self.used]
+        twins = {name: self._twins(name) for name in heads_of(seen, LONE)[0]}
+        seen.contrast = sum(_contrast(pulls, twins) for pulls in own)
+        return seen
+
+    def _twins(self, head: str) -> set[str]:
+        """Outputs like ``head`` for the samples that are set against the generator's, in one call
+        for both."""
+        shape = self.outputs[head].shape
+        idle = {n: o.shape for n, o in self.outputs.items() if not o.raised + o.lowered}
+        return {name for name, of in (self.beside | idle).items() if of == shape and name != head}
+
+
+def _apart(output: Any, leaves: Leaves) -> tuple[Any, Leaves]:
+    """``output`` with views of ``leaves``: a loss that reads one of several outputs sends nothing
+    to the views of those that it was made of."""
+    if len(leaves) < 2:
+        return output, leaves
+    views = {name: (leaf.view_as(leaf), score) for name, (leaf, score) in leaves.items()}
+    old, new = ([leaf for leaf, _ in many.values()] for many in (leaves, views))
+    return with_replaced(output, old, tuple(new)), views
 
 
 def _push(gradient: Tensor) -> tuple[int, int, float]:
@@ -338,12 +376,18 @@ def _added(a: Pushes, b: Pushes) -> Pushes:
     return total
 
 
-def _contrast(pulls: Sequence[Pull]) -> int:
-    """Whether a step raised (1) or lowered (-1) generated samples against the others."""
+def _contrast(pulls: Sequence[Pull], twins: Mapping[str, Set[str]]) -> int:
+    """Whether a step raised (1) or lowered (-1) generated samples against the others.
+
+    Args:
+        twins: for each score, the outputs for other samples that one call gives with it.
+    """
     difference = 0.0
     fakes, others = ([p.pushes for p in pulls if p.generated is of] for of in (True, False))
-    for name in {n for one in fakes for n in one} & {n for one in others for n in one}:
-        means = [[one[name][2] for one in many if name in one] for many in (fakes, others)]
-        of_fakes, of_others = (sum(many) / len(many) for many in means)
-        difference += of_others - of_fakes  # a score moves against its gradient
+    for name, beside in twins.items():
+        of_fakes = [one[name][2] for one in fakes if name in one]
+        of_others = [one[name][2] for one in others if name in one]
+        of_others += [one[twin][2] for one in fakes for twin in beside & one.keys()]
+        if of_fakes and of_others:  # a score moves against its gradient
+            difference += sum(of_others) / len(of_others) - sum(of_fakes) / len(of_fakes)
     return (difference > 0) - (difference < 0)

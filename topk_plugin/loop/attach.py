@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -377,11 +377,19 @@ def _keep_buffers() -> None:
 def entrances(critic: nn.Module) -> Iterator[nn.Module]:
     """The modules whose call is a call of the critic; the outermost one that is called gates.
 
-    DistributedDataParallel is passed through to its module, so that what it hooks stays outside
-    the gate. DataParallel's replicas see a shard each, so its own output is gated as well.
+    DistributedDataParallel and Lightning's Fabric are passed through to their module, so that what
+    they hook stays outside the gate. DataParallel's replicas see a shard each, so its own output is
+    gated as well.
     """
-    while isinstance(critic, nn.parallel.DistributedDataParallel):
-        critic = critic.module
+    while (inner := _hooked(critic)) is not None:
+        critic = inner
     yield critic
     if isinstance(critic, nn.DataParallel):
         yield from entrances(critic.module)
+
+
+def _hooked(module: nn.Module) -> nn.Module | None:
+    """What ``module`` only wraps, hooking what that returns."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return cast(nn.Module, module.module)
+    return module.__dict__["_modules"].get("_forward_module")

@@ -110,13 +110,14 @@ class ResumeRecord:
 
 
 def unwrapped(critic: nn.Module | None) -> Iterator[nn.Module]:
-    """A critic and what DataParallel, DistributedDataParallel or torch.compile wrap in it."""
+    """A critic and what DataParallel, its distributed form, torch.compile or Fabric wrap in it."""
     module: Any = critic
     while isinstance(module, nn.Module):
         yield module
         inner = module.__dict__.get("_modules", {})
         wrapper = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        module = inner.get("module") if wrapper else inner.get("_orig_mod")
+        names = ("module",) if wrapper else ("_orig_mod", "_forward_module")
+        module = next((inner[name] for name in names if name in inner), None)
 
 
 def _saving(original: Callable[..., None]) -> Callable[..., None]:

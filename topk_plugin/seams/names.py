@@ -127,8 +127,14 @@ def names_of(qualname: str) -> Iterator[str]:
 
 def title(cls: Any) -> str:
     """The path that means a class or a function, ``module:Class``."""
-    module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
-    return f"{module}:{cls.__qualname__.replace(_LOCALS, '.')}"
+    module, name, short = cls.__module__, cls.__qualname__, cls.__name__
+    if _LOCALS in name:
+        for base in getattr(cls, "__mro__", ()):  # a decorator made it of a class that it replaced
+            if vars(sys.modules.get(base.__module__, object)).get(short) is cls:
+                module, name = base.__module__, short
+                break
+    module = "__main__" if module == "__mp_main__" else module
+    return f"{module}:{name.replace(_LOCALS, '.')}"
 
 
 class Found(NamedTuple):

@@ -81,5 +81,8 @@ def step_aside() -> None:
 
 
 if "TOPK_ACTIVATION" in os.environ:
-    sys.meta_path.insert(0, AfterTorch())
+    if "torch" in sys.modules:  # a .pth file imported it, before this file ran
+        switch_on()
+    else:
+        sys.meta_path.insert(0, AfterTorch())
 step_aside()
