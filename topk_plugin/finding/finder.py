@@ -160,7 +160,7 @@ class Finder:
             GeneratorStepUnknown: the same, and one optimizer owns all networks.
             ConfigError: k < B from the first step, and the steps before went ungated.
         """
-        candidates = [one for one in calls.candidates if one.outputs or one.odd]
+        candidates = [one for one in calls.candidates if one.outputs or one.outputs.odd]
         known = {found.like for found in self.found}
         seen = [one.seen(self._generators) for one in candidates]
         if candidates:
@@ -191,7 +191,7 @@ class Finder:
             del self._left[one]
             owner, scorer = one.owner(), one.scorer()
             if owner is not None and scorer is not None:
-                named = () if self.topk.config.heads else one.named(heads)
+                named = () if self.topk.config.heads else one.outputs.named(heads)
                 self._attach(owner, scorer, [*one.entrances], named)
                 self._backlog.through(one, owner)
             one.taken = True

@@ -18,7 +18,7 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
         f"{name} {output.shape}{_pushed(output.raised, output.lowered)}"
         for name, output in candidate.outputs.items()
     ]
-    shown = "; ".join([*outputs, *filter(None, [candidate.odd])])
+    shown = "; ".join([*outputs, *filter(None, [candidate.outputs.odd])])
     optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
     name = candidate.flag()
     text = (
@@ -27,7 +27,7 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
     )
     if not name:
         return text
-    if candidate.returns_images:
+    if candidate.outputs.are_images:
         return (
             f"{text}. If it autoencodes, no output of it ranks samples; if it scores each pixel, "
             f"the mean does: {name}"
