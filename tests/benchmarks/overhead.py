@@ -391,7 +391,7 @@ def chosen(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where the numbers are written, too")
     options = parser.parse_args(arguments)
     if options.host:
-        options.threads, options.model, options.steps = 1, ["tiny"], 10
+        options.threads, options.model, options.steps = 1, ["tiny"], 50
     return options
 
 

@@ -26,10 +26,9 @@ Select = Callable[[Tensor, Tensor], Tensor]
 def gate_numbers(fraction: float) -> Tensor:
     """What changes with the epoch alone, and what never does, so that no gate computes it; (5, 3).
 
-    Rows: what CALLS, ROWS and KEPT are for a call, and for each of its rows. Of KEPT_SUM,
-    DROPPED_SUM and THRESHOLD, the first and the last of the rows that they are sums of, in the
-    order of their ranks from the first row that is dropped; and (of two) whether kept rows are left
-    out.
+    Its lines: what CALLS, ROWS and KEPT are for a call, and for each row of its batch. Of KEPT_SUM,
+    DROPPED_SUM and THRESHOLD, the first and the last rank that they are sums of, counted from the
+    first rank that is dropped; and (of two of them) whether kept rows are left out.
 
     Args:
         fraction: of the batch that is kept, in (0, 1].
@@ -42,7 +41,7 @@ def gate_numbers(fraction: float) -> Tensor:
 
 def keep_fraction(numbers: Tensor, fraction: float) -> None:
     """Another ``fraction`` from now on, in place: captured graphs read them where they are."""
-    numbers[1, 2] = fraction
+    numbers[1, 2].fill_(fraction)  # not assigned, which may wait for a copy
 
 
 class GateState(NamedTuple):

@@ -205,7 +205,7 @@ class Direction:
         """For a checkpoint; on the device, as some loops ask at every step."""
         return {
             "votes": torch.stack(
-                [self.votes, self.low.new_tensor(self.known), self._disagreed, self._cast]
+                [self.votes, torch.full_like(self.low, self.known), self._disagreed, self._cast]
             ),
             "voting": self._voting,
             "critic": self._critic.clone(),
