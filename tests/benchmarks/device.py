@@ -108,7 +108,8 @@ def parts(device: str, tiny: bool) -> list[Part]:
             ),
             Part(IMAGES, "all", [*images, *small, "--batch", "4", "--no-peaks"], 3, 300),
             Part(
-                TRAINER, "batch 8", [*images, "--trainer", *small, "--batch", "8"], 3, 300, reference
+                TRAINER, "batch 8", [*images, "--trainer", *small, "--batch", "8"],
+                3, 300, reference,
             ),
             tests,
         ]  # fmt: skip
