@@ -241,8 +241,8 @@ def check_script(words, monkeypatch):
     """A benchmark's own parser takes the arguments."""
     parse = argparse.ArgumentParser.parse_args
 
-    def stop(parser):
-        parse(parser)
+    def stop(parser, arguments=None):
+        parse(parser, arguments)
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)

@@ -1,6 +1,8 @@
 """Images a second and peak memory of SN-GAN's, SAGAN's and BigGAN's networks: ours and others'.
 
     PYTHONPATH=tests python tests/benchmarks/images.py [--studiogan CHECKOUT] [--width 0.25]
+        [--json FILE]
+    PYTHONPATH=tests python tests/benchmarks/images.py --trainer --batch 256
 
 torch-mimicry's networks come with the extra demo, and are no BigGAN; PyTorch-StudioGAN's are from a
 checkout. All have the same sizes and are trained by one loop: a critic step on a batch of real and
@@ -8,6 +10,9 @@ generated images in one call, then a generator step, hinge loss, fused Adam. Oth
 their repositories do and with channels-last memory, which ours have. Every round trains each of
 them for one iteration, in random order. A ratio is the median over rounds of (time of the other /
 time of ours in the same round), with a 95% bootstrap interval. An iteration counts the batch once.
+
+With --trainer it is said what two iterations of SAGAN at 128 pixels take in the trainer of the
+paper's experiments, top-k and all, the batch in four parts.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import json
 import multiprocessing
 import platform
 import random
@@ -23,11 +29,12 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from overhead import bootstrap
+from overhead import estimate
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -61,10 +68,14 @@ def ours(model: str, width: float) -> Pair:
     )
 
 
+def has_mimicry() -> bool:
+    return "torch_mimicry" in sys.modules or importlib.util.find_spec("torch_mimicry") is not None
+
+
 def mimicry(model: str, width: float) -> Pair:
     if "torch_mimicry" not in sys.modules:
         spec = importlib.util.find_spec("torch_mimicry")
-        assert spec is not None, "torch-mimicry is not installed: see the README's test command"
+        assert spec is not None  # see has_mimicry
         package = types.ModuleType("torch_mimicry")  # without what it imports besides
         package.__path__ = list(spec.submodule_search_locations or ())
         sys.modules["torch_mimicry"] = package
@@ -187,11 +198,8 @@ def most_so_far() -> float:
     return int(line.split()[1]) / 2**10
 
 
-def measure(model: str, options: argparse.Namespace, console: Console) -> None:
-    ways: list[Way] = [("ours", model, True)]
-    others = [] if model == "biggan" else ["mimicry"]
-    for whose in [*others, *(["studiogan"] if options.studiogan else [])]:
-        ways += [(whose, model, False), (whose, model, True)]
+def peaks(ways: list[Way], options: argparse.Namespace, console: Console) -> dict[Way, float]:
+    """Of each a process's own."""
     context = multiprocessing.get_context("spawn")
     memory = {}
     for way in track(ways, description="memory", console=console):
@@ -200,9 +208,21 @@ def measure(model: str, options: argparse.Namespace, console: Console) -> None:
         process.start()
         memory[way] = answer.get()
         process.join()
+    return memory
+
+
+def measure(model: str, options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    ways: list[Way] = [("ours", model, True)]
+    others = ["mimicry"] if has_mimicry() and model != "biggan" else []
+    for whose in [*others, *(["studiogan"] if options.studiogan else [])]:
+        ways += [(whose, model, False), (whose, model, True)]
+    memory = peaks(ways, options, console) if options.peaks else {}
     steps = {way: made(way, options) for way in ways}
     times: dict[Way, list[float]] = {way: [] for way in ways}
+    begun = time.monotonic()
     for round_ in track(range(-WARM_UP, options.rounds), description=model, console=console):
+        if round_ > 2 and time.monotonic() - begun > options.seconds:
+            break
         for way in random.sample(ways, len(ways)):
             start = time.perf_counter()
             steps[way]()
@@ -210,27 +230,76 @@ def measure(model: str, options: argparse.Namespace, console: Console) -> None:
                 torch.cuda.synchronize()
             if round_ >= 0:
                 times[way].append(time.perf_counter() - start)
+    rows = []
     for way in ways:
-        speed = options.batch / statistics.median(times[way])
-        ratios = [b / a for a, b in zip(times[ways[0]], times[way], strict=True)]
-        low, high = bootstrap(ratios)
-        layout = "channels last" if way[2] else "contiguous"
+        ratio = estimate([b / a for a, b in zip(times[ways[0]], times[way], strict=True)])
+        row: dict[str, Any] = {
+            "model": model,
+            "whose": way[0],
+            "layout": "channels last" if way[2] else "contiguous",
+            "images/s": options.batch / statistics.median(times[way]),
+            "rounds": len(times[way]),
+            "MiB": memory.get(way),
+            "ours is faster": ratio,
+        }
+        rows.append(row)
+        size = f" {memory[way]:7.0f} MiB" if memory else ""
         console.print(
-            f"{model:6} {way[0]:10} {layout:14} {speed:8.1f} images/s {memory[way]:7.0f} MiB"
-            f"   ours is {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] times as fast"
+            f"{model:6} {way[0]:10} {row['layout']:14} {row['images/s']:8.1f} images/s{size}"
+            "   ours is {:.2f} [{:.2f}, {:.2f}] times as fast".format(*ratio)
         )
+    return rows
 
 
-if __name__ == "__main__":
+def trainer(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """SAGAN at 128 pixels, top-k and all, as in the paper's experiments."""
+    from topk_plugin.reference import images  # it wants more than the networks do
+    from topk_plugin.reference.runs import Member
+
+    settings = images.Settings(
+        dataset="digits", batch=options.batch, accumulation=4, iterations=2, width=options.width
+    )
+    before = most_so_far() if options.device == "cpu" else 0.0
+    member = Member(128, "top-k+sagan-128", 0)
+    training = images.Training(settings, [member], torch.device(options.device))
+
+    def now() -> float:
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    training.advance(1)
+    start = now()
+    training.advance(2)
+    seconds = now() - start
+    size = most_so_far() - before
+    if options.device == "cuda":
+        size = torch.cuda.max_memory_allocated() / 2**20
+    console.print(
+        f"SAGAN-128, batch {options.batch} in 4 parts: {size:.0f} MiB at most, {seconds:.2f} s an "
+        "iteration"
+    )
+    return [{"model": "sagan-128", "batch": options.batch, "MiB": size, "s": seconds}]
+
+
+def chosen(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=LATENTS, default=[*LATENTS])
     parser.add_argument("--studiogan", type=Path, help="a checkout of PyTorch-StudioGAN")
     parser.add_argument("--width", type=float, default=1.0, help="relative to the papers'")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a model, about")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    parser.add_argument("--no-peaks", dest="peaks", action="store_false", help="no memory")
+    parser.add_argument("--trainer", action="store_true", help="SAGAN-128 in its trainer")
+    parser.add_argument("--json", type=Path, help="where the numbers are written, too")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    options = chosen()
     torch.set_num_threads(options.threads)
     keep_memory()  # as in a run, and for all
     random.seed(0)
@@ -239,5 +308,11 @@ if __name__ == "__main__":
         f"torch {torch.__version__}, {platform.machine()}, {options.device}, "
         f"{options.threads} threads, batch {options.batch}, width {options.width:g}"
     )
-    for name in options.models:
-        measure(name, options, console)
+    found = trainer(options, console) if options.trainer else []
+    if not options.trainer:
+        if not has_mimicry():
+            console.print("torch-mimicry is not installed: ours alone (see README's test command)")
+        for name in options.models:
+            found += measure(name, options, console)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))

@@ -156,7 +156,7 @@ BREAK = {
         original = choice.choose
         def choose(*arguments):
             chosen = original(*arguments)
-            return chosen._replace(kept=chosen.kept.roll(1))
+            return chosen._replace(dropped=chosen.dropped.roll(1))
         score_gate.choose = choice.choose = choose
         original_init = Sorted.__init__
         def init(self, sort, k, *rest):

@@ -10,7 +10,15 @@ import torch
 from losses import best_rows
 from torch import Tensor
 
-from topk_plugin.core.choice import BALLOT, KEPT_SUM, THRESHOLD, Choice, GateState, Ranked
+from topk_plugin.core.choice import (
+    BALLOT,
+    KEPT_SUM,
+    THRESHOLD,
+    Choice,
+    GateState,
+    Ranked,
+    gate_numbers,
+)
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.ranking import kept_rows
@@ -82,8 +90,9 @@ def progress_at(k: int, batch: int) -> EpochCount:
 def by_device(
     scores: Tensor, k: int, mean: bool, decided: float = 0.0, votes: float = 0.0
 ) -> Ranked:
-    numbers = (k / scores.shape[-1], decided, votes)
-    state = GateState(*(torch.tensor(n, dtype=torch.float64) for n in numbers))
+    vote = Direction("auto" if not decided else "high" if decided > 0 else "low")
+    vote.low -= votes
+    state = GateState(gate_numbers(k / scores.shape[-1]), vote.low)
     return Ranked(scores, state, mean, kept_rows)
 
 
@@ -91,7 +100,7 @@ def by_host(
     scores: Tensor, k: int, mean: bool, setting: str = "auto", votes: float = 0.0
 ) -> Sorted:
     vote = Direction(setting)
-    vote.votes.fill_(votes)
+    vote.low -= votes
     return Sorted(scores, progress_at(k, scores.shape[-1]), vote, mean)
 
 
@@ -186,7 +195,7 @@ def test_a_change_of_the_scores_after_the_forward_is_not_seen():
 @pytest.mark.parametrize("fraction", [0.7**2, 0.29, 1 / 3, 1e-9, 1.0])
 def test_k_is_the_same_number_on_both_sides(fraction):
     for batch in range(1, 200):
-        state = GateState(*(torch.tensor(n, dtype=torch.float64) for n in (fraction, 1.0, 0.0)))
+        state = GateState(gate_numbers(fraction), Direction("high").low)
         scores, gradient = ordinary(batch), torch.ones(batch, 1)
         device = Ranked(scores, state, True, kept_rows).choose([gradient])
         progress = EpochCount(lambda epoch, steps: fraction, 0)

@@ -1,7 +1,11 @@
 """How many tensor operations top-k adds to a generator step; every one of them shows on a GPU."""
 
 import pytest
-from operations import added
+from operations import added, capturing, in_a_graph
+from torches import compiles
+
+from topk_plugin.core.ranking import kept_rows
+from topk_plugin.hooks import hookimpl
 
 VOTING, KNOWN = {"direction": "auto"}, {"direction": "high"}
 LOOKED_AT = 60
@@ -36,3 +40,54 @@ def test_the_numbers(way):
     }
     print(f"operations added to a generator step, {way}: {numbers}")
     assert max(numbers.values()) <= 30
+
+
+# --- where the device says what is kept ---------------------------------------------------------
+
+FORM, COUNTED, VOTED = 30, 3, 3
+"""At most this many, besides what an optimizer's step counts, and votes."""
+
+
+class Best:
+    """A selection that is top-k's own, and costs five."""
+
+    @hookimpl
+    def topk_select(self, scores, k):
+        return kept_rows(scores, k)
+
+
+def most(settings: dict[str, str]) -> int:
+    return FORM + COUNTED + (VOTED if settings is VOTING else 0)
+
+
+@pytest.mark.parametrize("settings", [VOTING, KNOWN], ids=["voting", "known"])
+@pytest.mark.parametrize("way", ["line", "marked"])
+def test_in_a_captured_graph(way, settings):
+    with capturing():
+        found, what = added(way, warm=LOOKED_AT, **settings)
+    assert found <= most(settings), what
+    assert "cat" in what  # it is the device's form
+
+
+@compiles
+@pytest.mark.parametrize("settings", [VOTING, KNOWN], ids=["voting", "known"])
+def test_in_a_compiled_graph(settings):
+    mine = in_a_graph(True, **settings)
+    mine.subtract(in_a_graph(False))
+    assert 10 < mine.total() <= FORM, mine
+
+
+@pytest.mark.parametrize("settings", [VOTING, KNOWN], ids=["voting", "known"])
+@pytest.mark.parametrize("way", ["line", "marked", "gather"])
+def test_with_a_selection_by_a_plugin(way, settings):
+    found, what = added(way, warm=LOOKED_AT, hooks=[Best()], **settings)
+    assert found <= most(settings) + 5, what
+    assert what["cat"] == 1
+
+
+@pytest.mark.parametrize("settings", [VOTING, KNOWN], ids=["voting", "known"])
+@pytest.mark.parametrize("way", ["companion", "marked companion", "follow", "gather"])
+def test_outputs_that_follow_and_rows_that_are_gathered(way, settings):
+    """They take the form of a plain step: what the host knows is not computed."""
+    found, what = added(way, warm=LOOKED_AT, companions="follow", **settings)
+    assert found <= (30 if settings is VOTING else 6), what

@@ -148,7 +148,7 @@ def test_the_ranking_is_a_copy(direction, plugins):
     scores = torch.randn(3, 1)
     before = scores.clone()
     topk = TopK(direction=direction, plugins=plugins)
-    found = topk.line.ranked([scores], 3, False, topk.training, mean=True, follows=False)
+    found = topk.line.ranked([scores], 3, False, topk.training, mean=True)
     scores.zero_()
     assert torch.equal(found.ranking, before.flatten())
 

@@ -26,6 +26,7 @@ from topk_plugin.check.kept_loss import LossFinding, loss_finding
 from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.check.tape import Tape, taken_down
 from topk_plugin.compat import keep_buffers, tree_leaves
+from topk_plugin.core.direction import lead_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import stands_in
@@ -238,7 +239,7 @@ class Audit:
         order = torch.stack([h.detach().double().reshape(batch, -1).mean(1) for h in heads]).mean(0)
         state = self.topk.training.state(heads[0].device)
         ballot = asked_direction(rows.tolist())
-        sign = float(state.decided) or float(state.vote) or ballot or 1.0
+        sign = lead_of(state.low) or ballot or 1.0
         k = self.topk.k(batch)
         mask = sorted_rows(order.tolist(), k, math.copysign(1.0, sign))
         kept = torch.tensor(mask, device=heads[0].device)

@@ -18,8 +18,8 @@ from topk_plugin.core.shielded_gate import InputGate, OutputGate
 
 # arguments of each gate's apply() before its tensors
 _GATES: dict[Any, int] = {
-    ScoreGate: 9,
-    SortedGate: 2,
+    ScoreGate: 8,
+    SortedGate: 4,
     FollowGate: 1,
     OutputGate: 2,
     InputGate: 3,

@@ -84,12 +84,13 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     if kind_of(node) is ScoreGate:
         (ranking,), state = node.saved_tensors, GateState(*node.state)
         # what is in the inbox has not reached the vote yet
-        state = state._replace(vote=state.vote + node.inbox[BALLOT])
+        state = state._replace(low=state.low - node.inbox[BALLOT])
         ranked: Ranked | Sorted = Ranked(ranking, state, node.weigh == "mean", node.select)
         heads, follow = gradients[: node.heads], True
         mode: Mode = "observe" if node.weigh == "none" else "score"
     elif kind_of(node) is SortedGate:
-        ranked, heads, follow, mode = node.ranked, gradients, True, "score"
+        ranked, heads, follow = node.ranked, gradients[: node.heads], True
+        mode = "score" if node.masks else "observe"
     else:
         call = node.call
         ranked, heads, follow, mode = call.ranked, gradients[: node.scores], call.follow, call.mode

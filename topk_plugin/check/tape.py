@@ -305,7 +305,7 @@ def taken_down(tape: Tape) -> Iterator[None]:
     log.replace(OutputGate, "apply", staticmethod(begin(OutputGate, lambda args: args[1])))
     of_line = begin(ScoreGate, lambda args: 0 if args[0] == "none" else args[4])
     log.replace(ScoreGate, "apply", staticmethod(of_line))
-    of_host = begin(SortedGate, lambda args: len(args) - 2)
+    of_host = begin(SortedGate, lambda args: args[2] if args[3] else 0)
     log.replace(SortedGate, "apply", staticmethod(of_host))
     try:
         yield

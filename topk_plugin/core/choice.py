@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from topk_plugin.core.direction import lead_of
 from topk_plugin.core.ranking import ballot, kept_rows, order_of
 
 BALLOT, CALLS, ROWS, KEPT, NONFINITE, KEPT_SUM, DROPPED_SUM, THRESHOLD = range(8)
@@ -22,22 +23,52 @@ TALLY_SIZE = 8
 Select = Callable[[Tensor, Tensor], Tensor]
 
 
-class GateState(NamedTuple):
-    """What a gate reads at backward time; all 0-d float64 on the scores' device."""
+def gate_numbers(fraction: float) -> Tensor:
+    """What changes with the epoch alone, and what never does, so that no gate computes it; (5, 3).
 
-    fraction: Tensor  # of the batch that is kept, in (0, 1]
-    decided: Tensor  # direction: 1 high, -1 low, 0 still voting
-    vote: Tensor  # sum of the generator steps' ballots so far
+    Its lines: what CALLS, ROWS and KEPT are for a call, and for each row of its batch. Of KEPT_SUM,
+    DROPPED_SUM and THRESHOLD, the first and the last rank that they are sums of, counted from the
+    first rank that is dropped; and (of two of them) whether kept rows are left out.
+
+    Args:
+        fraction: of the batch that is kept, in (0, 1].
+    """
+    infinite = torch.inf
+    ranks = [[-infinite, 0, -1], [-1, infinite, -1]]
+    numbers = [[1, 0, 1e-9], [0, 1, fraction], *ranks, [0, 1, torch.nan]]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def keep_fraction(numbers: Tensor, fraction: float) -> None:
+    """Another ``fraction`` from now on, in place: captured graphs read them where they are."""
+    numbers[1, 2].fill_(fraction)  # not assigned, which may wait for a copy
+
+
+class GateState(NamedTuple):
+    """What a gate reads at backward time; float64 on the scores' device."""
+
+    numbers: Tensor  # (5, 3), see gate_numbers
+    low: Tensor  # 0-d, see Direction.low
+
+    @property
+    def fraction(self) -> float:
+        """That is kept (the device is waited for)."""
+        return float(self.numbers[1, 2])
 
 
 class Choice(NamedTuple):
     """What one backward pass keeps."""
 
-    kept: Tensor  # (B,) bool
-    scale: Tensor  # 0-d float64, weight of a kept row
+    dropped: Tensor  # (B,) bool
+    scale: Tensor | None  # 0-d float64, weight of a kept row; None: 1
     scores: Tensor  # (B,) that were ranked
     tally: Tensor  # (TALLY_SIZE,) float64
     ballots: Tensor | None = None  # (H,) float64, of several heads
+
+    @property
+    def kept(self) -> Tensor:
+        """(B,) bool."""
+        return ~self.dropped
 
     @property
     def batch(self) -> int:
@@ -70,42 +101,39 @@ def choose(
     Args:
         ranking: (B,) scores.
         row_gradient: (B,) gradient of the loss by each row's score; only its signs are used.
-        state: present fraction and direction.
+        state: present fraction and direction; ballots that were not counted yet included.
         mean: kept rows weigh B/k (a mean over the batch becomes a mean over k rows, paper section
             3.3), else 1 (the sum over k rows of section 3.1).
         select: the mask (B,) of the rows to keep, of scores where higher is more realistic and k.
     """
-    batch = ranking.shape[0]
-    # schedule.k_of on the device, in the same precision
-    k = torch.floor(state.fraction * batch + 1e-9).clamp(min=1)
-    vote = ballot(row_gradient)
-    # what is decided beats the votes so far (whole numbers), which beat this call's own ballot
-    direction = torch.add(torch.add(vote + 0.5, state.vote, alpha=2), state.decided, alpha=1e9)
-    sign = direction.sign()  # never 0: nothing is taken for high
-    kept = select(ranking * sign.to(ranking.dtype), k)
-    if select is not kept_rows:  # a plugin's: it may keep more or fewer than k
-        kept = kept | (k == batch)
-        k = kept.sum().to(torch.float64)
-    # of no rows infinite, and keep() takes it for none
-    rows = torch.full_like(k, batch)  # a number would be multiplied by 1/k, one rounding more
-    scale = rows / k if mean else torch.ones_like(k)
-
     # few operations: on a small network every one of them shows
-    wide = ranking.to(torch.float64)
-    oriented = wide * sign
-    tally = torch.stack(
-        [
-            vote,
-            torch.ones_like(k),
-            rows,
-            k,
-            (wide - wide != 0).sum().to(torch.float64),  # of NaN and the infinities NaN
-            torch.where(kept, wide, 0.0).sum(),
-            torch.where(kept, 0.0, wide).sum(),
-            torch.where(kept, oriented, torch.inf).min() * sign,
-        ]
-    )
-    return Choice(kept, scale, ranking, tally)
+    batch = ranking.shape[0]
+    once, per_row, first, last, left_out = state.numbers.unbind()
+    # schedule.k_of on the device, in the same precision; 1, B, k
+    counted = torch.add(once, per_row, alpha=batch).floor().clamp(min=1)
+    rows, k = counted[1], counted[2]
+    vote = ballot(row_gradient)
+    nonfinite = (ranking - ranking != 0).sum(dtype=torch.float64)  # of NaN and infinities NaN
+    if select is kept_rows:
+        # what is known beats this call's own ballot; never 0: nothing is taken for high
+        turn = torch.sub(state.low, vote, alpha=0.5).sign()
+        # ascending: sort puts NaN, as the greatest, last
+        place = torch.argsort(torch.argsort(ranking * turn, stable=True)) - k
+        others = place.clamp(first[:, None], last[:, None]) != place
+        sums = [ranking.masked_fill(others, 0.0).sum(dim=1, dtype=torch.float64)]
+    else:
+        sign = torch.sub(vote, state.low, alpha=2).sign()
+        oriented = ranking * sign
+        kept = select(oriented, k) | (k == batch)
+        k = kept.sum(dtype=torch.float64)  # a plugin may keep more or fewer
+        others = left_out[:2, None] == kept
+        worst = oriented.masked_fill(others[0], torch.inf).min() * sign
+        sums = [ranking.masked_fill(others, 0.0).sum(dim=1, dtype=torch.float64), worst[None]]
+    # of no rows infinite, and keep() takes it for none; a number B would be multiplied by 1/k,
+    # one rounding more
+    scale = rows / k if mean else None
+    tally = torch.cat([vote[None], counted[:2], k[None], nonfinite[None], *sums])
+    return Choice(others[0], scale, ranking, tally)
 
 
 def ballots_of(gradients: Sequence[Tensor | None], batch: int) -> Tensor | None:
@@ -118,21 +146,23 @@ def ballots_of(gradients: Sequence[Tensor | None], batch: int) -> Tensor | None:
 
 def keep(gradient: Tensor, choice: Choice) -> Tensor:
     """``gradient`` (B, ...) with the dropped rows zero and the kept rows times ``scale``."""
-    batch = choice.kept.shape[0]
     # () is the score of a batch of one
-    rows = choice.kept.reshape([batch] + [1] * (gradient.dim() - 1) if gradient.dim() else [])
-    # B/k in 16 bits is off by up to 4e-3: multiply in float32 at least, then round once
-    wide = torch.promote_types(gradient.dtype, torch.float32)
-    scaled = (gradient.to(wide) * choice.scale.to(wide)).to(gradient.dtype)
-    # where, not a product: 0 * NaN of a dropped row is NaN
-    return torch.where(rows, scaled, 0.0)
+    rows = choice.dropped.reshape([-1] + [1] * (gradient.dim() - 1) if gradient.dim() else [])
+    # filled, not multiplied: 0 * NaN of a dropped row is NaN
+    if choice.scale is None:
+        return gradient.masked_fill(rows, 0.0)
+    # B/k in 16 bits is off by up to 4e-3: multiply in float32, then round once
+    narrow = gradient.dtype in (torch.float16, torch.bfloat16)
+    scaled = (gradient.float() if narrow else gradient) * choice.scale
+    return scaled.to(gradient.dtype).masked_fill_(rows, 0.0)
 
 
-def keep_companion(gradient: Tensor | None, choice: Choice) -> Tensor | None:
-    """:func:`keep` for an output that is no score: only if it has a row for each sample."""
-    if gradient is None or gradient.shape[:1] != choice.kept.shape:
+def keep_companion(gradient: Tensor | None, choice: Any) -> Tensor | None:
+    """What a ``choice`` keeps of an output that is no score: only if it has a row a sample."""
+    if gradient is None or gradient.shape[:1] != (choice.batch,):
         return gradient
-    return keep(gradient, choice)
+    kept: Tensor = choice.keep(gradient)
+    return kept
 
 
 def row_gradient(gradients: Sequence[Tensor | None], batch: int) -> Tensor:
@@ -161,7 +191,7 @@ class Ranked:
     @property
     def fraction(self) -> float:
         """That is kept (the device is waited for)."""
-        return float(self.state.fraction)
+        return self.state.fraction
 
     def direction(self, votes: float) -> float:
         """The direction as far as it is known, by its sign (the device is waited for).
@@ -169,7 +199,7 @@ class Ranked:
         Args:
             votes: cast since the latest step was counted.
         """
-        return float(self.state.decided) or float(self.state.vote) + votes
+        return lead_of(self.state.low) + votes
 
     def choose(self, gradients: Sequence[Tensor | None]) -> Choice:
         """What a backward keeps in which the heads received ``gradients``, not all None."""

@@ -57,7 +57,7 @@ def _gated(node: Any) -> int | None:
     if kind_of(node) is ScoreGate:
         return 0 if node.weigh == "none" else len(shapes_of(node))
     if kind_of(node) is SortedGate:
-        return len(shapes_of(node))
+        return len(shapes_of(node)) if node.masks else 0
     if kind_of(node) is OutputGate:
         return len(shapes_of(node)) if node.call.follow else int(node.scores)
     return None

@@ -22,6 +22,19 @@ CRITIC_STEPS, AGREED = 5, 0.9
 SIGNS = {"auto": 0.0, "high": 1.0, "low": -1.0}
 
 
+NOT_ZERO, OUTWEIGHS = 0.25, 1e9
+"""In :attr:`Direction.low`: what stands for nothing, and for what is known."""
+
+
+def lead_of(low: Tensor) -> float:
+    """Votes for high less those for low; what is known outweighs them (the device is waited for).
+
+    Args:
+        low: see :attr:`Direction.low`.
+    """
+    return -float(low) - NOT_ZERO
+
+
 class Direction:
     """The votes of one TopK, summed on the device, and what they decided.
 
@@ -34,8 +47,9 @@ class Direction:
         self.assumed = 0.0  # 1 high or -1 low, that an adapter states
         self._voting = VOTING_STEPS if self.is_auto else 0  # steps that still vote
         self.known = SIGNS[setting]  # 1 high or -1 low, where the host knows it for good; else 0
-        self.decided = torch.tensor(SIGNS[setting], dtype=torch.float64)
-        self.votes = torch.zeros((), dtype=torch.float64)
+        # which end is realistic, for gates: its sign is 1 for low scores and -1 for high ones;
+        # each vote changes it by one. Whole numbers and a quarter: never 0, and exact
+        self.low = torch.tensor(-self.known * OUTWEIGHS - NOT_ZERO, dtype=torch.float64)
         self._cast = torch.zeros((), dtype=torch.float64)  # votes, for whichever end
         self._disagreed = torch.zeros((), dtype=torch.float64)
         # of the critic's own steps: the sum of what they said, and how many said something
@@ -51,6 +65,11 @@ class Direction:
     def unseen(self) -> bool:
         """The direction is read from the loss, and no generator step has shown it yet."""
         return self._voting == VOTING_STEPS
+
+    @property
+    def votes(self) -> Tensor:
+        """0-d float64: how many more were for high than for low."""
+        return -self.low - NOT_ZERO - self.known * OUTWEIGHS
 
     def require_descent(self, optimizer: Optimizer) -> None:
         """Raises DirectionUnknown where votes are read and the ``optimizer`` maximises."""
@@ -72,8 +91,8 @@ class Direction:
             DirectionUnknown: see :meth:`check`; when the vote ends.
         """
         vote = ballot.sign()
-        self.votes += vote
-        self._cast += vote.abs()
+        self.low -= vote
+        self._cast.addcmul_(vote, vote)
         if sum(map(len, ballots)) > 1:
             cast = torch.cat([one.to(ballot.device) for one in ballots])
             self._disagreed += ((cast.min() < 0) & (cast.max() > 0)).to(torch.float64)
@@ -83,7 +102,7 @@ class Direction:
         self.check()
         self.known = math.copysign(1.0, votes) if (votes := float(self.votes)) else 0.0
         if self.known:
-            self.decided.fill_(self.known)
+            self.low -= self.known * OUTWEIGHS
         else:  # a saturated loss sent no gradient so far
             self._voting = VOTING_STEPS
 
@@ -99,7 +118,7 @@ class Direction:
 
     def require_one_end(self) -> None:
         """Raises DirectionUnknown where the calls of most steps asked for opposite directions."""
-        if not self.is_auto or float(self.decided):
+        if not self.is_auto or self.known:
             return
         voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
         if 2 * disagreed > voted:
@@ -172,7 +191,7 @@ class Direction:
         Args:
             ballot: 0-d, of backward passes that no generator step counted yet.
         """
-        sign = float(self.decided) or float(self.votes) or float(ballot)
+        sign = self.known or float(self.votes) or float(ballot)
         return "undecided" if not sign else "high" if sign > 0 else "low"
 
     def how(self) -> str:
@@ -185,7 +204,9 @@ class Direction:
     def state(self) -> dict[str, Any]:
         """For a checkpoint; on the device, as some loops ask at every step."""
         return {
-            "votes": torch.stack([self.votes, self.decided, self._disagreed, self._cast]),
+            "votes": torch.stack(
+                [self.votes, torch.full_like(self.low, self.known), self._disagreed, self._cast]
+            ),
             "voting": self._voting,
             "critic": self._critic.clone(),
             "critic_steps": self.critic_steps,
@@ -194,15 +215,16 @@ class Direction:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
         self._voting = int(state["voting"])
-        tensors = (self.votes, self.decided, self._disagreed, self._cast)
-        for tensor, value in zip(tensors, state["votes"], strict=False):  # older ones have three
-            tensor.copy_(value)
-        self.known = float(self.decided)
+        votes, decided, *rest = state["votes"]
+        for tensor, value in zip((self._disagreed, self._cast), rest, strict=False):
+            tensor.copy_(value)  # older ones have the first alone
+        self.known = float(decided)
+        self.low.copy_(-votes - self.known * OUTWEIGHS - NOT_ZERO)
         if "critic" in state:  # else it was written before critics were read
             self._critic.copy_(state["critic"])
             self.critic_steps = int(state["critic_steps"])
 
     def to(self, device: torch.device | str) -> None:
         """Move what gates read."""
-        for name in ("decided", "votes", "_disagreed", "_cast", "_critic"):
+        for name in ("low", "_disagreed", "_cast", "_critic"):
             setattr(self, name, getattr(self, name).to(device))

@@ -20,8 +20,14 @@ from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
 from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads, table
 from topk_plugin.core.schedule import k_of
-from topk_plugin.core.score_gate import Followed, FollowGate, ScoreGate, SortedGate
-from topk_plugin.core.sorted_choice import Sorted, SortedChoice
+from topk_plugin.core.score_gate import (
+    Followed,
+    FollowGate,
+    ScoreGate,
+    SortedFollowed,
+    SortedGate,
+)
+from topk_plugin.core.sorted_choice import Sort, Sorted, SortedChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import DirectionUnknown, ScoreShapeError
 
@@ -43,7 +49,8 @@ class LineGate:
     ) -> None:  # fmt: skip
         self._heads, self._ask_scores, self.select = heads, ask_scores, select
         self.ledger, self.trainings = ledger, trainings
-        self._latest: Followed | None = None  # the latest gated call, where outputs may follow it
+        # the latest gated call, where outputs may follow it
+        self._latest: Followed | SortedFollowed | None = None
 
     def settled(self) -> None:
         """The generator step ended: no output follows its calls any more."""
@@ -97,19 +104,20 @@ class LineGate:
         training = self.trainings.current
         order = ranking_scores(heads, batch, named)
         state, inbox = training.state(order.device), training.counts.inbox
-        if weigh != "none" and not follows and self._is_plain(order):
+        tensors = heads + companions(output, heads, batch) if follows else heads
+        if self._is_plain(order):
             ranked = Sorted(order, training.progress, training.vote, weigh == "mean", inbox)
-            gated = SortedGate.apply(ranked, partial(self._arrived, training), *heads)
-            return with_replaced(output, heads, gated)
+            if follows:
+                self._latest = SortedFollowed(ranked, training.vote.assumed)
+            told, masks = partial(self._arrived, training), weigh != "none"
+            gated = SortedGate.apply(ranked, told, len(heads), masks, *tensors)
+            return with_replaced(output, tensors, gated)
         order, training.counts.listening = order.clone(), True
-        tensors = heads
-        if follows:
-            tensors = heads + companions(output, heads, batch)
-            if not is_compiling():
-                self._latest = Followed(
-                    order, state, weigh == "mean", select, inbox, training.vote.assumed
-                )
-                select = self._latest.select if select is not kept_rows else select
+        if follows and not is_compiling():
+            self._latest = latest = Followed(
+                order, state, weigh == "mean", select, inbox, training.vote.assumed
+            )
+            select = latest.select if select is not kept_rows else select
         gated = ScoreGate.apply(weigh, select, arrived, inbox, len(heads), order, *state, *tensors)
         return with_replaced(output, tensors, gated)
 
@@ -123,13 +131,12 @@ class LineGate:
         )
 
     def ranked(
-        self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool,
-        follows: bool,
+        self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool
     ) -> Ranked | Sorted:  # fmt: skip
         """What says which rows of a call's ``heads`` are kept."""
         rows = ranking_scores(heads, batch, named)
         state = training.state(rows.device)
-        if not follows and self._is_plain(rows):
+        if self._is_plain(rows):
             return Sorted(rows, training.progress, training.vote, mean)
         return Ranked(rows.clone(), state, mean, self.select)
 
@@ -144,7 +151,7 @@ class LineGate:
         followed = self._latest
         if followed is None:
             return output
-        batch = len(followed.ranking)
+        batch = followed.batch
         training = self.trainings.current
         if not training.progress.begun and not training.vote.assumed:
             _require_direction(training, "follow", batch)
@@ -171,14 +178,14 @@ class LineGate:
         k, kept, select = k_of(training.progress.fraction, batch), None, self.select
         if k < batch:
             _require_direction(training, "gather", batch)
-            state = training.state(order.device)
-            vote = torch.where(state.decided != 0, state.decided, state.vote)
-            order = order * torch.where(vote < 0, -1.0, 1.0).to(order.dtype)
-            mask = self.select(order, torch.full_like(state.fraction, k))
+            low = training.state(order.device).low
+            # what the host knows may not be in a graph
+            known = training.vote.known if self._is_plain(order) else 0.0
+            turn = -known or low.sign()
             if self.select is kept_rows:
-                # the k kept positions in batch order, without asking the device how many they are
-                kept = torch.argsort((~mask).to(torch.int8), stable=True)[:k]
+                kept = Sort(order, turn).order[:k].sort().values  # in batch order
             else:  # a plugin may keep more or fewer
+                mask = self.select(order * -turn, torch.full_like(low, k))
                 kept = mask.nonzero().flatten()
 
                 def select(scores: Tensor, k: Tensor) -> Tensor:

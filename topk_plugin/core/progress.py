@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from topk_plugin.core.choice import gate_numbers, keep_fraction
 from topk_plugin.core.schedule import first_fall
 
 
@@ -26,7 +27,7 @@ class EpochCount:
         self.told_by = "not at all"  # who said when an epoch ended, in words
         self._held: float | None = None  # fraction that is kept whatever the epoch
         self.fraction = fraction_at(epoch, 0)
-        self.fraction_tensor = torch.tensor(self.fraction, dtype=torch.float64)
+        self.numbers = gate_numbers(self.fraction)
 
     @property
     def ended(self) -> int:
@@ -98,9 +99,9 @@ class EpochCount:
 
     def to(self, device: torch.device | str) -> None:
         """Move what gates read."""
-        self.fraction_tensor = self.fraction_tensor.to(device)
+        self.numbers = self.numbers.to(device)
 
     def _refresh(self) -> None:
         held = self._held
         self.fraction = self._fraction_at(self.epoch, self.steps) if held is None else held
-        self.fraction_tensor.fill_(self.fraction)
+        keep_fraction(self.numbers, self.fraction)

@@ -42,15 +42,14 @@ class ScoreGate(torch.autograd.Function):
     @staticmethod
     def forward(
         weigh: str, select: Select, arrived: Callable[[Choice], None] | None, inbox: Tensor,
-        heads: int, ranking: Tensor, fraction: Tensor, decided: Tensor, vote: Tensor,
-        *tensors: Tensor,
+        heads: int, ranking: Tensor, numbers: Tensor, low: Tensor, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         # detach shares memory but, unlike a view, may be changed in place by the loop
         return tuple(tensor.detach() for tensor in tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.weigh, ctx.select, ctx.arrived, ctx.inbox, ctx.heads, ranking, *state = inputs[:9]
+        ctx.weigh, ctx.select, ctx.arrived, ctx.inbox, ctx.heads, ranking, *state = inputs[:8]
         ctx.save_for_backward(ranking)
         # not saved tensors: two calls may share them, and the first one's backward writes inbox
         ctx.state = tuple(state)
@@ -58,16 +57,16 @@ class ScoreGate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 9
+        nothing = (None,) * 8
         compiling = is_compiling()
         heads, companions = gradients[: ctx.heads], gradients[ctx.heads :]
         # inside a gate's backward, grad mode means create_graph
         if (torch.is_grad_enabled() and not compiling) or all(g is None for g in heads):
             return nothing + gradients
         (ranking,) = ctx.saved_tensors
-        fraction, decided, vote = ctx.state
+        numbers, low = ctx.state
         # what is in the inbox has not reached the vote yet
-        state = GateState(fraction, decided, vote + ctx.inbox[BALLOT])
+        state = GateState(numbers, low - ctx.inbox[BALLOT])
         order = order_of(ranking, heads)
         rows = row_gradient(heads, len(order))
         choice = choose(order, rows, state, ctx.weigh == "mean", ctx.select)
@@ -86,30 +85,37 @@ class ScoreGate(torch.autograd.Function):
 
 
 class SortedGate(torch.autograd.Function):
-    """Line A's gate in a plain eager step: ``apply(ranked, arrived, *heads)``.
+    """Line A's gate in a plain eager step: ``apply(ranked, arrived, heads, masks, *tensors)``.
 
-    Returns the heads (B, ...) unchanged, as a tuple. Each backward calls ``arrived``, with what it
-    keeps and whether it is the first one through this gate.
+    Of the tensors (B, ...) the first ``heads`` are scores, as in :class:`ScoreGate`; returns them
+    all unchanged, as a tuple. Each backward calls ``arrived``, with what it keeps and whether it is
+    the first one through this gate; unless it ``masks``, that is all it does.
     """
 
     # no setup_context, which torch.func needs: it takes longer than all the rest
     @staticmethod
     def forward(
-        ctx: Any, ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], *heads: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.ranked, ctx.arrived = ranked, arrived
+        ctx: Any, ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], heads: int,
+        masks: bool, *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.ranked, ctx.arrived, ctx.heads, ctx.masks = ranked, arrived, heads, masks
         ctx.set_materialize_grads(False)
-        return tuple(head.detach() for head in heads)
+        return tuple(tensor.detach() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 4
+        heads = gradients[: ctx.heads]
         # inside a gate's backward, grad mode means create_graph
-        if torch.is_grad_enabled() or all(g is None for g in gradients):
-            return (None, None, *gradients)
-        choice = ctx.ranked.choose(gradients)
+        if torch.is_grad_enabled() or all(g is None for g in heads):
+            return nothing + gradients
+        choice = ctx.ranked.choose(heads)
         ctx.arrived(choice, not hasattr(ctx, "again"))
         ctx.again = True
-        return (None, None, *(None if g is None else choice.keep(g) for g in gradients))
+        if not ctx.masks:
+            return nothing + gradients
+        kept = tuple(None if g is None else choice.keep(g) for g in heads)
+        return nothing + kept + tuple(keep_companion(g, choice) for g in gradients[ctx.heads :])
 
 
 class Followed:
@@ -126,6 +132,7 @@ class Followed:
         assumed: float,
     ) -> None:  # fmt: skip
         self.ranking, self.state, self.mean = ranking, state, mean
+        self.batch = ranking.shape[0]
         self.inbox, self.assumed = inbox, assumed
         self._select = select
         self._mask: Tensor | None = None
@@ -139,17 +146,41 @@ class Followed:
     def choice(self) -> Choice:
         """What the call keeps, as far as is known before its own backward."""
         select = kept_rows if self._select is kept_rows else self.select
-        state = self.state._replace(vote=self.state.vote + self.inbox[BALLOT])
+        state = self.state._replace(low=self.state.low - self.inbox[BALLOT])
         # this backward runs before the call's own, whose ballot counts where none came before it
         rows = torch.full_like(self.ranking, -self.assumed)
         return choose(self.ranking, rows, state, self.mean, select)
+
+
+class SortedFollowed:
+    """The same in a plain eager step.
+
+    Args:
+        ranked: scores of the gated call.
+        assumed: see :class:`Followed`.
+    """
+
+    def __init__(self, ranked: Sorted, assumed: float) -> None:
+        self.ranked, self.assumed = ranked, assumed
+        self.batch = ranked.batch
+
+    @property
+    def ranking(self) -> Tensor:
+        """(B,)."""
+        return self.ranked.ranking
+
+    def choice(self) -> SortedChoice:
+        """See :meth:`Followed.choice`."""
+        return self.ranked.choose_before(self.assumed)
 
 
 class FollowGate(torch.autograd.Function):
     """``apply(followed, *tensors)``: the tensors (B, ...), which follow another call's rows."""
 
     @staticmethod
-    def forward(ctx: Any, followed: Followed, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, followed: Followed | SortedFollowed, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.followed = followed
         ctx.set_materialize_grads(False)
         return tuple(tensor.detach() for tensor in tensors)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import place_of, probe_of
-from topk_plugin.core.choice import Choice, Ranked, keep_companion
+from topk_plugin.core.choice import Ranked, keep_companion
 from topk_plugin.core.graph import executes
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
@@ -236,7 +236,7 @@ class GatedCall:
         alone = self.mode == "shielded" and all(g is None for g in others)
         if alone and not self.audit and self.box.mask_inputs(choice):
             return gradients
-        if self.follow and isinstance(choice, Choice):
+        if self.follow:
             others = tuple(keep_companion(g, choice) for g in others)
         masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
         if self.mode == "score":

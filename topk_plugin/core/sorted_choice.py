@@ -25,7 +25,7 @@ from topk_plugin.core.choice import (
     ballots_of,
     row_gradient,
 )
-from topk_plugin.core.direction import Direction
+from topk_plugin.core.direction import Direction, lead_of
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.ranking import ballot, kept_rows, order_of
 from topk_plugin.core.schedule import k_of
@@ -36,21 +36,21 @@ class Sort:
 
     Args:
         rows: (B,).
-        sign: 1: high scores are realistic; -1: low ones. A number, or 0-d float64.
+        turn: -1: high scores are realistic; 1: low ones. A number, or 0-d float64.
         stay: nobody changes ``rows`` later.
     """
 
-    def __init__(self, rows: Tensor, sign: Tensor | float, stay: bool = False) -> None:
-        self.sign = sign
+    def __init__(self, rows: Tensor, turn: Tensor | float, stay: bool = False) -> None:
+        self.turn = turn
         if stay:
             self.scores = rows
         # ascending: sort puts NaN, as the greatest, last
         self.keys, self.order = torch.sort(self._turned(rows), stable=True)
 
     def _turned(self, values: Tensor) -> Tensor:
-        if isinstance(self.sign, Tensor):
-            return values * self.sign.neg().to(values.dtype)
-        return values.neg() if self.sign > 0 else values
+        if isinstance(self.turn, Tensor):
+            return values * self.turn
+        return values.neg() if self.turn < 0 else values
 
     @cached_property
     def scores(self) -> Tensor:
@@ -128,8 +128,8 @@ def tally_of(choices: Sequence[SortedChoice]) -> Tensor:
     """
     alike: dict[tuple[object, ...], list[SortedChoice]] = {}
     for one in choices:
-        keys, sign = one.sort.keys, one.sort.sign
-        how = "on the device" if isinstance(sign, Tensor) else sign
+        keys, turn = one.sort.keys, one.sort.turn
+        how = "on the device" if isinstance(turn, Tensor) else turn
         kind = (one.k, how, one.batch, keys.dtype, keys.device)
         alike.setdefault(kind, []).append(one)
     tallies = [_tally_alike(several) for several in alike.values()]
@@ -141,10 +141,10 @@ def tally_of(choices: Sequence[SortedChoice]) -> Tensor:
 
 def _tally_alike(choices: Sequence[SortedChoice]) -> Tensor:
     first, count = choices[0], len(choices)
-    k, sign = first.k, first.sort.sign
+    k, turn = first.k, first.sort.turn
     keys = torch.stack([one.sort.keys for one in choices]).to(torch.float64)
-    signs = [one.sort.sign for one in choices if isinstance(one.sort.sign, Tensor)]
-    scores = keys * (-torch.stack(signs)[:, None] if signs else -sign)
+    turns = [one.sort.turn for one in choices if isinstance(one.sort.turn, Tensor)]
+    scores = keys * (torch.stack(turns)[:, None] if turns else turn)
     nonfinite = (keys - keys != 0).sum().to(torch.float64)  # of NaN and the infinities NaN
     known = {CALLS: count, ROWS: count * first.batch, KEPT: count * k}
     # filled on the device: a number that is copied there may have to wait
@@ -176,11 +176,11 @@ class Sorted:
     ) -> None:  # fmt: skip
         self.mean = mean
         self._progress, self._vote, self._inbox = progress, vote, inbox
-        self._batch = ranking.shape[-1]
+        self.batch = ranking.shape[-1]
         self._sort: Sort | None = None
         self._ranking: Tensor | None = None
         if vote.known and ranking.dim() == 1:
-            self._sort = Sort(ranking, vote.known)
+            self._sort = Sort(ranking, -vote.known)
         else:
             self._ranking = ranking.clone()
 
@@ -208,24 +208,38 @@ class Sorted:
         Args:
             votes: cast since the latest step was counted, beside those in the inbox.
         """
-        return self._vote.known or float(self._votes()) + votes
+        return self._vote.known or lead_of(self._low()) + votes
 
-    def _votes(self) -> Tensor:
-        votes = self._vote.votes
-        return votes if self._inbox is None else votes + self._inbox[BALLOT]
+    def _low(self) -> Tensor:
+        low = self._vote.low
+        return low if self._inbox is None else low - self._inbox[BALLOT]
 
     def choose(self, gradients: Sequence[Tensor | None]) -> SortedChoice:
         """What a backward keeps in which the heads received ``gradients``, not all None."""
-        k = k_of(self._progress.fraction, self._batch)
+        k = k_of(self._progress.fraction, self.batch)
         if self._ranking is None:
             assert self._sort is not None  # there is one of the two
             return SortedChoice(self._sort, k, self.mean)
         rows = order_of(self._ranking, gradients)
         if self._vote.known:
-            self._sort = Sort(rows, self._vote.known, stay=True)
+            self._sort = Sort(rows, -self._vote.known, stay=True)
             return SortedChoice(self._sort, k, self.mean)
-        cast = ballot(row_gradient(gradients, self._batch))
-        # what was voted so far (whole numbers) beats this call's own ballot; nothing is taken for 1
-        sign = torch.add(cast + 0.5, self._votes().to(cast.device), alpha=2).sign()
-        self._sort = Sort(rows, sign, stay=True)
-        return SortedChoice(self._sort, k, self.mean, cast, ballots_of(gradients, self._batch))
+        cast = ballot(row_gradient(gradients, self.batch))
+        # what was voted so far beats this call's own ballot; nothing is taken for high
+        turn = torch.sub(self._low().to(cast.device), cast, alpha=0.5).sign()
+        self._sort = Sort(rows, turn, stay=True)
+        return SortedChoice(self._sort, k, self.mean, cast, ballots_of(gradients, self.batch))
+
+    def choose_before(self, assumed: float) -> SortedChoice:
+        """What is kept as far as is known before the first backward.
+
+        Args:
+            assumed: direction before the first ballot: 1 high, -1 low, 0 is taken for high.
+        """
+        k = k_of(self._progress.fraction, self.batch)
+        sort = self._sort
+        if self._ranking is not None:
+            turn = -self._vote.known or self._low().sub(0.5 * assumed).sign()
+            sort = Sort(self._ranking, turn, stay=True)
+        assert sort is not None  # else there is a ranking
+        return SortedChoice(sort, k, self.mean)

@@ -140,9 +140,9 @@ class Training:
 
     def state(self, device: torch.device) -> GateState:
         """The tensors that gates on ``device`` read; they move there, where they are not."""
-        if self.progress.fraction_tensor.device != device:
+        if self.progress.numbers.device != device:
             self.to(device)
-        return GateState(self.progress.fraction_tensor, self.vote.decided, self.vote.votes)
+        return GateState(self.progress.numbers, self.vote.low)
 
     def to(self, device: torch.device | str) -> None:
         """Move what the gates read and write."""

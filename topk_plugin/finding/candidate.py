@@ -146,7 +146,7 @@ class Candidate:
             )  # fmt: skip
 
         mean = self.topk.config.reduction == "mean"
-        ranked = self.topk.line.ranked(outputs, batch, True, training, mean, self.topk.follows)
+        ranked = self.topk.line.ranked(outputs, batch, True, training, mean)
         return GatedCall("observe", ranked, made.nearest, made.nodes, made.accepts, arrived, box)
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -310,7 +310,7 @@ class Attachment:
             return output
         heads, named = self.heads.of(output, source, sources, plan.places)
         mean = topk.config.reduction == "mean"
-        ranked = topk.line.ranked(heads, batch, named, training, mean, topk.follows)
+        ranked = topk.line.ranked(heads, batch, named, training, mean)
         if not any(head.requires_grad for head in heads):
             return output
 
