@@ -127,11 +127,12 @@ def names_of(qualname: str) -> Iterator[str]:
 
 def title(cls: Any) -> str:
     """The path that means a class or a function, ``module:Class``."""
-    module, name, short = cls.__module__, cls.__qualname__, cls.__name__
+    module, name, own = cls.__module__, cls.__qualname__, cls.__name__
     if _LOCALS in name:
         for base in getattr(cls, "__mro__", ()):  # a decorator made it of a class that it replaced
-            if vars(sys.modules.get(base.__module__, object)).get(short) is cls:
-                module, name = base.__module__, short
+            home = sys.modules.get(base.__module__)
+            if home is not None and vars(home).get(own) is cls:
+                module, name = base.__module__, own
                 break
     module = "__main__" if module == "__mp_main__" else module
     return f"{module}:{name.replace(_LOCALS, '.')}"
