@@ -234,6 +234,10 @@ class Finder:
             first, *others = step.optimizers
             if mine:
                 self.topk.ledger.counted(mine, [call.choice for call in mine], first)
+            for call in came:
+                if call.training not in young and not step.below:  # counted for another critic
+                    counts = call.training.counts
+                    counts.add(counts.take([call.choice]))
             for optimizer in others:
                 self.topk.trainings.joined(optimizer)
         for training in young:  # passes that ended before there was anything to count
