@@ -286,6 +286,26 @@ def test_each_of_several_trainings_finds_its_own_critic(tmp_path):
     assert done.err.count("12 generator steps gated, 40 of 96 rows dropped, 3 epochs") == 2
 
 
+def test_rows_count_of_a_critic_that_is_found_after_another_one(tmp_path):
+    text = """
+        C = Critic()
+        opt_c = adam(C)
+
+        def step(x):
+            generator_step(lambda fake: softplus(-keep(C(fake))).mean())
+            for critic, optimizer in ((C, opt_c), (D, opt_d)):
+                optimizer.zero_grad()
+                (softplus(-critic(x)).mean() + softplus(critic(fakes().detach())).mean()).backward()
+                optimizer.step()
+
+        passes(step)
+        write(C, D, G)
+        """
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "12 generator steps gated, 80 of 192 rows dropped, 3 epochs ended" in done.err
+
+
 def test_a_critic_that_comes_when_k_fell_is_gated_from_then_on(tmp_path):
     text = """
         class Late(Critic): pass

@@ -85,7 +85,10 @@ ROWS = [
         (Wrap("coupled_discriminators(gen_imgs1, gen_imgs2)", heads=(0, 1)),),
         found="__main__:CoupledDiscriminators", critic="__main__:CoupledDiscriminators=0,1",
     ),
-    Row("pixelda", "--n_epochs 4 --batch_size 8", data.mnist_m, (Wrap("discriminator(fake_B)"),)),
+    Row(
+        "pixelda", "--n_epochs 4 --batch_size 8", data.mnist_m, (Wrap("discriminator(fake_B)"),),
+        thin=16,
+    ),
     Row(
         "pix2pix", f"{PAIRS} {DECAY}", data.pairs, (Wrap("discriminator(fake_B, real_A)"),),
         thin=16, **IMPORTED,
@@ -108,7 +111,7 @@ ROWS = [
         (Wrap("D1(fake_X1)"), Wrap("D2(fake_X2)")), thin=16, **IMPORTED,
     ),
     Row(
-        "munit", f"{PAIRS} {DECAY} --dim 4 --n_residual 1", data.pairs,
+        "munit", f"{PAIRS} --n_epochs 3 {DECAY} --dim 2 --n_residual 1", data.pairs,
         (
             Wrap("D1.compute_loss(X21, valid)", heads=(0, 1, 2), form="inside"),
             Wrap("D2.compute_loss(X12, valid)", heads=(0, 1, 2), form="inside"),

@@ -82,7 +82,7 @@ if THIN > 1:
         thin(convolution, 2)
     for norm in (nn.BatchNorm2d, nn.InstanceNorm2d):
         thin(norm, 1)
-    thin(nn.Linear, 1, lambda into, out, *_: out < 64)  # of averages of channels
+    thin(nn.Linear, 1, lambda into, out, *_: out < 16)  # of averages of channels
 
 
 def vgg19(**kwargs):
