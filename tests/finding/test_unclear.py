@@ -236,3 +236,5 @@ def test_the_verdict_says_what_was_not_taken(tmp_path):
         "generated samples against others, and it is not the only one. If it is a critic: "
         "--critic __main__:Net\n"
     ) in done.err
+    assert done.err.count("__main__:Net may be a critic too, and top-k leaves it alone") == 1
+    assert "If it is one, name all: --critic gan:Critic --critic __main__:Net.\n" in done.err

@@ -23,7 +23,7 @@ from topk_plugin.finding import words
 from topk_plugin.finding.backlog import Backlog
 from topk_plugin.finding.calls import Calls
 from topk_plugin.finding.candidate import Candidate
-from topk_plugin.finding.identity import Identity, Places, called, like, plain
+from topk_plugin.finding.identity import Identity, Places, called, flag, like, plain
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
 from topk_plugin.hooks import Selection
@@ -31,6 +31,7 @@ from topk_plugin.loop.attach import Attachment, entrances
 from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord, records_in
 from topk_plugin.monkeypatch import ClassPatches
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 L = TypeVar("L")
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     identity: Identity
     attachment: Attachment
     critic: weakref.ref[nn.Module]
+    flag: str | None  # that names it
 
 
 class Finder:
@@ -59,6 +61,7 @@ class Finder:
         self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
         self._generators: set[int] = set()  # backward passes of the generator's steps
         self._backlog = Backlog(topk)
+        self._told = False  # that others may be critics, too
         self._counted = False  # the present optimizer step is the generator's
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._undo = ExitStack()
@@ -169,6 +172,7 @@ class Finder:
         if fresh:
             self._take(fresh, calls)
         if last and self.found:
+            self._tell_of_others()
             self._look_away()
         elif last and calls.of_one_optimizer:
             self.refused = GeneratorStepUnknown(words.one_optimizer(calls.of_one_optimizer))
@@ -199,6 +203,14 @@ class Finder:
         if not at.is_held:  # an audit's: those steps were none of it
             self._backlog.count(fresh, calls.passes)
 
+    def _tell_of_others(self) -> None:
+        """Warns of what may be a critic too, once: a run may take days until its verdict."""
+        unsure = [one for one, verdict in self._left.items() if verdict.maybe]
+        if unsure and not self._told:
+            self._told = True
+            flags = [found.flag for found in self.found] + [one.flag() for one in unsure]
+            warn(words.unsure([one.name for one in unsure], flags), stacklevel=2)
+
     def _refuse(self, fresh: dict[Candidate, tuple[str, ...]]) -> None:
         """Raises ConfigError where the critics can be named, to gate them from the first step."""
         flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
@@ -223,7 +235,9 @@ class Finder:
         record = attachment.record
         record.loaded, record.found = scorer in self._loaded, self._record.found
         title = called(owner, identity.part)
-        self.found.append(Found(title, like(owner), identity, attachment, weakref.ref(owner)))
+        named = flag(owner, identity.part, heads)
+        critic = weakref.ref(owner)
+        self.found.append(Found(title, like(owner), identity, attachment, critic, named))
         if identity.saved not in self.topk.found:
             self.topk.found.append(identity.saved)
         self._record.remove()  # those of the critics go on

@@ -62,6 +62,7 @@ class Verdict(NamedTuple):
 
     heads: tuple[str, ...]  # the outputs that are scores, if it is a critic
     why: str = ""  # it is none
+    maybe: bool = False  # it scores, and nothing but its own steps tells whether it opposes
 
 
 def judge(
@@ -81,7 +82,7 @@ def judge(
             continue
         if (kinds | {*known}) - {seen.like}:
             why = "its own steps do not show that they set generated samples against others"
-            verdicts[place] = Verdict((), f"{why}, and it is not the only one")
+            verdicts[place] = Verdict((), f"{why}, and it is not the only one", maybe=True)
         elif seen.steps < (1 if last else LONE_STEPS):
             verdicts[place] = Verdict((), f"{seen.steps} generator steps do not tell yet")
         elif not verdict.heads:

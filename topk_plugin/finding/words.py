@@ -42,6 +42,20 @@ def _pushed(raised: int, lowered: int) -> str:
     return f", {most} of {raised + lowered} numbers pushed {way}"
 
 
+def unsure(names: Iterable[str], flags: Iterable[str | None]) -> str:
+    """The warning of what may be a critic, beside those that were found.
+
+    Args:
+        flags: that name all of them, where they have names.
+    """
+    flags = list(dict.fromkeys(flags))
+    how = f"name all: {' '.join(map(str, flags))}" if None not in flags else "attach all by hand"
+    return (
+        f"{' and '.join(names)} may be a critic too, and top-k leaves it alone: its own steps do "
+        f"not show that they set generated samples against others. If it is one, {how}."
+    )
+
+
 def nothing_found(left: Iterable[str], optimizer_steps: int, optimizers: int) -> str:
     """The error: none of the modules that were looked at is a critic for certain."""
     table = "".join(f"\n  {line}" for line in left)
