@@ -238,3 +238,23 @@ def test_the_verdict_says_what_was_not_taken(tmp_path):
     ) in done.err
     assert done.err.count("__main__:Net may be a critic too, and top-k leaves it alone") == 1
     assert "If it is one, name all: --critic gan:Critic --critic __main__:Net.\n" in done.err
+
+
+def test_a_critic_that_was_found_and_is_not_called_any_more(tmp_path):
+    text = """
+        def step(x):
+            step.n = getattr(step, "n", 0) + 1
+            critic_step(x)
+            opt_g.zero_grad()
+            first, between, last = D.net
+            scores = D(fakes()) if step.n < 2 else last(between(first(fakes())))
+            softplus(-scores).mean().backward()
+            opt_g.step()
+
+        passes(step)
+        """
+    with_loop(tmp_path, text)
+    done = unnamed(tmp_path)
+    assert done.status == 3
+    assert "found critic gan:Critic, and none of the " in done.err
+    assert "of the generator's optimizer was gated" in done.err

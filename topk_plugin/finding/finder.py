@@ -62,6 +62,7 @@ class Finder:
         self._generators: set[int] = set()  # backward passes of the generator's steps
         self._backlog = Backlog(topk)
         self._told = False  # that others may be critics, too
+        self._later = 0  # steps of the generator's optimizer since a critic was found
         self._counted = False  # the present optimizer step is the generator's
         self._stepped: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._undo = ExitStack()
@@ -134,6 +135,8 @@ class Finder:
         if optimizer not in self._stepped:  # a critic may be trained from now on only
             self._stepped.add(optimizer)
             self._built(optimizer)
+        if self.found and optimizer in self.topk.training.optimizers:
+            self._later += 1
         if self.calls is not None:
             self._settle(self.calls, optimizer)
         self._counted = False
@@ -278,11 +281,19 @@ class Finder:
 
     def left_out(self) -> list[str]:
         """What went ungated, and which modules were looked at and not taken; a line each."""
-        lines = [f"not taken: {words.of(one, v, self.owners)}" for one, v in self._left.items()]
+        left = self._left.items()
+        lines = [f"not taken: {words.of(one, v, self.owners, v.maybe)}" for one, v in left]
         if self._backlog.ungated:
             steps = f"{self._backlog.ungated} generator steps at k < B"
             lines.append(f"{steps} went ungated before their critic was found")
         return lines
+
+    def lost(self) -> TopKError | None:
+        """What to say where critics were found, and nothing was gated from then on."""
+        if not self._later or any(found.attachment.took_part for found in self.found):
+            return None
+        flags = [found.flag for found in self.found]
+        return NoEffectError(words.lost(str(self), self._later, flags))
 
     def nothing(self) -> TopKError:
         """Why nothing was found."""

@@ -52,8 +52,9 @@ class FindingSeam:
         return self.finder.left_out()
 
     def broken(self) -> TopKError | None:
-        """What was raised when the first pass ended, if the script went on."""
-        return self.finder.refused
+        """What was raised when the first pass ended, if the script went on; or that nothing was
+        gated after critics were found."""
+        return self.finder.refused or self.finder.lost()
 
     def no_effect(self) -> TopKError:
         """Why no generator step was gated, after optimizers stepped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -12,15 +12,19 @@ from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict
 
 
-def of(candidate: Candidate, verdict: Verdict, owners: Owners) -> str:
-    """One module that was not taken: what it returned, whose it is, and why it is none."""
+def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True) -> str:
+    """One module that was not taken: what it returned, whose it is, and why it is none.
+
+    Args:
+        ask: whether it is a critic after all, which can be named.
+    """
     outputs = [
         f"{name} {output.shape}{_pushed(output.raised, output.lowered)}"
         for name, output in candidate.outputs.items()
     ]
     shown = "; ".join([*outputs, *filter(None, [candidate.outputs.odd])])
     optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
-    name = candidate.flag()
+    name = candidate.flag() if ask else None
     text = (
         f"{candidate.name}: output {shown}; optimizer {optimizer}; {candidate.steps} generator "
         f"steps through it; {verdict.why}"
@@ -40,6 +44,16 @@ def _pushed(raised: int, lowered: int) -> str:
         return ""
     way, most = ("up", raised) if raised > lowered else ("down", lowered)
     return f", {most} of {raised + lowered} numbers pushed {way}"
+
+
+def lost(found: str, steps: int, flags: Sequence[str | None]) -> str:
+    """The error where critics were found, and their calls in later steps were not those."""
+    how = " ".join(map(str, flags)) if None not in flags else "attach them in the script"
+    return (
+        f"{found}, and none of the {steps} later steps of the generator's optimizer was gated: the "
+        "loss does not read what they return as it did when they were found. Name the critics with "
+        f"the heads that the loss reads: {how}"
+    )
 
 
 def unsure(names: Iterable[str], flags: Iterable[str | None]) -> str:
