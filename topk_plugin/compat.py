@@ -160,6 +160,11 @@ except ImportError:
         """No tensor is one."""
 
 
+def nodes_made() -> int:
+    """How many nodes of graphs this thread has made so far."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
 def node_of(tensor: Tensor) -> Any:
     """Where ``tensor`` stands in the graph; of a leaf its gradient accumulator: 2.2."""
     if tensor.grad_fn is not None or not tensor.requires_grad:

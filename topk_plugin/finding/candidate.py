@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.core.graph import is_capturing, reaches
 from topk_plugin.core.ledger import Arrival, StepLedger
+from topk_plugin.core.parameters import GRADIENT
 from topk_plugin.core.ranking import named_leaves, resembles_score
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -199,7 +200,7 @@ class Candidate:
         """
         self._settled = None
         if not self.own.parameters.isdisjoint(owned):
-            if not self._left and any(p.grad is not None for p in self._parameters()):
+            if not self._left and any(GRADIENT.__get__(p) is not None for p in self._parameters()):
                 self._left = [UNSEEN]
             if self._left:
                 self.used.append(self._left)
