@@ -15,6 +15,7 @@ from typing import Any
 import torch.utils.checkpoint
 from torch import Tensor
 
+from topk_plugin.compat import RECOMPUTING
 from topk_plugin.monkeypatch import ClassPatches
 
 
@@ -77,10 +78,9 @@ def _recomputing_reentrant(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 # whichever way a script got hold of torch.utils.checkpoint.checkpoint, it looks these up
 _PLACES = (
-    (ClassPatches({"_checkpoint_without_reentrant_generator": _recomputing}),
-     torch.utils.checkpoint),
+    (ClassPatches(dict.fromkeys(RECOMPUTING, _recomputing)), torch.utils.checkpoint),
     (ClassPatches({"forward": _recomputing_reentrant}), torch.utils.checkpoint.CheckpointFunction),
-)  # fmt: skip
+)
 
 
 def watch_checkpointing() -> Callable[[], None]:

@@ -59,11 +59,11 @@ _MODULES = vars(torch.nn.modules.module)
 
 
 def stack_of(frame: FrameType | None) -> Stack:
-    """The code that runs and how far it is, in ``frame`` and those that called it."""
+    """The code that runs and its line, in ``frame`` and those that called it."""
     found: list[int] = []
     while frame is not None and len(found) < 2 * FRAMES:
-        if frame.f_globals is not _MODULES:  # where it is depends on hooks that come and go
-            found += (id(frame.f_code), frame.f_lasti)
+        if frame.f_globals is not _MODULES:  # its lines depend on hooks that come and go
+            found += (id(frame.f_code), frame.f_lineno)
         frame = frame.f_back
     return tuple(found)
 
