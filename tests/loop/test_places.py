@@ -9,14 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from learning import Loop, spared
-from losses import WIDTH, Critic, noise, reals
+from losses import WIDTH, Critic, assert_same, noise, reals
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torches import scalers
+from torches import compiles, scalers
 
 from topk_plugin import attach
 from topk_plugin.loop import places
 from topk_plugin.loop.places import LEARNED
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 class GeneratorFirst(Loop):
@@ -170,21 +172,9 @@ class Replaced(Loop):
         super().step(n)
 
 
-class Checkpointed(Critic):
-    """Its first layers run again in the backward."""
-
-    def forward(self, x):
-        return self.score(checkpoint(self.body, x, use_reentrant=False))
-
-
-class CheckpointedLoop(Loop):
-    def __init__(self, **settings):
-        super().__init__(lambda: Checkpointed("batch"), **settings)
-
-
 LEARNS = [
     Loop, GeneratorFirst, Modules, InPlace, ToNoneByHand, DeletedByHand, Undetached, Accumulated,
-    ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced, CheckpointedLoop,
+    ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced,
     pytest.param(Scaled, marks=scalers),
 ]  # fmt: skip
 
@@ -390,9 +380,21 @@ class Hidden(Embedded):
         return super(Embedded, self).loss_G()
 
 
+class Checkpointed(Critic):
+    """Its first layers run again in each backward, and BatchNorm's statistics move."""
+
+    def forward(self, x):
+        return self.score(checkpoint(self.body, x, use_reentrant=False))
+
+
+class CheckpointedLoop(Loop):
+    def __init__(self, **settings):
+        super().__init__(lambda: Checkpointed("batch"), **settings)
+
+
 NEVER = [
     BothBackwardFirst, OneLine, NeverZeroed, ZeroedInPlaceByHand, ClippedTogether, Logged,
-    SteppedByHand, TakenFromAutograd, Penalized, Hooked, Shared, Embedded, Hidden,
+    SteppedByHand, TakenFromAutograd, Penalized, Hooked, Shared, Embedded, Hidden, CheckpointedLoop,
 ]  # fmt: skip
 
 
@@ -443,6 +445,36 @@ def test_not_in_data_parallel():
     with attach(parallel, loop.topk):
         loop.run(LEARNED + 10)
     assert loop.topk.report().spared == 0
+
+
+def test_not_where_anything_is_compiled(monkeypatch):
+    """It would be compiled anew for frozen parameters."""
+    monkeypatch.setattr(places, "something_is_compiled", lambda: True)
+    assert spared(Loop, LEARNED + 10) == 0
+
+
+@compiles
+def test_a_compiled_critic_is_not_frozen(monkeypatch):
+    monkeypatch.undo()
+    loop = Loop()
+    loop.D.compile(backend="eager")
+    with attach(loop.D, loop.topk):
+        loop.run(LEARNED + 5)
+    assert loop.topk.report().spared == 0
+
+
+@compiles
+def test_an_optimizer_may_be_compiled_while_gradients_are_watched():
+    def run(**settings):
+        loop = Loop(**settings)
+        with attach(loop.D, loop.topk):
+            loop.run(2)
+            assert ("grad" in vars(nn.Parameter)) == loop.topk.config.spare
+            loop.opt_D.step = torch.compile(loop.opt_D.step, backend="eager")
+            loop.run(3)
+        return loop.tensors
+
+    assert_same(run(), run(spare=False))
 
 
 def test_stacks_that_do_not_recur_are_not_remembered_without_end(monkeypatch):

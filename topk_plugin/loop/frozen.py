@@ -20,10 +20,11 @@ from topk_plugin.monkeypatch import ClassPatches
 
 
 class _Here(threading.local):
-    """What is frozen in this thread."""
+    """In this thread."""
 
     def __init__(self) -> None:
-        self.parameters: tuple[Tensor, ...] = ()
+        self.parameters: tuple[Tensor, ...] = ()  # that are frozen
+        self.checkpointed = 0  # functions so far
 
 
 _here = _Here()
@@ -49,9 +50,15 @@ def frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
         _here.parameters = before
 
 
+def checkpointed() -> int:
+    """How many functions were checkpointed so far, while anybody watches it."""
+    return _here.checkpointed
+
+
 def _as_now(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, which freezes what is frozen now, whenever it runs."""
     parameters = _here.parameters
+    _here.checkpointed += 1
     if not parameters:
         return function
 

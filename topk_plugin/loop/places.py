@@ -37,7 +37,7 @@ from topk_plugin.core.optimizers import before_step
 from topk_plugin.core.parameters import GRADIENT, Owned, owned_by
 from topk_plugin.core.training import Training
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.loop.frozen import learners
+from topk_plugin.loop.frozen import checkpointed, learners
 from topk_plugin.loop.gradients import watch_gradients
 from topk_plugin.loop.plan import Plan
 from topk_plugin.loop.traced import something_is_compiled
@@ -326,13 +326,17 @@ class Visit:
     def __init__(self, place: Place, owned: Owned, learners: list[Tensor], spared: bool) -> None:
         self.place, self.spared, self.learners = place, spared, learners
         self.ids = frozenset(map(id, learners))
-        self._owned = owned
+        self._owned, self._checkpointed = owned, checkpointed()
 
     def returned(self, output: Any, sources: Sequence[Node]) -> None:
         """The critic gave ``output`` for what ``sources`` made."""
-        place = self.place
-        if not place.is_learned and not self._owned.ids.issuperset(_leaves(output, sources)):
-            place.distrust()  # what else it learned from is not frozen, and keeps its gradient
+        if self.place.is_learned:
+            return
+        # what else it learns from is not frozen, and is to keep its gradient; and each time that
+        # checkpointing runs BatchNorm again, which is less often then, its statistics change
+        apart = not self._owned.ids.issuperset(_leaves(output, sources))
+        if apart or checkpointed() > self._checkpointed:
+            self.place.distrust()
 
     def arrived(self) -> None:
         """The running backward goes through it."""
