@@ -9,7 +9,8 @@ bootstrap interval. k is half the batch. Each arm is a whole generator step: noi
 critic, loss, backward, Adam; or several in a row, as they follow each other on a GPU. The vote on
 the direction is over, as it is but for the first hundred steps of a training. The shielded gate is
 used where a generator step cannot be known in advance; it runs the critic's backward to its input
-twice where the critic's rows act on each other, as in the DCGAN's BatchNorm.
+twice where the critic's rows act on each other, as in the DCGAN's BatchNorm, until it was learned
+that the loop throws the critic's gradient away there; of the MLP's critic nothing need be learned.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
+from topk_plugin.loop import places
+
+places.LEARNED = 3  # each round attaches anew
 
 
 def dcgan() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
@@ -85,15 +89,16 @@ def arms(
             optimizer.step()
         return (now() - start) / steps
 
-    def half(**settings: str) -> TopK:
+    def half(**settings: str | bool) -> TopK:
         topk = TopK(gamma=0.5, nu=0.5, direction="high", **settings)
         topk.end_epoch()
         return topk
 
     def attached(
-        marked: bool = False, spare: bool = False, freeze: bool = False, **settings: str
-    ) -> Callable:
-        topk, begun = half(**settings), []
+        marked: bool = False, spare: bool = False, freeze: bool = False, learn: bool = True,
+        **settings: str,
+    ) -> Callable:  # fmt: skip
+        topk, begun = half(spare=learn, **settings), []
 
         def run() -> float:
             critic.requires_grad_(not freeze)
@@ -102,11 +107,10 @@ def arms(
                 if marked:
                     around = functools.partial(topk.generator_step, spare)
                 # other things are looked at in the first steps, and in those after attaching
-                # whether the critic's rows act on each other
-                for _ in range((5 if begun else 60) // steps + 1):
-                    timed(lambda scores: scores, around)
+                # whether the critic's rows act on each other, and where it is called
+                for _ in range((6 if begun else 60) // steps + 2):
+                    seconds = timed(lambda scores: scores, around)
                 begun.append(True)
-                seconds = timed(lambda scores: scores, around)  # without attaching and removing
             critic.requires_grad_(True)
             return seconds
 
@@ -132,7 +136,8 @@ def arms(
         "attach, marked step (score gate)": attached(marked=True),
         "attach, marked step, critic spared": attached(marked=True, spare=True),
         "attach, gate=score": attached(gate="score"),
-        "attach, nothing known (shielded)": attached(),
+        "attach, nothing known (shielded)": attached(learn=False),
+        "attach, nothing known, learned": attached(),
         "nothing, critic frozen": frozen(lambda scores: scores),
         "gather by hand, critic frozen": frozen(by_hand),
         "attach, critic frozen (score gate)": attached(freeze=True),
