@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -186,6 +188,7 @@ def test_a_critic_that_is_gone_accuses_nobody():
         assert place.spared
         assert place.is_alive
         loop.D, loop.opt_D = Critic("batch"), None
+        gc.collect()  # old torch holds optimizers in cycles
         assert not place.is_alive
         place.left = frozenset(map(id, loop.D.parameters()))
         loop.D(reals()).sum().backward()
@@ -193,6 +196,32 @@ def test_a_critic_that_is_gone_accuses_nobody():
         assert loop.D.score[0].weight.grad is not None
         assert not place.is_distrusted
         assert attachment._places._watches
+
+
+def test_a_call_that_failed_left_nothing():
+    class Fails(Critic):
+        fails = False
+
+        def forward(self, x):
+            if self.fails:
+                raise KeyError
+            return super().forward(x)
+
+    class Retries(Loop):
+        def step(self, n):
+            super().step(n)
+            self.opt_D.zero_grad()
+            self.D.fails = n > LEARNED + 2
+            with pytest.raises(KeyError) if self.D.fails else nullcontext():
+                self.loss_G()
+            self.D.fails = False
+            self.loss_D().backward()
+            self.opt_D.step()
+
+    loop = Retries(lambda: Fails("batch"))
+    with attach(loop.D, loop.topk):
+        loop.run(LEARNED + 5)
+    assert loop.topk.report().spared == 5
 
 
 # --- the record -----------------------------------------------------------------------------------

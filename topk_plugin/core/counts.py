@@ -36,7 +36,7 @@ class Report:
     threshold: float | None  # score of the worst row kept in the last generator step
     last_batch: int  # rows of a critic call in the last generator step (mean, if they differ)
     last_k: int  # rows of them that were kept (mean, if they differ)
-    spared: int  # generator steps in which a critic formed no gradient, since none is used
+    spared: int  # generator steps in which a critic formed no gradient, as was learned
 
 
 FOLD = 64

@@ -263,9 +263,7 @@ class Places:
             return None
         self._watch()
         spared = place.is_learned and place.coupled and plan.mode == "shielded" and not plan.audit
-        visit = Visit(place, owned, mine, spared)
-        place.called(owned, visit.ids, spared)
-        return visit
+        return Visit(place, owned, mine, spared)
 
     def _is_possible(self, plan: Plan, leaves: Sequence[Any]) -> bool:
         """Whether the loop is of a kind in which anything could be learned."""
@@ -330,6 +328,7 @@ class Visit:
 
     def returned(self, output: Any, sources: Sequence[Node]) -> None:
         """The critic gave ``output`` for what ``sources`` made."""
+        self.place.called(self._owned, self.ids, self.spared)
         if self.place.is_learned:
             return
         # what else it learns from is not frozen, and is to keep its gradient; and each time that
