@@ -190,19 +190,32 @@ def test_what_lies_in_the_critic_counts_when_it_is_thrown_away():
     assert spared(Rarely, 40) == 40 - (LEARNED // 3 + 1) * 3
 
 
+class Falls(Loop):
+    """Nothing is dropped in the first epoch of thirty steps."""
+
+    logs = False  # norms of gradients, when it ends
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.topk.begin_at(0, 0)
+
+    def step(self, n):
+        super().step(n)
+        if n == 29:
+            self.topk.end_epoch()
+            self.norms = [p.grad.norm() for p in self.D.parameters() if self.logs]
+
+
+class Logs(Falls):
+    logs = True
+
+
 def test_it_is_learned_while_nothing_is_dropped_and_used_once_rows_are_seen_to_act():
-    class Falls(Loop):
-        def step(self, n):
-            super().step(n)
-            if n == 29:
-                self.topk.end_epoch()
+    assert spared(Falls, 40) == 10 - 2  # the first of them shows it, which the next one knows
 
-    def kind(**settings):
-        loop = Falls(**settings)
-        loop.topk.begin_at(0, 0)
-        return loop
 
-    assert spared(kind, 40) == 10 - 2  # the first of them shows it, which the next one knows
+def test_who_reads_it_once_in_the_first_epoch_is_heard():
+    assert spared(Logs, 60) == 0
 
 
 # --- never learned --------------------------------------------------------------------------------
