@@ -10,6 +10,7 @@ from topk_plugin.config import TopKConfig
 from topk_plugin.errors import ConfigError
 
 FIELDS = [field.name for field in dataclasses.fields(TopKConfig)]
+SWITCHES = ["enabled", "spare"]  # --NAME and --no-NAME
 OTHER = {  # for each setting a value that is not the default, and how a user types it
     "enabled": (False, "no"),
     "gamma": (0.9, "0.9"),
@@ -21,6 +22,7 @@ OTHER = {  # for each setting a value that is not the default, and how a user ty
     "every": (2000, "2000"),
     "passes": ("all", "all"),
     "heads": (("adv", 2, -1), "adv, 2,-1"),
+    "spare": (False, "no"),
     "start_epoch": (7, "7"),
     "plugins": (("bottom-k", "mine"), "bottom-k, mine"),
 }

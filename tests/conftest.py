@@ -10,6 +10,7 @@ from stepping import Setup
 from toy_upstream import forget, write
 
 from topk_plugin import attach
+from topk_plugin.loop import places
 from topk_plugin.upstream.stubs import Stubs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
@@ -21,6 +22,12 @@ torch.set_num_threads(1)
 def seeded():
     """The same random numbers in each test; before the fixtures that a test names."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    """As in a process in which no other test compiled anything: places are learned."""
+    monkeypatch.setattr(places, "something_is_compiled", lambda: False)
 
 
 @pytest.fixture

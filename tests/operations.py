@@ -83,11 +83,10 @@ def _steps(way: str, norm: str, warm: int, steps: int, topk: TopK | None) -> Cou
             stack.enter_context(attach(D, topk))
         # nothing follows, and nothing is gathered, before a loss was seen
         step({"follow": "companion", "gather": "line"}.get(way, way))
-        for _ in range(warm - 1):
-            step(way)
-        with Operations() as operations:
-            for _ in range(steps):
-                step(way)
+        operations = Operations()
+        for n in range(1, warm + steps):
+            with operations if n >= warm else nullcontext():
+                step(way)  # all of them from one place
     return operations.counts
 
 

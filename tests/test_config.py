@@ -8,7 +8,7 @@ from collections import ChainMap, deque
 import numpy as np
 import pytest
 import torch
-from configs import FIELDS, OTHER
+from configs import FIELDS, OTHER, SWITCHES
 
 from topk_plugin.config import RESERVED_VARIABLES, TopKConfig, add_arguments, add_run_arguments
 from topk_plugin.errors import ConfigError
@@ -158,7 +158,14 @@ def test_prefixed_flags_default_to_off_and_the_defaults():
     assert args.topk_gamma == TopKConfig.gamma  # a codebase that logs its arguments shows it
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "enabled"])
+def test_a_prefixed_switch():
+    args = own_parser().parse_args(["--topk", "--no-topk-spare"])
+    assert TopKConfig.from_args(args) == TopKConfig(spare=False)
+    args = own_parser().parse_args(["--topk", "--topk-spare"])
+    assert TopKConfig.from_args(args) == TopKConfig(spare=True)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in SWITCHES])
 def test_each_prefixed_flag_sets_its_field_alone(name):
     value, text = OTHER[name]
     args = own_parser().parse_args(["--topk", f"--topk-{name.replace('_', '-')}={text}"])
@@ -212,10 +219,11 @@ def test_flags_of_run_are_none_unless_given():
 def test_flag_beats_environment_beats_default(name):
     value, text = OTHER[name]
     default = getattr(TopKConfig, name)
-    as_text = {"enabled": "yes", "heads": "", "plugins": ""}.get(name, str(default))
-    switch = name == "enabled"
-    given = ["--no-enabled"] if switch else [f"{flag(name)}={text}"]
-    given_default = ["--enabled"] if switch else [f"{flag(name)}={as_text}"]
+    as_text = {"heads": "", "plugins": ""} | dict.fromkeys(SWITCHES, "yes")
+    as_text = as_text.get(name, str(default))
+    switch = name in SWITCHES
+    given = [f"--no-{name}"] if switch else [f"{flag(name)}={text}"]
+    given_default = [f"--{name}"] if switch else [f"{flag(name)}={as_text}"]
     other, variable = TopKConfig(**{name: value}), f"TOPK_{name.upper()}"
 
     def read(arguments, environ):

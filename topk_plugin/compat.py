@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
@@ -135,6 +136,16 @@ CHECKPOINTS = TORCH >= (2, 3)
 """Whether ``torch.distributed.checkpoint`` saves and loads as it does since; a run that is resumed
 from what older ones wrote is told to give ``--start-epoch``."""
 
+RECOMPUTING = [
+    name
+    for name in (
+        "_checkpoint_without_reentrant_generator_impl",  # 2.14
+        "_checkpoint_without_reentrant_generator",
+    )
+    if hasattr(torch.utils.checkpoint, name)
+]
+"""By which ``torch.utils.checkpoint`` runs a function again; they are given it first."""
+
 # --- autocast -----------------------------------------------------------------------------------
 
 
@@ -158,6 +169,11 @@ except ImportError:
 
     class GradientEdge:  # type: ignore[no-redef]
         """No tensor is one."""
+
+
+def nodes_made() -> int:
+    """How many nodes of graphs this thread has made so far."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
 def node_of(tensor: Tensor) -> Any:

@@ -91,6 +91,12 @@ class TopKConfig:
         "outputs of the critic, by name or index, that share one ranking by their average score; "
         "none: the one score output. Use FLAG=-1,0 if the first is negative",
     )
+    spare: bool = _setting(
+        True,
+        SWITCH,
+        "whether a critic whose rows act on each other (BatchNorm) forms no gradient of its own in "
+        "generator steps, once the loop was seen to throw it away unread in 20 of them",
+    )
     start_epoch: int = _setting(
         0, COUNT, "epochs >= 0 that had ended before this run, to resume the decay (sec. 3.2)"
     )
@@ -276,6 +282,10 @@ def _add_flags(
         flag, text = _flag(name, prefix), field.metadata["help"]
         if name == "enabled":
             group.add_argument(flag, action=switch, help=text)
+            continue
+        if field.metadata["kind"] is SWITCH:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, action=action, default=default(field), help=text)
             continue
         kind, shown = field.metadata["kind"], "none" if field.default == () else field.default
         group.add_argument(

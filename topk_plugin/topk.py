@@ -69,6 +69,7 @@ class TopK:
         self.observers: list[Callable[[Selection], None]] = []
         self.critics = self._paused = 0  # that are attached; depth of paused()
         self.found: list[list[Any]] = []  # critics that nobody named: see topk_plugin.finding
+        self.distrusted: list[str] = []  # see topk_plugin.loop.places
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
@@ -268,8 +269,7 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         settings = self.config.ranking_settings() | {"plugins": self.plugins}
         of = (training or self.training).saved()
-        found = {"found": [[*one] for one in self.found]} if self.found else {}
-        return {"version": STATE_VERSION, **of, "settings": settings, **found}
+        return {"version": STATE_VERSION, **of, "settings": settings, **_learned(self)}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
         """Go on from a :meth:`state_dict`, in the present training if none is given.
@@ -279,7 +279,19 @@ class TopK:
         """
         _require_same_settings(self.config, self.plugins, state)
         (training or self.training).load(state)
-        self.found = [[*one] for one in state.get("found", self.found)]
+        _learn(self, state)
+
+
+def _learned(topk: TopK) -> dict[str, Any]:
+    """What was learned of the loop, for a checkpoint; nothing of what is empty."""
+    learned = {"found": [[*one] for one in topk.found], "distrusted": [*topk.distrusted]}
+    return {name: value for name, value in learned.items() if value}
+
+
+def _learn(topk: TopK, state: Mapping[str, Any]) -> None:
+    """What another run :func:`_learned`."""
+    topk.found = [[*one] for one in state.get("found", topk.found)]
+    topk.distrusted += sorted(set(state.get("distrusted", ())).difference(topk.distrusted))
 
 
 def _require_critic(spare: bool, attached: int) -> None:

@@ -10,7 +10,8 @@ bootstrap interval. k is half the batch. Each arm is a whole generator step: noi
 critic, loss, backward, Adam; or several in a row, as they follow each other on a GPU. The vote on
 the direction is over, as it is but for the first hundred steps of a training. The shielded gate is
 used where a generator step cannot be known in advance; it runs the critic's backward to its input
-twice where the critic's rows act on each other, as in the DCGAN's BatchNorm.
+twice where the critic's rows act on each other, as in the DCGAN's BatchNorm, until it was learned
+that the loop throws the critic's gradient away there; of the MLP's critic nothing need be learned.
 
 Steps are made eagerly, by torch.compile, or captured in a CUDA graph: all of it but Adam's step,
 and top-k's counting, which a replay does not do.
@@ -42,9 +43,12 @@ from torch.nn.functional import softplus
 
 from topk_plugin import TopK, attach
 from topk_plugin.core.optimizers import unlisten
+from topk_plugin.loop import places
 
 Line = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[], float]  # the seconds of a step
+
+places.LEARNED = 3  # each round attaches anew
 
 
 def dcgan() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
@@ -88,7 +92,7 @@ def tiny() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
 MODELS = {"dcgan": dcgan, "mlp": mlp, "tiny": tiny}
 
 
-def half(**settings: str) -> TopK:
+def half(**settings: str | bool) -> TopK:
     """Keeps half of a batch."""
     topk = TopK(gamma=0.5, nu=0.5, direction="high", **settings)
     topk.end_epoch()
@@ -160,21 +164,21 @@ class Steps:
 
     def attached(
         self, marked: bool = False, spare: bool = False, loss: Callable | None = None,
-        critic: nn.Module | None = None, **settings: str,
+        critic: nn.Module | None = None, learn: bool = True, **settings: str,
     ) -> Run:  # fmt: skip
         """With an attached ``critic``."""
-        topk, begun = half(**settings), []
+        topk, begun = half(spare=learn, **settings), []
         loss = loss or functools.partial(self.loss, plain)
         around = functools.partial(topk.generator_step, spare) if marked else contextlib.nullcontext
 
         def run() -> float:
             with attach(critic or self.critic, topk):
                 # other things are looked at in the first steps, and in those after attaching
-                # whether the critic's rows act on each other
-                for _ in range((5 if begun else 60) // self.steps + 1):
-                    self.timed(loss, around)
+                # whether the critic's rows act on each other, and where it is called
+                for _ in range((6 if begun else 60) // self.steps + 2):
+                    seconds = self.timed(loss, around)
                 begun.append(True)
-                return self.timed(loss, around)  # without attaching and removing
+            return seconds  # without attaching and removing
 
         return run
 
@@ -250,7 +254,8 @@ def eager(steps: Steps) -> Arms:
             "attach, marked step (score gate)": steps.attached(marked=True),
             "attach, marked step, critic spared": steps.attached(marked=True, spare=True),
             "attach, gate=score": steps.attached(gate="score"),
-            "attach, nothing known (shielded)": steps.attached(),
+            "attach, nothing known (shielded)": steps.attached(learn=False),
+            "attach, nothing known, learned": steps.attached(),
         },
         "critic frozen": {
             NOTHING: steps.frozen(steps.by_line(plain)),

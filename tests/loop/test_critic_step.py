@@ -367,7 +367,8 @@ def hooks() -> list[dict]:
 @pytest.mark.parametrize("fakes", ["detach", "augmented"])
 def test_the_look_at_all_modules_ends(fakes):
     """With enough read, or after so many steps; and with the attachment."""
-    loop = Loop((READABLE | UNREADABLE)[fakes])
+    topk = TopK(gamma=0.5, nu=0.5, spare=False)  # no place is learned, which looks on
+    loop = Loop((READABLE | UNREADABLE)[fakes], topk=topk)
     with attach(loop.D, loop.topk):
         assert hooks() == [{}, {}]
         loop.train(4)

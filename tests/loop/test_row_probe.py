@@ -40,14 +40,24 @@ LOSS = LOSSES["non-saturating"]
 
 
 class Deviation(nn.Module):
-    """The minibatch's standard deviation as one more column, from ``begins`` calls on."""
+    """The minibatch's standard deviation as one more column, times one from ``begins`` calls on."""
 
     begins, calls = 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         column = x.std(0, correction=0).mean().expand(len(x), 1)
-        return torch.cat([x, column if self.calls > self.begins else 0 * column], 1)
+        return torch.cat([x, (self.calls > self.begins) * column], 1)
+
+
+class Branch(Deviation):
+    """Nothing is computed of the batch before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.calls < self.begins:
+            self.calls += 1
+            return torch.cat([x, torch.zeros(len(x), 1, dtype=x.dtype)], 1)
+        return super().forward(x)
 
 
 class OneWay(nn.Module):
@@ -135,7 +145,7 @@ def test_it_is_looked_at_again_now_and_then(monkeypatch):
 
 
 def test_rows_that_begin_to_act_on_each_other_are_noticed(monkeypatch):
-    """A layer whose weight is zero at first."""
+    """A layer whose weight is zero at first, so that the same operations run."""
     monkeypatch.setattr(row_probe, "AGAIN", 4)
     D = of_layers(Deviation(), width=17)
     D[1].begins = 3 * 4  # calls of four steps
@@ -144,6 +154,12 @@ def test_rows_that_begin_to_act_on_each_other_are_noticed(monkeypatch):
     D[1].begins = 3 * 6
     counts, _ = play(D, 12)
     assert counts == [2, 2, 1, 0, 0, 0] + [1] * 6
+
+
+def test_a_branch_that_makes_rows_act_on_each_other_is_noticed_at_once():
+    D = of_layers(Branch(), width=17)
+    D[1].begins = 3 * 5  # calls of five steps
+    assert play(D, 9)[0] == [2, 2, 1, 0, 0] + [1] * 4
 
 
 def test_other_modes_and_other_layers_are_looked_at_anew():
@@ -259,4 +275,4 @@ def test_operations_that_a_shield_adds():
     places = 0 if EDGES else 4  # where a replay begins and ends has to be a tensor
     assert apart <= 4 + places
     assert added("shielded", warm=110, steps=200)[0] <= 4.8 + places
-    assert added("shielded", "batch", warm=110, steps=64)[0] <= 9 + places
+    assert added("shielded", "batch", warm=110, steps=64, spare=False)[0] <= 9 + places

@@ -26,6 +26,7 @@ from losses import (
 )
 from operations import Operations
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import ConfigError
@@ -50,6 +51,38 @@ def test_the_generators_gradient_stays_and_the_critic_gets_none(norm, gate):
             assert all(p.grad is None for p in D.parameters())
             assert all(p.requires_grad for p in D.parameters())
     assert topk.report().dropped == 4 * 5
+
+
+class Checkpointed(Critic):
+    """Its first layers run again in the backward."""
+
+    def __init__(self, norm: str, reentrant: bool) -> None:
+        super().__init__(norm)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(checkpoint(self.body, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("norm", ["plain", "batch"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_runs_again_forms_none_either(norm, reentrant):
+    G, D, topk = make_generator(), Checkpointed(norm, reentrant), make_topk(3)
+    with attach(D, topk):
+        for _ in range(4):
+            z = noise()
+            G1, D1 = copy.deepcopy((G, D))
+            expected, _ = backward(literal(LOSS, D1(G1(z)), 3), G1, D1)
+            clear(G, D)
+            with topk.generator_step(spare=True):
+                (LOSS.of(D(G(z))) + 0 * D(reals()).sum()).backward()
+            assert error(gradients(G), expected) <= TOLERANCE
+            assert all(p.grad is None for p in D.parameters())
+            fake, real = G(noise()).detach(), reals()  # and all of it in the next step
+            D1 = copy.deepcopy(D)
+            (expected,) = backward(F.softplus(D1(fake) - D1(real)).mean(), D1)
+            (found,) = backward(F.softplus(D(fake) - D(real)).mean(), D)
+            assert_same(found, expected)
 
 
 def test_it_runs_fewer_operations_than_without_top_k():

@@ -36,6 +36,7 @@ class Report:
     threshold: float | None  # score of the worst row kept in the last generator step
     last_batch: int  # rows of a critic call in the last generator step (mean, if they differ)
     last_k: int  # rows of them that were kept (mean, if they differ)
+    spared: int  # generator steps in which a critic formed no gradient, as was learned
 
 
 FOLD = 64
@@ -78,6 +79,8 @@ class Counts:
     """Tallies, each (TALLY_SIZE,) float64; see :mod:`topk_plugin.core.choice`."""
 
     def __init__(self) -> None:
+        self.spared = 0  # generator steps in which a critic was
+        self._spared_last: object = None
         self.largest = 0  # rows of a critic call; 0 where no Python saw one
         # line A, not yet counted: what the device counted, whether it may have, and the others
         self.inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)
@@ -117,6 +120,11 @@ class Counts:
         """What was chosen in a generator step."""
         for choice in choices:
             self.largest = max(self.largest, choice.batch)
+
+    def spare(self, step: object) -> None:
+        """A critic was spared in a generator ``step``; told of each of its calls."""
+        if step != self._spared_last:
+            self.spared, self._spared_last = self.spared + 1, step
 
     def add(self, tally: StepTally) -> None:
         """One generator step."""
@@ -158,6 +166,7 @@ class Counts:
             threshold=last[THRESHOLD] / calls if steps else None,
             last_batch=round(last[ROWS] / calls),
             last_k=round(last[KEPT] / calls),
+            spared=self.spared,
         )
 
     def to(self, device: torch.device | str) -> None:

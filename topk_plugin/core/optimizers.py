@@ -23,6 +23,12 @@ from topk_plugin.monkeypatch import ClassPatches
 _ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
 _handles: list[Any] = []
 
+before_step: list[Callable[[Optimizer], None]] = []
+"""Told of optimizers that are about to step, while anybody listens; what they raise stops it."""
+
+zeroing: list[Optimizer | nn.Module] = []
+"""Those whose ``zero_grad()`` is running, while anybody watches it."""
+
 building: list[Callable[[Optimizer], None]] = []
 """Told of optimizers that are built, while anybody listens."""
 
@@ -65,6 +71,8 @@ def _enter(optimizer: Optimizer) -> None:
     while step and step.f_globals.get("__name__", "").startswith((__name__, "torch._dynamo.")):
         step = step.f_back  # up to what runs until the step ends
     assert step is not None  # it called us
+    for tell in list(before_step):
+        tell(optimizer)
     for ledger in list(_ledgers):
         ledger.enter(optimizer, step)
 
@@ -96,7 +104,11 @@ _building = ClassPatches({"__init__": _announcing})
 
 def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
     def zero(self: Optimizer | nn.Module, *args: Any, **kwargs: Any) -> None:
-        zero_grad(self, *args, **kwargs)
+        zeroing.append(self)
+        try:
+            zero_grad(self, *args, **kwargs)
+        finally:
+            zeroing.pop()
         for ledger in list(_ledgers):
             ledger.zeroed(
                 self.parameters()

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+GRADIENT: Any = Tensor.grad
+"""What gives a tensor's ``.grad``, past whoever watches that of parameters."""
 
 
 class Owned:

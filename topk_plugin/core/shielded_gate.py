@@ -34,20 +34,14 @@ COARSE_APART = 5e-2
 
 
 class Box:
-    """What the output gate of a shielded call leaves for its input gates.
+    """What the output gate of a shielded call leaves for its input gates."""
 
-    Args:
-        apart: of each input, whether no row of it acts on another row's score; None: to be seen.
-        seen: told the number of an input, and (2,) bool: whether it is so, and whether this call
-            could show it.
-    """
-
-    def __init__(
-        self,
-        apart: Sequence[bool | None] = (),
-        seen: Callable[[int, Tensor], None] = lambda index, flags: None,
-    ) -> None:
-        self.apart, self._seen = apart, seen
+    def __init__(self) -> None:
+        # of each input, whether no row of it acts on another row's score; None: to be seen
+        self.apart: Sequence[bool | None] = ()
+        # told the number of an input, and (2,) bool: whether it is so, and whether this call
+        # could show it
+        self.seen: Callable[[int, Tensor], None] = lambda index, flags: None
         self.choice: AnyChoice | None = None  # masks the inputs, if only scores got a gradient
         self._unmasked: set[int] = set()  # inputs that wait for it, where nothing was replayed
         self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
@@ -78,7 +72,7 @@ class Box:
         if self.apart[index]:
             return here
         flags = rows_apart(masked, here, self.choice.kept)
-        self._seen(index, flags)
+        self.seen(index, flags)
         # the same bits as later without the replay, so that a resumed run repeats the whole one
         return torch.where(flags[0], here, masked)
 

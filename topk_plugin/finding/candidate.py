@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.ledger import Arrival, StepLedger
+from topk_plugin.core.parameters import GRADIENT
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import GeneratorStepUnknown
@@ -163,7 +164,7 @@ class Candidate:
         """
         self._settled = None
         if not self.own.parameters.isdisjoint(owned):
-            if not self._left and any(p.grad is not None for p in self._parameters()):
+            if not self._left and any(GRADIENT.__get__(p) is not None for p in self._parameters()):
                 self._left = [UNSEEN]
             if self._left:
                 self.used.append(self._left)

@@ -27,9 +27,10 @@ from topk_plugin.finding.identity import Identity, Places, called, flag, like, p
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
 from topk_plugin.hooks import Selection
-from topk_plugin.loop.attach import Attachment, entrances
+from topk_plugin.loop.attach import Attachment
 from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord, records_in
+from topk_plugin.loop.wrappers import entrances
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -218,12 +219,7 @@ class Finder:
         """Raises ConfigError where the critics can be named, to gate them from the first step."""
         flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
         if None not in flags:
-            names = " and ".join(one.name for one in fresh)
-            self.refused = ConfigError(
-                f"{names} was found after the first generator steps, which went ungated though k "
-                "is below the batch from the first one on, and no checkpoint said which critic it "
-                f"is. Start again and name it: {' '.join(map(str, flags))}"
-            )
+            self.refused = ConfigError(words.below([one.name for one in fresh], flags))
             raise self.refused
 
     def _attach(

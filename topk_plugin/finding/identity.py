@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from topk_plugin.loop.resume import unwrapped
+from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.seams.names import title
 
 

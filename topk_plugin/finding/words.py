@@ -46,6 +46,15 @@ def _pushed(raised: int, lowered: int) -> str:
     return f", {most} of {raised + lowered} numbers pushed {way}"
 
 
+def below(names: Iterable[str], flags: Iterable[str | None]) -> str:
+    """The error where steps went ungated at k < B, though the critics could have been named."""
+    return (
+        f"{' and '.join(names)} was found after the first generator steps, which went ungated "
+        "though k is below the batch from the first one on, and no checkpoint said which critic "
+        f"it is. Start again and name it: {' '.join(map(str, flags))}"
+    )
+
+
 def lost(found: str, steps: int, flags: Sequence[str | None]) -> str:
     """The error where critics were found, and their calls in later steps were not those."""
     how = " ".join(map(str, flags)) if None not in flags else "attach them in the script"

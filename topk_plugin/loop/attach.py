@@ -10,17 +10,17 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-from topk_plugin.compat import keep_buffers, tree_leaves
+from topk_plugin.compat import keep_buffers, nodes_made, tree_leaves
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
@@ -31,14 +31,17 @@ from topk_plugin.errors import ConfigError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
+from topk_plugin.loop.frozen import frozen, learners, watch_checkpointing
 from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.passes import loaders_in
+from topk_plugin.loop.places import Places, Visit
 from topk_plugin.loop.plan import Plan, planned
 from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.loop.row_probe import RowProbe
 from topk_plugin.loop.traced import enter_critic, inside
 from topk_plugin.loop.witness import as_warning, witness_of
+from topk_plugin.loop.wrappers import entrances
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
@@ -134,6 +137,7 @@ class Attachment:
         self._critic = weakref.ref(critic)
         self._is_distributed = isinstance(critic, nn.parallel.DistributedDataParallel)
         self._parameters, self._rows = ModuleParameters(critic), RowProbe()
+        self._places = Places(topk, critic)
         self._generator = ModuleParameters(generator) if generator is not None else None
         self._undo = ExitStack()
         self._tracker = tracker
@@ -149,6 +153,8 @@ class Attachment:
         self.record = ResumeRecord(critic, topk, gated=True)
         self._undo.callback(self.record.remove)
         self._undo.callback(watch_zeroing())
+        self._undo.callback(watch_checkpointing())
+        self._undo.callback(self._places.stop)
         _keep_buffers()
         self.witness = witness_of(topk, tell)
         self._undo.callback(self.witness.watch(critic))
@@ -216,9 +222,11 @@ class Attachment:
     def _detached(self) -> None:
         self.topk.critics -= 1
 
-    def counted(self) -> None:
+    def counted(self, visit: Visit | None) -> None:
         """A call of it was one of a generator step."""
         self.took_part = True
+        if visit is not None:
+            visit.counted(self.topk.training)
 
     @property
     def epochs_counted(self) -> str:
@@ -245,8 +253,7 @@ class Attachment:
         finally:
             enter_critic(False)
 
-    @contextmanager
-    def _spared(self) -> Iterator[None]:
+    def _spared(self) -> AbstractContextManager[None]:
         """The critic's parameters are frozen inside.
 
         In its calls alone: what it shares with the generator learns from what that does with it.
@@ -257,15 +264,7 @@ class Attachment:
                 "waits for the gradient of each parameter that it was built with. Expected a "
                 "critic outside of it; leave spare out."
             )
-        owned = self._parameters.owned
-        thawed = [p for p in owned or () if p.requires_grad and p.is_leaf]
-        for parameter in thawed:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in thawed:
-                parameter.requires_grad_(True)
+        return frozen(learners(self._parameters.owned or ()))
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
@@ -277,30 +276,39 @@ class Attachment:
         plan = planned(leaves, critic, parameters, generator, self.topk)
         if plan is None:
             output = original(*args, **kwargs)
-            if not self.heads.seen:
-                batch = next((len(x) for x in leaves if isinstance(x, Tensor) and x.dim()), 0)
-                self.heads.see(output, batch)
+            self.heads.look(output, leaves)
             self.witness.scored(self._critic(), leaves, output)
             return output
         inputs = [leaves[place] for place in plan.places]
-        box = Box()
-        if plan.mode == "shielded":
-            box = self._rows.box(parameters, self._parameters.modes, inputs)
-        ends: list[Any] = []
+        visit = self._places.visit(plan, parameters, leaves)
+        spared = visit is not None and visit.spared
+        if spared:
+            plan = plan._replace(mode="score", frozen=True)
+        box, ends = Box(), list[Any]()
         if plan.mode == "shielded" or plan.rehearsed:
             gated, ends = gate_inputs(inputs, box)
             for place, tensor in zip(plan.places, gated, strict=True):
                 leaves[place] = tensor
             args, kwargs = (leaves, {}) if spec is None else pytree.tree_unflatten(leaves, spec)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
-        output = original(*args, **kwargs)
-        gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box)
+        modes = self._parameters.modes if plan.mode == "shielded" else ()
+        nodes = nodes_made()
+        with frozen(visit.learners) if visit is not None and spared else nullcontext():
+            output = original(*args, **kwargs)
+        if plan.mode == "shielded":
+            # a branch that makes rows act on each other makes other nodes, too
+            nodes = nodes_made() - nodes
+            self._rows.tell(box, parameters, (modes, nodes), inputs)
+            self._places.seen(visit, box.apart)
+        if visit is not None:
+            visit.returned(output, sources)
+        gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box, visit)
         self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
         return gated
 
     def _gate(
         self, output: Any, plan: Plan, source: Tensor, sources: list[Node],
-        ends: list[Any], box: Box,
+        ends: list[Any], box: Box, visit: Visit | None,
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
         topk, training, batch = self.topk, plan.training, source.shape[0]
@@ -321,6 +329,8 @@ class Attachment:
                 training.heads = [names[place] for place in read]
             self.record.training = training
             training.critics.add(critic)
+            if visit is not None:
+                visit.arrived()
             topk.ledger.arrive(
                 Arrival(
                     choice,
@@ -334,7 +344,7 @@ class Attachment:
                     plan.unshielded,
                     training,
                     plan.frozen,
-                    self.counted,
+                    functools.partial(self.counted, visit),
                 )
             )
 
@@ -372,24 +382,3 @@ def _keep_buffers() -> None:
     _kept.append(before)
     if not before and "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-
-
-def entrances(critic: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose call is a call of the critic; the outermost one that is called gates.
-
-    DistributedDataParallel and Lightning's Fabric are passed through to their module, so that what
-    they hook stays outside the gate. DataParallel's replicas see a shard each, so its own output is
-    gated as well.
-    """
-    while (inner := _hooked(critic)) is not None:
-        critic = inner
-    yield critic
-    if isinstance(critic, nn.DataParallel):
-        yield from entrances(critic.module)
-
-
-def _hooked(module: nn.Module) -> nn.Module | None:
-    """What ``module`` only wraps, hooking what that returns."""
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return cast(nn.Module, module.module)
-    return module.__dict__["_modules"].get("_forward_module")

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.compat import node_of, tree_leaves
 from topk_plugin.core.graph import executes, is_capturing
+from topk_plugin.core.parameters import GRADIENT
 from topk_plugin.core.ranking import resembles_score
 from topk_plugin.core.training import Training, Trainings
 
@@ -153,7 +154,7 @@ class CriticSteps:
         reached = reached_of(call.parameters)
         if reached is None or is_capturing(gradient):
             return
-        if reached.grad is None:  # so what earlier passes left there was thrown away
+        if GRADIENT.__get__(reached) is None:  # so what earlier passes left there was thrown away
             self.zeroed({id(reached)}, but=task)
         wide = torch.promote_types(gradient.dtype, torch.float32)  # 16 bits overflow
         self._pulls.append(Pull(call, place, gradient.sum(dtype=wide), task))

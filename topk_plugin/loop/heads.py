@@ -30,6 +30,12 @@ class Heads:
         self._known: tuple[Any, list[bool]] = (None, [])  # a structure, which of its leaves depend
         self.seen = False  # a call returned something that is shaped like a score
 
+    def look(self, output: Any, arguments: Sequence[Any]) -> None:
+        """A call that is not gated gave ``output``, which may be scores too."""
+        if not self.seen:
+            batch = next((len(x) for x in arguments if isinstance(x, Tensor) and x.dim()), 0)
+            self.see(output, batch)
+
     def see(self, output: Any, batch: int) -> bool:
         """Whether ``output`` may be gated: a critic that returned scores before may return its
         features alone in another mode, and these are left as they are.

@@ -9,7 +9,7 @@ Distributed checkpoints have neither: see :mod:`topk_plugin.loop.distributed_che
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from topk_plugin.core.training import Training
 from topk_plugin.hooks import Selection
 from topk_plugin.loop.distributed_checkpoint import KEY, unwatch, watch
+from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
@@ -107,17 +108,6 @@ class ResumeRecord:
                 stacklevel=2,
             )
         self.topk.observers.remove(self._step_counted)
-
-
-def unwrapped(critic: nn.Module | None) -> Iterator[nn.Module]:
-    """A critic and what DataParallel, its distributed form, torch.compile or Fabric wrap in it."""
-    module: Any = critic
-    while isinstance(module, nn.Module):
-        yield module
-        inner = module.__dict__.get("_modules", {})
-        wrapper = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        names = ("module",) if wrapper else ("_orig_mod", "_forward_module")
-        module = next((inner[name] for name in names if name in inner), None)
 
 
 def _saving(original: Callable[..., None]) -> Callable[..., None]:

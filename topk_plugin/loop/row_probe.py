@@ -83,25 +83,25 @@ class RowProbe:
         self._parameters: Owned | None = None
         self._inputs: dict[Hashable, list[_Input]] = {}
 
-    def box(self, parameters: Owned, modes: Hashable, inputs: list[Tensor]) -> Box:
-        """For a shielded call.
+    def tell(self, box: Box, parameters: Owned, ran: Hashable, inputs: list[Tensor]) -> None:
+        """Put what is known into the ``box`` of a shielded call, whose forward has run.
 
         Args:
             parameters: the critic's; with others it is another critic.
-            modes: of its layers, training or not, in which rows may be coupled or apart.
+            ran: what of the critic did, in which rows may be coupled or apart.
             inputs: that are gated.
         """
         if parameters is not self._parameters:
             self._parameters = parameters
             self._inputs.clear()
-        key = (modes, len(inputs))
+        key = (ran, len(inputs))
         if key not in self._inputs:
             self._inputs[key] = [_Input() for _ in inputs]
         known = self._inputs[key]
         apart = [one.apart() for one in known]
         if is_capturing(inputs[0]):  # nothing can be seen in it
             apart = [one is True for one in apart]
-        return Box(apart, partial(_seen, known))
+        box.apart, box.seen = apart, partial(_seen, known)
 
 
 def _seen(inputs: list[_Input], index: int, flags: Tensor) -> None:

@@ -22,7 +22,7 @@ from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ranking import resembles_score
 from topk_plugin.loop.critic_step import reached_of
-from topk_plugin.loop.resume import unwrapped
+from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.topk import TopK
 
 STEPS = 3

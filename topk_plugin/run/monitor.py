@@ -111,6 +111,7 @@ class Monitor:
         topk = self.topk
         for training in topk.trainings.all:
             training.progress.forked()
+            training.counts.spared = 0
         topk.ledger.optimizer_steps = 0
         self.tracker.fed = False
         self.child, self._before = True, {**self._at_fork}

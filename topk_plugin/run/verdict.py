@@ -30,8 +30,9 @@ def lines_of(
     if report.direction != "undecided":
         confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
         direction = f"; direction {report.direction}, {training.vote.how()}{confirmed}"
+    spared = f" ({report.spared} of them spared the critic's gradient)" if report.spared else ""
     yield (
-        f"{progress.steps - progress.first_step} generator steps gated, "
+        f"{progress.steps - progress.first_step} generator steps gated{spared}, "
         f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
         f"ended, last k {report.last_k} of {report.last_batch}, "
         f"{report.nonfinite - nonfinite} non-finite scores{counted}{direction}"

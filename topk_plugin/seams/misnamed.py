@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from topk_plugin.loop.resume import unwrapped
+from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.seams.names import MISSING, CriticPath, Found, class_of, title, walk
 
 
