@@ -206,9 +206,9 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE:CLASS[=HEADS]",
-        help="for any other: the critic's class, as the script names it; __main__:CLASS for a name "
-        "in the script itself; MODULE:CLASS.ATTRIBUTE for a submodule, where the critic averages "
-        "inside. Of several critics each is given, perhaps with heads of its own",
+        help="for any other: the critic's class and its module, by the whole name; __main__:CLASS "
+        "for one of the script itself; MODULE:CLASS.ATTRIBUTE for a submodule, where the critic "
+        "averages inside. Of several critics each is given, perhaps with heads of its own",
     )
     parser.add_argument(
         "--find",

@@ -10,6 +10,7 @@ import gc
 import inspect
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,14 @@ def trace_forward(module: nn.Module) -> Callable[[], None]:
     if TORCH >= (2, 5) or name in vars(module):
         return lambda: None
     vars(module)[name] = True
-    return lambda: vars(module).pop(name, None)
+    alone = weakref.ref(module)  # what is attached may be forgotten
+
+    def undo() -> None:
+        present = alone()
+        if present is not None:
+            vars(present).pop(name, None)
+
+    return undo
 
 
 def keep_buffers(keep: bool) -> bool | None:

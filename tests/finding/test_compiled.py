@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from launched import run
 from short_scripts import SETTINGS, largest_difference, weights
+from torches import compiles
 from unnamed import equals_by_hand, with_loop
 
 CASES = Path(__file__).parents[1] / "cases"
 
 
+@compiles
 @pytest.mark.parametrize("way", ["wrapper", "in place"])
 def test_a_compiled_critic_is_found(way, tmp_path):
     for name in ("small.py", "compiled.py"):

@@ -147,6 +147,14 @@ def test_the_audit_agrees(tmp_path):
     assert "result                 agrees" in done.out
 
 
+def test_an_audit_of_too_few_steps_says_so(tmp_path):
+    with_loop(tmp_path, f"{GAN_STEP}\nstep(next(iter(loader)))\n")
+    done = run(tmp_path, ["check", *SETTINGS, "--", "train.py"])
+    assert done.status == 3
+    said = done.out + done.err
+    assert "found critic gan:Critic, and no generator step came after the first ones" in said
+
+
 def test_a_child_that_is_spawned_finds_its_critic(tmp_path):
     with_loop(tmp_path, f"{GAN_STEP}\npasses(step)\nwrite(D, G)\n")
     equals_by_hand(tmp_path)

@@ -338,3 +338,24 @@ def test_an_exception_inside_a_marked_step_leaves_nothing_to_count():
             raise ZeroDivisionError
         optimizer.step()
         assert topk.steps == 0
+
+
+@pytest.mark.parametrize("how", ["detached", "un-detached", "paused"])
+def test_a_score_gate_that_would_mask_critic_steps_is_an_error_before_damage(how):
+    """gate="score" takes each call for the generator's; k = B in the first epoch."""
+    setup = Setup(TopK(gamma=0.5, nu=0.5, gate="score"))
+    with attach(setup.D, setup.topk):
+        for _ in range(2):
+            setup.opt_D.zero_grad()
+            with setup.topk.paused() if how == "paused" else contextlib.nullcontext():
+                fake = setup.G(noise())
+                fake = fake.detach() if how == "detached" else fake
+                (F.softplus(setup.D(fake)) + F.softplus(-setup.D(reals()))).mean().backward()
+            setup.opt_D.step()
+            setup.opt_G.zero_grad()
+            setup.generator_step()
+        if how == "un-detached":
+            with pytest.raises(GeneratorStepUnknown, match="the gate is 'score', and the critic's"):
+                setup.topk.end_epoch()
+        else:
+            setup.topk.end_epoch()

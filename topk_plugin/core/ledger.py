@@ -54,6 +54,7 @@ class Arrival:
     # no gradient of it lies in the critic (frozen, or zeroed since), so it is of no critic step
     spared: bool
     counted: Callable[[], None]  # told when a generator step counts it
+    masks: bool = False  # its gate would mask a critic step's own gradient
 
 
 class StepLedger:
@@ -97,7 +98,7 @@ class StepLedger:
 
     def arrive(self, arrival: Arrival) -> None:
         """A backward went through a gate."""
-        self.aside.clear()
+        self._forget(self.aside)
         self.settled = False
         if arrival.parameter.grad is None:  # so what earlier passes left there was thrown away
             self.pending = [
@@ -235,12 +236,9 @@ class StepLedger:
             self._set_aside(calls)
 
     def _is_critics(
-        self,
-        optimizer: Optimizer,
-        owned: frozenset[int],
-        upstream: frozenset[int],
-        of_critic: frozenset[int],
-    ) -> bool:
+        self, optimizer: Optimizer,
+        owned: frozenset[int], upstream: frozenset[int], of_critic: frozenset[int],
+    ) -> bool:  # fmt: skip
         """Of an optimizer that owns parameters on both sides, whether it is the critic's.
 
         Layers or embeddings may lie outside the critic, or be shared with it: then the rest of
@@ -252,12 +250,7 @@ class StepLedger:
             else:  # other loops of the process may have optimizers
                 others = (self.optimized - owned) & (upstream | of_critic)
             if not others:
-                raise GeneratorStepUnknown(
-                    f"one {type(optimizer).__name__} owns parameters of both the generator and "
-                    "the critic, so its steps do not tell generator steps from critic steps. "
-                    f"{HOW_TO_MARK} If just layers of the critic lie outside the attached module, "
-                    "name the generator: attach(..., generator=G)."
-                )
+                raise _owns_both(optimizer)
             rest_of_critic = of_critic - owned
             self._critics[optimizer] = not (rest_of_critic & others) or bool(upstream & others)
         return self._critics[optimizer]
@@ -276,7 +269,13 @@ class StepLedger:
         self.pending = [call for call in self.pending if id(call.parameter) not in gone]
         for call in self.pending:
             call.spared |= not call.critic.isdisjoint(gone)
-        self.aside = [(call, g) for call, g in self.aside if id(call.parameter) not in gone]
+        self._forget([one for one in self.aside if id(one[0].parameter) in gone])
+
+    def _forget(self, aside: list[tuple[Arrival, Tensor | None]]) -> None:
+        """Of what was set aside these were the critic's, for certain."""
+        for call, _ in aside:
+            call.training.audit.masks_critic |= call.masks
+        self.aside = [one for one in self.aside if one not in aside]
 
     def _set_aside(self, calls: list[Arrival]) -> None:
         self.aside = [(call, call.parameter.grad) for call in calls if not call.spared]
@@ -335,6 +334,14 @@ HOW_TO_MARK = (
     "`topk.step()` after its backward and before the optimizer's step; where the critic step "
     "sends fakes through the critic that are not detached, put `with topk.paused():` around it."
 )
+
+
+def _owns_both(optimizer: Optimizer) -> GeneratorStepUnknown:
+    return GeneratorStepUnknown(
+        f"one {type(optimizer).__name__} owns parameters of both the generator and the critic, so "
+        f"its steps do not tell generator steps from critic steps. {HOW_TO_MARK} If just layers of "
+        "the critic lie outside the attached module, name the generator: attach(..., generator=G)."
+    )
 
 
 def _optimizable() -> set[int]:

@@ -125,6 +125,7 @@ class PathAudit:
     def __init__(self) -> None:
         self._unaudited = AUDITED_STEPS
         self._bypassed: list[Tensor] = []  # 0-d bool, not yet read
+        self.masks_critic = False  # a critic's step went through a score gate
 
     @property
     def goes_on(self) -> bool:
@@ -141,8 +142,17 @@ class PathAudit:
         """Reads what was found (the device is waited for, once).
 
         Raises:
-            GeneratorStepUnknown: the loss reads the critic past its outputs.
+            GeneratorStepUnknown: the loss reads the critic past its outputs, or critic steps go
+                through a gate that would mask their own gradient.
         """
+        masks, self.masks_critic = self.masks_critic, False
+        if masks:
+            raise GeneratorStepUnknown(
+                "the gate is 'score', and the critic's own steps send fakes that are not detached: "
+                "their gradient would be masked too. Leave the gate at 'auto', or mark the "
+                "generator step, `with topk.generator_step():`, and put `with topk.paused():` "
+                "around the critic's."
+            )
         bypassed = any(bool(flag) for flag in self._bypassed)
         self._bypassed.clear()
         if bypassed:

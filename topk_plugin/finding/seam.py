@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from topk_plugin.errors import TopKError
+from topk_plugin.errors import NoEffectError, TopKError
+from topk_plugin.finding import words
 from topk_plugin.finding.finder import Finder
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
@@ -58,4 +59,6 @@ class FindingSeam:
 
     def no_effect(self) -> TopKError:
         """Why no generator step was gated, after optimizers stepped."""
+        if self.finder.found:  # in the last step of an audit
+            return NoEffectError(words.too_late(str(self.finder)))
         return self.finder.refused or self.finder.nothing()

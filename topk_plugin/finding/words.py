@@ -33,8 +33,8 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True)
         return text
     if candidate.outputs.are_images:
         return (
-            f"{text}. If it autoencodes, no output of it ranks samples; if it scores each pixel, "
-            f"the mean does: {name}"
+            f"{text}. If it autoencodes, no output of it ranks samples and top-k does not apply; "
+            f"if it scores each pixel, the mean does: {name}"
         )
     return f"{text}. If it is a critic: {name}"
 
@@ -52,6 +52,14 @@ def below(names: Iterable[str], flags: Iterable[str | None]) -> str:
         f"{' and '.join(names)} was found after the first generator steps, which went ungated "
         "though k is below the batch from the first one on, and no checkpoint said which critic "
         f"it is. Start again and name it: {' '.join(map(str, flags))}"
+    )
+
+
+def too_late(found: str) -> str:
+    """The error where an audit saw no step after the one in which critics were found."""
+    return (
+        f"{found}, and no generator step came after the first ones, in which critics are sought. "
+        "Let the script take more steps, or name them: --critic"
     )
 
 

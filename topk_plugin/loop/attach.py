@@ -331,22 +331,15 @@ class Attachment:
             training.critics.add(critic)
             if visit is not None:
                 visit.arrived()
+            masks = plan.masks and not training.progress.is_held  # an audit says it itself
+            variable = plan.node.variable  # type: ignore[attr-defined]
             topk.ledger.arrive(
                 Arrival(
-                    choice,
-                    batch,
-                    plan.node.variable,  # type: ignore[attr-defined]
-                    plan.upstream - plan.critic_ids,
-                    plan.critic_ids,
-                    plan.known,
-                    torch._C._current_graph_task_id(),
-                    box,
-                    plan.unshielded,
-                    training,
-                    plan.frozen,
-                    functools.partial(self.counted, visit),
+                    choice, batch, variable, plan.upstream - plan.critic_ids, plan.critic_ids,
+                    plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
+                    plan.frozen, functools.partial(self.counted, visit), masks,
                 )
-            )
+            )  # fmt: skip
 
         call = GatedCall(
             plan.mode, ranked, plan.node, sources, plan.accepts, arrived, box, plan.audit,

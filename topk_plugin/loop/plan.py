@@ -30,6 +30,7 @@ class Plan(NamedTuple):
     audit: bool  # it is looked at what the loss reads
     rehearsed: bool  # k = B: the shield goes through its motions, and nothing is masked
     frozen: bool  # no parameter of the critic's gets a gradient
+    masks: bool  # in a step of the critic's it would mask that one's own gradient
 
 
 def planned(
@@ -83,7 +84,8 @@ def planned(
     rehearsed = False
     if mode == "shielded" and observe:
         mode, rehearsed = "observe", audit
+    masks = settings.gate == "score" and not topk.ledger.is_marked and not frozen
     return Plan(
         mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
-        training, audit, rehearsed, frozen,
+        training, audit, rehearsed, frozen, masks,
     )  # fmt: skip
