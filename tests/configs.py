@@ -20,6 +20,7 @@ OTHER = {  # for each setting a value that is not the default, and how a user ty
     "companions": ("follow", "follow"),
     "every": (2000, "2000"),
     "passes": ("all", "all"),
+    "scope": ("global", "global"),
     "heads": (("adv", 2, -1), "adv, 2,-1"),
     "start_epoch": (7, "7"),
     "plugins": (("bottom-k", "mine"), "bottom-k, mine"),

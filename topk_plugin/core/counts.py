@@ -78,7 +78,7 @@ class Counts:
     """Tallies, each (TALLY_SIZE,) float64; see :mod:`topk_plugin.core.choice`."""
 
     def __init__(self) -> None:
-        self.largest = 0  # rows of a critic call; 0 where no Python saw one
+        self.largest = 0  # rows of which a k is kept; 0 where no Python saw one
         # line A, not yet counted: what the device counted, whether it may have, and the others
         self.inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)
         self.listening = False
@@ -113,10 +113,14 @@ class Counts:
                 tally += one.tally.to(tally.device)
         return StepTally(tally, [*waiting, *of_host])
 
-    def saw(self, choices: Sequence[AnyChoice]) -> None:
-        """What was chosen in a generator step."""
+    def saw(self, choices: Sequence[AnyChoice], batches: int = 1) -> None:
+        """What was chosen in a generator step.
+
+        Args:
+            batches: that compete with each other.
+        """
         for choice in choices:
-            self.largest = max(self.largest, choice.batch)
+            self.largest = max(self.largest, choice.batch * batches)
 
     def add(self, tally: StepTally) -> None:
         """One generator step."""

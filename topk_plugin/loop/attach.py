@@ -310,9 +310,9 @@ class Attachment:
             return output
         heads, named = self.heads.of(output, source, sources, plan.places)
         mean = topk.config.reduction == "mean"
-        ranked = topk.line.ranked(heads, batch, named, training, mean)
         if not any(head.requires_grad for head in heads):
             return output
+        ranked = topk.line.ranked(heads, batch, named, training, mean, self)
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 

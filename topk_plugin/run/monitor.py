@@ -143,6 +143,7 @@ class Monitor:
         if config.gamma < 1 and config.nu < 1:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
             decay = f"decays x{config.gamma:g} each {each} to {k_of(config.nu, batch)}"
+        kept = self.topk.scope.kept_of(k, batch)
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
@@ -150,7 +151,7 @@ class Monitor:
         if len(heads) > 1:
             decay += f", ranked by the mean of the heads {', '.join(heads)}"
         plugins = f", with plugin {', '.join(self.topk.plugins)}" if self.topk.plugins else ""
-        return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}{plugins}"
+        return f"{self.seam}, direction {direction}, {kept}, {decay}{plugins}"
 
     def _rows_coupled(self, name: str) -> None:
         if name not in self._coupled.values():
