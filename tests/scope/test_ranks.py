@@ -19,3 +19,16 @@ def test_every_way_is_that_of_one_process(tmp_path, sizes):
             rows = [int(size) for size in sizes.split(",")]
             assert found["kept on rank 0"] == max(0, sum(rows) // 2 - sum(rows[1:]))
         assert found["rank"] > 1e-3, f"{way}: whose rows compete changes nothing here"
+
+
+@pytest.mark.parametrize("what", ["dies", "never_comes", "is_an_epoch_behind"])
+def test_a_rank_that_does_not_take_part_is_an_error_on_the_other(tmp_path, what):
+    done = plain_run(tmp_path, str(HERE / "ranks_apart.py"), what)
+    assert 'rank 0: scope="global": this rank waited for the scores' in done.out, done.err
+    assert "the timeout of torch.distributed.init_process_group" in done.out
+
+
+@pytest.mark.parametrize("what", ["votes", "batches_that_grow", "groups"])
+def test_three_ranks(tmp_path, what):
+    done = plain_run(tmp_path, str(HERE / "ranks_apart.py"), what)
+    assert (done.status, done.out) == (0, "done\n"), done.err

@@ -223,7 +223,7 @@ class Scope:
         if self.steps > 1:
             words += f" in each of {self.steps} micro-batches, which compete"
         if ranks is not None:
-            words += f" on this rank, its rows compete with those of {ranks.size - 1} others"
+            words += f" on this rank, whose rows compete over {ranks.size} ranks"
         elif self.is_global:
             words += " (scope global, one process)"
         return words
