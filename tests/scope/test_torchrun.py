@@ -50,8 +50,9 @@ def test_ranks_end_with_the_weights_of_one_process(tmp_path, way, sizes, start):
     done = topk_run(tmp_path, *command, critic="__main__:Critic", flags=SETTINGS)
     assert done.status == 0, done.err
     assert (weights(tmp_path) - expected).abs().max() <= 1e-12
-    first = sizes.split(",")[0]
-    assert f"k {first} of {first} on this rank, whose rows compete over {ranks} ranks" in done.err
+    first, rows = sizes.split(",")[0], sum(map(int, sizes.split(",")))
+    assert f"k {first} of {first} on this rank, the rows of {ranks} ranks compete" in done.err
+    assert f"last k {rows // 4} of {rows} over {ranks} ranks, " in done.err
     assert f"{ranks} processes gated, {16 * ranks} generator steps" in done.err
 
 

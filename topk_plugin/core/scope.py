@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, distributed
 
 from topk_plugin.core.contest import Contest, Gathered
+from topk_plugin.core.schedule import k_of
 from topk_plugin.errors import ConfigError, RanksApart
 
 HEADER = 3
@@ -138,6 +139,7 @@ class Scope:
         self._chosen = chosen
         self.is_global, self._group = setting == "global", group
         self._ranks: Ranks | None = None
+        self.size = 1  # ranks whose rows compete, as far as was seen
         self.steps = 1  # micro-batches that compete
         self._open: dict[Hashable, Contest] | None = None  # those of accumulate()
 
@@ -167,6 +169,7 @@ class Scope:
             return None
         if self._ranks is None:
             self._ranks = Ranks(self._group)
+        self.size = self._ranks.size
         return self._ranks
 
     @property
@@ -177,7 +180,7 @@ class Scope:
     @property
     def batches(self) -> int:
         """How many compete with each other, in a generator step."""
-        return self.steps if self.ranks is None else self.steps * self.ranks.size
+        return self.steps * self.size
 
     def contest_of(self, who: Any) -> Contest | None:
         """The contest in which a call takes part; None where its rows compete among themselves.
@@ -216,16 +219,26 @@ class Scope:
         ranks = self.ranks
         return (numbers, 1) if ranks is None else (ranks.sum(numbers), ranks.size)
 
-    def kept_of(self, k: int, batch: int) -> str:
-        """How many rows are kept, in words, where ``k`` of ``batch`` are in a call of this rank."""
-        ranks = self.ranks
+    def kept_of(self, k: int, batch: int, fraction: float, calls: int = 1) -> str:
+        """How many rows are kept, in words.
+
+        Args:
+            k, batch: of a call of this rank.
+            fraction: that is kept.
+            calls: of the critic in a step.
+        """
         words = f"k {k} of {batch}"
-        if self.steps > 1:
-            words += f" in each of {self.steps} micro-batches, which compete"
-        if ranks is not None:
-            words += f" on this rank, whose rows compete over {ranks.size} ranks"
+        if self._ranks is not None and self._ranks.rows is not None and fraction < 1:
+            words = f"k {k_of(fraction, self._ranks.rows)} of {self._ranks.rows}"
+            words += f" over {self.size} ranks"
+        elif self.size > 1:
+            words += f" on this rank, the rows of {self.size} ranks compete"
         elif self.is_global:
             words += " (scope global, one process)"
+        if self.steps > 1:
+            words += f", {self.steps} micro-batches that compete"
+        elif calls > 1:
+            words += f" in each of {calls} calls a step, ranked apart"
         return words
 
 

@@ -139,11 +139,12 @@ class Monitor:
         config, tally = self.topk.config, step.tally.tolist()
         calls = max(1.0, tally[CALLS])
         batch, k = round(tally[ROWS] / calls), round(tally[KEPT] / calls)
-        decay = "never decays"
+        scope, decay = self.topk.scope, "never decays"
+        kept = scope.kept_of(k, batch, self.topk.fraction, round(calls))
         if config.gamma < 1 and config.nu < 1:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
-            decay = f"decays x{config.gamma:g} each {each} to {k_of(config.nu, batch)}"
-        kept = self.topk.scope.kept_of(k, batch)
+            least = k_of(config.nu, batch) if scope.batches == 1 else f"{config.nu:g} of them"
+            decay = f"decays x{config.gamma:g} each {each} to {least}"
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
