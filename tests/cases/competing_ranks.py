@@ -47,6 +47,17 @@ def generator_loss(output, epoch):
     return sum(F.softplus(-head[order]).mean() for head in heads)
 
 
+def wrapped(network):
+    if "fsdp2" not in way:
+        return DistributedDataParallel(network)
+    from torch.distributed.fsdp import fully_shard
+
+    for part in [*network.modules()]:
+        if "nested" in way and isinstance(part, nn.Linear):
+            fully_shard(part)
+    return fully_shard(network)
+
+
 def train(rendezvous=None):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -56,7 +67,7 @@ def train(rendezvous=None):
     if parallel:
         dist.init_process_group("gloo", **rendezvous)
         rank = dist.get_rank()
-        G, D = DistributedDataParallel(G), DistributedDataParallel(D)
+        G, D = wrapped(G), wrapped(D)
 
     def own(rows):
         return rows.split(sizes)[rank] if parallel else rows
@@ -69,7 +80,7 @@ def train(rendezvous=None):
             share = len(own(x)) * len(sizes) / len(x) if parallel else 1.0
             opt_d.zero_grad()
             fake = G(own(torch.randn(len(x), 4)))
-            if way != "undetached":
+            if "undetached" not in way:
                 fake = fake.detach()
             (share * (loss(D(own(x)), -1) + loss(D(fake), 1))).backward()
             opt_d.step()
@@ -79,8 +90,10 @@ def train(rendezvous=None):
                 G(own(torch.randn(len(x), 4)))), epoch).backward()  # fmt: skip
             D.requires_grad_(True)
             opt_g.step()
+    states = [getattr(net, "module", net).state_dict() for net in (G, D)]
+    if parallel and "fsdp2" in way:
+        states = [{n: value.full_tensor() for n, value in state.items()} for state in states]
     if not rank:
-        states = [(net.module if parallel else net).state_dict() for net in (G, D)]
         torch.save(states, "weights.pt")
     if parallel:
         dist.destroy_process_group()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from launched import ENVIRONMENT, Done, plain_run, run, topk_run
 
 SCRIPT = str(Path(__file__).parents[1] / "cases" / "competing_ranks.py")
 SETTINGS = ("--gamma", "0.5", "--nu", "0.25", "--scope", "global")
+
+
+fsdp2 = pytest.mark.skipif(
+    find_spec("torch.distributed.fsdp._fully_shard") is None,
+    reason="torch 2.6 has it at this place",
+)
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -41,6 +48,8 @@ def by_hand(folder: Path, *words: str) -> torch.Tensor:
         ("heads", "4,4,4", "fork"),
         ("heads", "4,4,4,4", "fork"),
         ("frozen", "5,3,6,2", "fork"),
+        pytest.param("fsdp2", "5,3", "fork", marks=fsdp2),
+        pytest.param("undetached, fsdp2, nested", "3,4,5", "fork", marks=fsdp2),
     ],
 )
 def test_ranks_end_with_the_weights_of_one_process(tmp_path, way, sizes, start):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topk_plugin.core.sharded import owner_of
+
 
 class Owned:
     """Some parameters, at one time; another object once there are others."""
@@ -59,7 +61,7 @@ class ModuleParameters:
                 return None
             self._parts = [weakref.ref(part) for part in module.modules()]
             self._entries = self._present()
-            self._owned = Owned(module.parameters())
+            self._owned = Owned(map(owner_of, module.parameters()))
         return self._owned
 
     @property

@@ -25,6 +25,7 @@ from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.parameters import ModuleParameters
+from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import ConfigError
@@ -325,7 +326,7 @@ class Attachment:
                 Arrival(
                     choice,
                     batch,
-                    plan.node.variable,  # type: ignore[attr-defined]
+                    owner_of(plan.node.variable),  # type: ignore[attr-defined]
                     plan.upstream - plan.critic_ids,
                     plan.critic_ids,
                     plan.known,
