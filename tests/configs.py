@@ -21,6 +21,7 @@ OTHER = {  # for each setting a value that is not the default, and how a user ty
     "companions": ("follow", "follow"),
     "every": (2000, "2000"),
     "passes": ("all", "all"),
+    "scope": ("global", "global"),
     "heads": (("adv", 2, -1), "adv, 2,-1"),
     "spare": (False, "no"),
     "start_epoch": (7, "7"),

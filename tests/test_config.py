@@ -56,6 +56,7 @@ def test_every_setting_has_another_value_here_and_a_help_text():
         *[("gate", bad) for bad in ("gather", None, np.zeros(3))],
         *[("reduction", bad) for bad in ("none", None, 1)],
         *[("companions", bad) for bad in ("drop", None, True)],
+        *[("scope", bad) for bad in ("all", None, True)],
         *[("every", bad) for bad in (0, -1, 1.0, True, "2000", "step", None, np.ones(2))],
         *[("heads", bad) for bad in ("adv", b"adv", 1, None, [1.5], [True], [""], [["a"]], {"a"})],
         *[("start_epoch", bad) for bad in (-1, 1.0, True, "3", None)],
@@ -71,6 +72,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(name, value):
         "gate": "one of 'auto', 'score', 'shielded'",
         "reduction": "one of 'mean', 'sum'",
         "companions": "one of 'auto', 'follow', 'keep'",
+        "scope": "one of 'rank', 'global'",
         "every": "'epoch' or a positive number of generator steps",
         "heads": "a list of names or indices",
         "start_epoch": "an integer >= 0",
@@ -307,6 +309,7 @@ def test_ranking_settings_load_with_weights_only():
         "reduction": "mean",
         "companions": "auto",
         "every": 20,
+        "scope": "rank",
         "heads": ["adv", 1],
         "plugins": ["bottom-k"],
     }

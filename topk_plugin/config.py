@@ -21,6 +21,7 @@ Gate = Literal["auto", "score", "shielded"]
 Reduction = Literal["mean", "sum"]
 Companions = Literal["auto", "follow", "keep"]
 Passes = Literal["adversarial", "all"]
+Scope = Literal["rank", "global"]
 
 # TOPK_ variables that are no settings: where tests find checkouts of other projects, the switches
 # of the plugin manager, and what `topk run` tells the processes that a script starts.
@@ -84,6 +85,12 @@ class TopKConfig:
         choice(Passes),
         "which passes over the data are epochs: those from the first generator step through the "
         "critic on, or all in which an optimizer stepped, warm-up on another loss included",
+    )
+    scope: Scope = _setting(
+        "rank",
+        choice(Scope),
+        "whose rows compete for k: those of each rank's batch, or all ranks' (global), which gives "
+        "the gradient of one process that has them all",
     )
     heads: tuple[str | int, ...] = _setting(
         (),
@@ -167,7 +174,7 @@ class TopKConfig:
 
     def ranking_settings(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as types `torch.load` accepts safely."""
-        names = ("gamma", "nu", "direction", "reduction", "companions", "every")
+        names = ("gamma", "nu", "direction", "reduction", "companions", "every", "scope")
         lists = {"heads": list(self.heads), "plugins": list(self.plugins)}
         return {name: getattr(self, name) for name in names} | lists
 

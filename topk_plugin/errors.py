@@ -44,6 +44,10 @@ class HookError(TopKError):
     """A plugin does not fit the hooks, or one of its hooks failed."""
 
 
+class RanksApart(TopKError):
+    """Another rank did not take part in what all ranks decide together."""
+
+
 class RunError(TopKError):
     """A reference experiment cannot go on: its folder is in use, full or damaged."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from topk_plugin.config import TopKConfig
@@ -17,7 +19,9 @@ from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
+from topk_plugin.core.ranking import kept_rows
 from topk_plugin.core.schedule import k_of
+from topk_plugin.core.scope import Scope
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
@@ -44,28 +48,32 @@ class TopK:
     Args:
         config: the settings; or give them as keywords, see :class:`TopKConfig`.
         hooks: plugins beside the installed ones: modules or objects, see :mod:`topk_plugin.hooks`.
+        group: under ``scope="global"`` the ranks whose rows compete; none: those of all processes.
 
     Raises:
-        ConfigError: a setting is unknown, of the wrong type or out of range.
+        ConfigError: a setting is unknown, of the wrong type, out of range or against another one.
         HookError: a plugin does not fit the hooks.
     """
 
     def __init__(
-        self, config: TopKConfig | None = None, /, *, hooks: Sequence[Any] = (), **settings: Any
-    ) -> None:
+        self, config: TopKConfig | None = None, /, *, hooks: Sequence[Any] = (),
+        group: ProcessGroup | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         self.config = _config_of(config, settings)
         manager = plugin_manager(self.config.plugins, hooks)
         self.hook_errors = manager.errors
         self.plugins = replacing(manager)  # names of those that change what the paper keeps
         self.select = selection(manager)
         self._ask_fraction = first_result(manager, "topk_fraction", needed=True)
-        self._tell_selected = observe(manager, "topk_selected")
+        self.tell_selected = observe(manager, "topk_selected")
         self._epoch_ended = _telling(observe(manager, "topk_epoch_ended"))
         self.follows = self.config.companions == "follow"  # the critic's other outputs, too
+        self.scope = Scope(self.config.scope, group, self.select is not kept_rows)
         self.trainings = Trainings(self._new_training)
-        self.ledger = StepLedger(self._count, self.trainings)
+        self.ledger = StepLedger(partial(_count, self), self.trainings)
         ask = first_result(manager, "topk_scores")
-        self.line = LineGate(self.config.heads, ask, self.select, self.ledger, self.trainings)
+        to = (self.select, self.ledger, self.trainings, self.scope)
+        self.line = LineGate(self.config.heads, ask, *to)
         self.observers: list[Callable[[Selection], None]] = []
         self.critics = self._paused = 0  # that are attached; depth of paused()
         self.found: list[list[Any]] = []  # critics that nobody named: see topk_plugin.finding
@@ -85,7 +93,8 @@ class TopK:
 
     def _new_training(self, first: bool) -> Training:
         progress = EpochCount(self.fraction_at, self.config.start_epoch if first else 0)
-        return Training(progress, Direction(self.config.direction), self._epoch_ended)
+        vote = Direction(self.config.direction, self.scope.sum)
+        return Training(progress, vote, self._epoch_ended)
 
     @property
     def training(self) -> Training:
@@ -141,8 +150,8 @@ class TopK:
         The shape stays, so labels of the batch's size still fit.
 
         Args:
-            scores: the critic's output in the generator step: (B,), (B, 1), (B, 1, 1, 1), a patch
-                map (B, 1, H, W), or a tuple, list or dict that holds it.
+            scores: of the generator step: (B,), (B, 1), (B, 1, 1, 1), a patch map (B, 1, H, W), or
+                a tuple, list or dict that holds it.
 
         Raises:
             ScoreShapeError: no score per sample in it.
@@ -169,12 +178,11 @@ class TopK:
     def gather(self, scores: Tensor, *companions: Tensor) -> Any:
         """The literal form: the k rows themselves, for losses that couple the rows of a batch.
 
-        The rows keep their order in the batch, so that at k = B nothing changes. Companions
-        (labels, auxiliary outputs, real scores they are paired with) follow.
+        The rows keep their order, so that at k = B nothing changes; companions follow.
 
         Args:
             scores: (B, ...) one score per sample.
-            companions: tensors (B, ...).
+            companions: tensors (B, ...): labels, auxiliary outputs, real scores of their pairs.
 
         Returns:
             (k, ...) scores; with companions a tuple of them all.
@@ -201,6 +209,22 @@ class TopK:
         _require_critic(spare, self.critics)
         return self.ledger.marked(spare and self.config.enabled)
 
+    def accumulate(self, steps: int) -> AbstractContextManager[None]:
+        """The rows of ``steps`` micro-batches compete, as if they were one batch::
+
+            with topk.accumulate(steps=4):
+                losses = [generator_loss(topk(critic(generator(z)))) / 4 for z in micro_batches]
+                sum(losses).backward()
+
+        The critic scores generated samples ``steps`` times inside, and no backward may begin before
+        the last, so all graphs are in memory. Losses that sum are not divided by ``steps``.
+        Without it each micro-batch is ranked by itself.
+
+        Raises:
+            ConfigError: that is not so, or a plugin chooses rows.
+        """
+        return self.scope.accumulating(steps)
+
     def step(self) -> None:
         """Says by hand that the backward passes since the last step were one generator step."""
         self.ledger.mark()
@@ -225,26 +249,6 @@ class TopK:
         return self
 
     # --- counting -------------------------------------------------------------------------------
-
-    def _count(
-        self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
-    ) -> None:
-        """One generator step: votes, statistics, and k where it decays by steps."""
-        gated = calls[0].training if calls else self.training
-        training = self.trainings.counted(gated, optimizer)
-        self.line.settled()
-        require_shield(calls)
-        made = [call.choice for call in calls]
-        tally = training.count(made, [call.box for call in calls], optimizer)
-        training.counts.saw(choices)
-        at, rows = training.progress, sum(call.batch for call in calls)
-        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
-        for observer in list(self.observers):
-            observer(step)
-        if self._tell_selected is not None:
-            self._tell_selected(selection=step)
-        if (every := self.config.every) != "epoch" and training.progress.steps % every == 0:
-            training.end_epoch(f"by --every {every}")
 
     def check(self) -> None:
         """Reads what the first steps showed of the loss (the device is waited for, once).
@@ -292,6 +296,27 @@ def _learn(topk: TopK, state: Mapping[str, Any]) -> None:
     """What another run :func:`_learned`."""
     topk.found = [[*one] for one in state.get("found", topk.found)]
     topk.distrusted += sorted(set(state.get("distrusted", ())).difference(topk.distrusted))
+
+
+def _count(
+    topk: TopK, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
+) -> None:
+    """One generator step of ``topk``: votes, statistics, and k where it decays by steps."""
+    gated = calls[0].training if calls else topk.training
+    training = topk.trainings.counted(gated, optimizer)
+    topk.line.settled()
+    require_shield(calls)
+    made = [call.choice for call in calls]
+    tally = training.count(made, [call.box for call in calls], optimizer)
+    training.counts.saw(choices, topk.scope.batches)
+    at, rows = training.progress, sum(call.batch for call in calls)
+    step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
+    for observer in list(topk.observers):
+        observer(step)
+    if topk.tell_selected is not None:
+        topk.tell_selected(selection=step)
+    if (every := topk.config.every) != "epoch" and training.progress.steps % every == 0:
+        training.end_epoch(f"by --every {every}")
 
 
 def _require_critic(spare: bool, attached: int) -> None:

@@ -40,12 +40,14 @@ from topk_plugin.check.formula import (
 from topk_plugin.check.kept_loss import LossFinding, bound_of, differences, loss_finding
 from topk_plugin.check.tape import Tape, Unrepeatable
 from topk_plugin.core.choice import BALLOT, GateState, Ranked
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.coupling import coupling_of_gates, kind_of, ranking_of
+from topk_plugin.core.line import AnyRanked
 from topk_plugin.core.ranking import kept_rows, order_of
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import Mode
-from topk_plugin.core.sorted_choice import Sorted
+from topk_plugin.errors import ConfigError
 from topk_plugin.topk import TopK
 
 
@@ -85,7 +87,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         (ranking,), state = node.saved_tensors, GateState(*node.state)
         # what is in the inbox has not reached the vote yet
         state = state._replace(low=state.low - node.inbox[BALLOT])
-        ranked: Ranked | Sorted = Ranked(ranking, state, node.weigh == "mean", node.select)
+        ranked: AnyRanked = Ranked(ranking, state, node.weigh == "mean", node.select)
         heads, follow = gradients[: node.heads], True
         mode: Mode = "observe" if node.weigh == "none" else "score"
     elif kind_of(node) is SortedGate:
@@ -100,6 +102,11 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     given = [g for g in heads if g is not None]
     if not given:
         return None
+    if isinstance(ranked, Contestant):
+        raise ConfigError(
+            'topk check: found scope="global" over several ranks, or accumulate(); expected rows '
+            "of one batch that compete among themselves, which is what it audits"
+        )
     ranking = order_of(ranked.ranking, heads)
     batch = len(ranking)
     rows = torch.stack([g.double().reshape(batch, -1).sum(1) for g in given]).sum(0).tolist()

@@ -81,7 +81,7 @@ class Counts:
     def __init__(self) -> None:
         self.spared = 0  # generator steps in which a critic was
         self._spared_last: object = None
-        self.largest = 0  # rows of a critic call; 0 where no Python saw one
+        self.largest = 0  # rows of which a k is kept; 0 where no Python saw one
         # line A, not yet counted: what the device counted, whether it may have, and the others
         self.inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)
         self.listening = False
@@ -116,10 +116,14 @@ class Counts:
                 tally += one.tally.to(tally.device)
         return StepTally(tally, [*waiting, *of_host])
 
-    def saw(self, choices: Sequence[AnyChoice]) -> None:
-        """What was chosen in a generator step."""
+    def saw(self, choices: Sequence[AnyChoice], batches: int = 1) -> None:
+        """What was chosen in a generator step.
+
+        Args:
+            batches: that compete with each other.
+        """
         for choice in choices:
-            self.largest = max(self.largest, choice.batch)
+            self.largest = max(self.largest, choice.batch * batches)
 
     def spare(self, step: object) -> None:
         """A critic was spared in a generator ``step``; told of each of its calls."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,12 +40,18 @@ class Direction:
 
     Args:
         setting: "auto", "high" or "low".
+        together: adds numbers up over the ranks that decide together, and says how many they are.
     """
 
-    def __init__(self, setting: str) -> None:
+    def __init__(
+        self,
+        setting: str,
+        together: Callable[[Tensor], tuple[Tensor, int]] = lambda numbers: (numbers, 1),
+    ) -> None:
         self.is_auto = setting == "auto"
         self.assumed = 0.0  # 1 high or -1 low, that an adapter states
         self._voting = VOTING_STEPS if self.is_auto else 0  # steps that still vote
+        self._together, self._ranks = together, 1  # whose votes have been added up
         self.known = SIGNS[setting]  # 1 high or -1 low, where the host knows it for good; else 0
         # which end is realistic, for gates: its sign is 1 for low scores and -1 for high ones;
         # each vote changes it by one. Whole numbers and a quarter: never 0, and exact
@@ -99,12 +105,28 @@ class Direction:
         self._voting -= 1
         if self._voting:
             return
+        self._add_up()
         self.check()
         self.known = math.copysign(1.0, votes) if (votes := float(self.votes)) else 0.0
         if self.known:
             self.low -= self.known * OUTWEIGHS
         else:  # a saturated loss sent no gradient so far
             self._voting = VOTING_STEPS
+
+    @property
+    def _voted(self) -> int:
+        """Votes that could have been cast."""
+        return (VOTING_STEPS - self._voting) * self._ranks
+
+    def _add_up(self) -> None:
+        """The votes of all ranks that decide together, so that they cannot disagree."""
+        own = torch.stack([self.votes, self._disagreed, self._cast, *self._critic])
+        total, self._ranks = self._together(own)
+        if self._ranks > 1:
+            self.low.copy_(-total[0] - NOT_ZERO)
+            self._disagreed.copy_(total[1])
+            self._cast.copy_(total[2])
+            self._critic.copy_(total[3:])
 
     def check(self) -> None:
         """Reads the vote (the device is waited for).
@@ -120,7 +142,7 @@ class Direction:
         """Raises DirectionUnknown where the calls of most steps asked for opposite directions."""
         if not self.is_auto or self.known:
             return
-        voted, disagreed = VOTING_STEPS - self._voting, int(self._disagreed)
+        voted, disagreed = self._voted, int(self._disagreed)
         if 2 * disagreed > voted:
             raise DirectionUnknown(
                 f"in {disagreed} of {voted} generator steps the loss raised the scores of one "
@@ -170,7 +192,7 @@ class Direction:
         """
         if not self.is_auto or self.critic_steps < CRITIC_STEPS:
             return
-        votes, voted = float(self.votes), VOTING_STEPS - self._voting
+        votes, voted = float(self.votes), self._voted
         wavers = voted < CRITIC_STEPS or abs(votes) < AGREED * voted
         own, asked = self.of_critic, self.name(self.votes)
         if (unless_wavering and wavers) or own == "unread" or asked in (own, "undecided"):

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from topk_plugin.compat import is_compiling
-from topk_plugin.core.choice import Ranked, Select
+from topk_plugin.core.choice import BALLOT, Choice, Ranked, Select
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
 from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads, table
 from topk_plugin.core.schedule import k_of
+from topk_plugin.core.scope import Scope, require_eager
 from topk_plugin.core.score_gate import (
     Followed,
     FollowGate,
@@ -27,9 +29,12 @@ from topk_plugin.core.score_gate import (
     SortedFollowed,
     SortedGate,
 )
-from topk_plugin.core.sorted_choice import Sort, Sorted, SortedChoice
+from topk_plugin.core.sorted_choice import AnyChoice, Sort, Sorted
 from topk_plugin.core.training import Training, Trainings
-from topk_plugin.errors import DirectionUnknown, ScoreShapeError
+from topk_plugin.errors import ConfigError, DirectionUnknown, ScoreShapeError
+
+AnyRanked = Ranked | Sorted | Contestant
+"""What says which rows of a call are kept."""
 
 
 class LineGate:
@@ -41,14 +46,15 @@ class LineGate:
         select: see :func:`~topk_plugin.core.choice.choose`.
         ledger: told what arrived.
         trainings: what gates read, and where they count.
+        scope: whose rows compete.
     """
 
     def __init__(
         self, heads: Sequence[str | int], ask_scores: Callable[..., Any], select: Select,
-        ledger: StepLedger, trainings: Trainings,
+        ledger: StepLedger, trainings: Trainings, scope: Scope,
     ) -> None:  # fmt: skip
         self._heads, self._ask_scores, self.select = heads, ask_scores, select
-        self.ledger, self.trainings = ledger, trainings
+        self.ledger, self.trainings, self.scope = ledger, trainings, scope
         # the latest gated call, where outputs may follow it
         self._latest: Followed | SortedFollowed | None = None
 
@@ -105,8 +111,16 @@ class LineGate:
         order = ranking_scores(heads, batch, named)
         state, inbox = training.state(order.device), training.counts.inbox
         tensors = heads + companions(output, heads, batch) if follows else heads
-        if self._is_plain(order):
-            ranked = Sorted(order, training.progress, training.vote, weigh == "mean", inbox)
+        plain, contest = self._is_plain(order), self.scope.contest_of("line")
+        if plain or contest is not None:
+            ranked: Sorted | Contestant
+            if contest is None:
+                ranked = Sorted(order, training.progress, training.vote, weigh == "mean", inbox)
+            else:
+                require_eager(compiled=not plain)
+                ranked = Contestant(
+                    contest, order.clone(), training.progress, state, weigh == "mean", inbox
+                )
             if follows:
                 self._latest = SortedFollowed(ranked, training.vote.assumed)
             told, masks = partial(self._arrived, training), weigh != "none"
@@ -131,19 +145,34 @@ class LineGate:
         )
 
     def ranked(
-        self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool
-    ) -> Ranked | Sorted:  # fmt: skip
-        """What says which rows of a call's ``heads`` are kept."""
+        self, heads: list[Tensor], batch: int, named: bool, training: Training, mean: bool,
+        who: Any = None,
+    ) -> AnyRanked:  # fmt: skip
+        """What says which rows of a call's ``heads`` are kept.
+
+        Args:
+            who: calls, where other ranks' rows may compete; see :meth:`Scope.contest_of`.
+        """
         rows = ranking_scores(heads, batch, named)
         state = training.state(rows.device)
+        if who is not None and (contest := self.scope.contest_of(who)) is not None:
+            require_eager(compiled=not self._is_plain(rows))
+            return Contestant(contest, rows.clone(), training.progress, state, mean)
         if self._is_plain(rows):
             return Sorted(rows, training.progress, training.vote, mean)
         return Ranked(rows.clone(), state, mean, self.select)
 
-    def _arrived(self, training: Training, choice: SortedChoice, first: bool) -> None:
-        training.counts.voted(choice)
-        if first:  # a second backward through one gate is of the same rows again
-            training.counts.arrived(choice)
+    def _arrived(self, training: Training, choice: AnyChoice, first: bool) -> None:
+        # a second backward through one gate is of the same rows again
+        if isinstance(choice, Choice):
+            counted = choice.tally if first else choice.tally[BALLOT]
+            (training.counts.inbox if first else training.counts.inbox[BALLOT]).add_(counted)
+            training.counts.listening = True
+        else:
+            training.counts.voted(choice)
+            if first:
+                training.counts.arrived(choice)
+        if first:
             self.ledger.line_arrive(choice)
 
     def follow(self, output: Any) -> Any:
@@ -162,6 +191,12 @@ class LineGate:
 
     def gather(self, scores: Tensor, others: tuple[Tensor, ...], paused: bool) -> Any:
         """The kept rows of ``scores`` (B, ...) and of ``others`` (B, ...), in batch order."""
+        if self.scope.is_shared:
+            raise ConfigError(
+                "gather: found other ranks or micro-batches whose rows compete with these, "
+                "expected the rows of one batch: what is kept of them has no size that is known. "
+                'Use topk(scores), or scope="rank" and no accumulate().'
+            )
         batch = _batch_of([scores])
         order = ranking_scores([scores], batch, bool(self._heads))
         for companion in others:

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topk_plugin.core.sharded import owner_of
+
 GRADIENT: Any = Tensor.grad
 """What gives a tensor's ``.grad``, past whoever watches that of parameters."""
 
@@ -63,7 +65,7 @@ class ModuleParameters:
                 return None
             self._parts = [weakref.ref(part) for part in module.modules()]
             self._entries = self._present()
-            self._owned = Owned(module.parameters())
+            self._owned = Owned(map(owner_of, module.parameters()))
         return self._owned
 
     @property

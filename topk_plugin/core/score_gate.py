@@ -24,8 +24,9 @@ from topk_plugin.core.choice import (
     keep_companion,
     row_gradient,
 )
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.ranking import kept_rows, order_of
-from topk_plugin.core.sorted_choice import Sorted, SortedChoice
+from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 
 
 class ScoreGate(torch.autograd.Function):
@@ -95,8 +96,8 @@ class SortedGate(torch.autograd.Function):
     # no setup_context, which torch.func needs: it takes longer than all the rest
     @staticmethod
     def forward(
-        ctx: Any, ranked: Sorted, arrived: Callable[[SortedChoice, bool], None], heads: int,
-        masks: bool, *tensors: Tensor,
+        ctx: Any, ranked: Sorted | Contestant, arrived: Callable[[AnyChoice, bool], None],
+        heads: int, masks: bool, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.ranked, ctx.arrived, ctx.heads, ctx.masks = ranked, arrived, heads, masks
         ctx.set_materialize_grads(False)
@@ -160,7 +161,7 @@ class SortedFollowed:
         assumed: see :class:`Followed`.
     """
 
-    def __init__(self, ranked: Sorted, assumed: float) -> None:
+    def __init__(self, ranked: Sorted | Contestant, assumed: float) -> None:
         self.ranked, self.assumed = ranked, assumed
         self.batch = ranked.batch
 
@@ -169,7 +170,7 @@ class SortedFollowed:
         """(B,)."""
         return self.ranked.ranking
 
-    def choice(self) -> SortedChoice:
+    def choice(self) -> AnyChoice:
         """See :meth:`Followed.choice`."""
         return self.ranked.choose_before(self.assumed)
 

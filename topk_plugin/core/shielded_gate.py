@@ -21,6 +21,7 @@ from torch.autograd.graph import Node
 
 from topk_plugin.compat import place_of, probe_of
 from topk_plugin.core.choice import Ranked, keep_companion
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.graph import executes
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
@@ -183,9 +184,10 @@ class GatedCall:
     """
 
     def __init__(
-        self, mode: Mode, ranked: Ranked | Sorted, generator_node: Node, sources: Sequence[Node],
-        is_generator: Callable[[Node], bool], arrived: Callable[[AnyChoice, list[int]], None],
-        box: Box, audit: bool = False, follow: bool = False,
+        self, mode: Mode, ranked: Ranked | Sorted | Contestant, generator_node: Node,
+        sources: Sequence[Node], is_generator: Callable[[Node], bool],
+        arrived: Callable[[AnyChoice, list[int]], None], box: Box,
+        audit: bool = False, follow: bool = False,
     ) -> None:  # fmt: skip
         self.mode, self.ranked = mode, ranked
         self.generator_node, self.arrived = generator_node, arrived

@@ -25,6 +25,7 @@ from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.parameters import ModuleParameters
+from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import ConfigError
@@ -318,9 +319,9 @@ class Attachment:
             return output
         heads, named = self.heads.of(output, source, sources, plan.places)
         mean = topk.config.reduction == "mean"
-        ranked = topk.line.ranked(heads, batch, named, training, mean)
         if not any(head.requires_grad for head in heads):
             return output
+        ranked = topk.line.ranked(heads, batch, named, training, mean, self)
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
@@ -332,10 +333,10 @@ class Attachment:
             if visit is not None:
                 visit.arrived()
             masks = plan.masks and not training.progress.is_held  # an audit says it itself
-            variable = plan.node.variable  # type: ignore[attr-defined]
+            parameter = owner_of(plan.node.variable)  # type: ignore[attr-defined]
             topk.ledger.arrive(
                 Arrival(
-                    choice, batch, variable, plan.upstream - plan.critic_ids, plan.critic_ids,
+                    choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
                     plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
                     plan.frozen, functools.partial(self.counted, visit), masks,
                 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.core.ledger import StepLedger
+from topk_plugin.core.sharded import owner_of
 
 
 def generator_test(
@@ -25,7 +26,10 @@ def generator_test(
 
     def accepts(node: Node) -> bool:
         leaf = getattr(node, "variable", None)
-        if leaf is None or id(leaf) in critic_ids:
+        if leaf is None:
+            return False
+        leaf = owner_of(leaf)
+        if id(leaf) in critic_ids:
             return False
         if mine is not None:
             return id(leaf) in mine
@@ -59,7 +63,7 @@ def parameters_upstream(
         if node is None:
             continue
         if isinstance(node, torch._C._functions.AccumulateGrad):
-            leaf = node.variable
+            leaf = owner_of(node.variable)
             if isinstance(leaf, nn.Parameter) or id(leaf) in ledger.optimized:
                 leaves.add(id(leaf))
             if found is None and accepts(node):

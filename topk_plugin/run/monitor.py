@@ -140,10 +140,12 @@ class Monitor:
         config, tally = self.topk.config, step.tally.tolist()
         calls = max(1.0, tally[CALLS])
         batch, k = round(tally[ROWS] / calls), round(tally[KEPT] / calls)
-        decay = "never decays"
+        scope, decay = self.topk.scope, "never decays"
+        kept = scope.kept_of(k, batch, self.topk.fraction, round(calls))
         if config.gamma < 1 and config.nu < 1:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
-            decay = f"decays x{config.gamma:g} each {each} to {k_of(config.nu, batch)}"
+            least = k_of(config.nu, batch) if scope.batches == 1 else f"{config.nu:g} of them"
+            decay = f"decays x{config.gamma:g} each {each} to {least}"
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
@@ -151,7 +153,7 @@ class Monitor:
         if len(heads) > 1:
             decay += f", ranked by the mean of the heads {', '.join(heads)}"
         plugins = f", with plugin {', '.join(self.topk.plugins)}" if self.topk.plugins else ""
-        return f"{self.seam}, direction {direction}, k {k} of {batch}, {decay}{plugins}"
+        return f"{self.seam}, direction {direction}, {kept}, {decay}{plugins}"
 
     def _rows_coupled(self, name: str) -> None:
         if name not in self._coupled.values():

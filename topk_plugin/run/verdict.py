@@ -25,6 +25,7 @@ def lines_of(
     progress, report = training.progress, training.report()
     ended = progress.ended - progress.first_epoch
     rows, dropped, nonfinite = before
+    last = tracker.topk.scope.kept_of(report.last_k, report.last_batch, progress.fraction)
     counted = f"; epochs counted {progress.told_by}" if ended else ""
     direction = ""
     if report.direction != "undecided":
@@ -34,7 +35,7 @@ def lines_of(
     yield (
         f"{progress.steps - progress.first_step} generator steps gated{spared}, "
         f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
-        f"ended, last k {report.last_k} of {report.last_batch}, "
+        f"ended, last {last}, "
         f"{report.nonfinite - nonfinite} non-finite scores{counted}{direction}"
         + (f"; its loss couples the rows of a batch ({coupled})" if coupled else "")
         + ("" if SHAPES else "; whether its loss couples rows is unread: that takes torch 2.5")
