@@ -13,11 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-# the modules of torch with a class FSDPParam, which knows both: as of 2.6, and before
-_HOMES = (
-    "torch.distributed.fsdp._fully_shard._fsdp_param",
-    "torch.distributed._composable.fsdp._fsdp_param",
-)
+# the packages of torch that shard, as of 2.6, and before
+_HOMES = ("torch.distributed.fsdp._fully_shard", "torch.distributed._composable.fsdp")
 
 # by the id of a whole parameter: itself, and its shard
 _shards: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
@@ -26,11 +23,12 @@ _others: dict[int, weakref.ref[Tensor]] = {}  # that are no whole parameter
 
 def owner_of(leaf: Tensor) -> Tensor:
     """What an optimizer owns of ``leaf``: its shard on this rank, or else itself."""
-    kinds = [vars(sys.modules[home])["FSDPParam"] for home in _HOMES if home in sys.modules]
-    if not kinds or _is(_others.get(id(leaf)), leaf):
+    home = next((sys.modules[name] for name in _HOMES if name in sys.modules), None)
+    # what is sharded gets a class of its own; without any nothing is looked for, which takes long
+    if home is None or not home.FSDPModule.__subclasses__() or _is(_others.get(id(leaf)), leaf):
         return leaf
     if not _known(leaf):
-        _look_for(tuple(kinds))
+        _look_for(sys.modules[f"{home.__name__}._fsdp_param"].FSDPParam)
         if not _known(leaf):
             _others[id(leaf)] = weakref.ref(leaf)
             return leaf
@@ -46,9 +44,12 @@ def _known(leaf: Tensor) -> bool:
     return id(leaf) in _shards and _is(_shards[id(leaf)][0], leaf)
 
 
-def _look_for(kinds: tuple[type, ...]) -> None:
-    """All that there are now; a whole parameter is made in a network's first pass, and stays."""
-    for found in (one for one in gc.get_objects() if issubclass(type(one), kinds)):
+def _look_for(kind: type) -> None:
+    """All that there are now, by FSDPParam, which knows both.
+
+    A whole parameter is made in a network's first pass, and stays.
+    """
+    for found in (one for one in gc.get_objects() if issubclass(type(one), kind)):
         whole = vars(found).get("_unsharded_param")
         if whole is not None:
             _shards[id(whole)] = weakref.ref(whole), weakref.ref(found.sharded_param)
