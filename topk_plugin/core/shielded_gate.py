@@ -139,13 +139,8 @@ class PathAudit:
             self._unaudited -= 1
             self._bypassed += [flag for box in boxes for flag in box.bypassed]
 
-    def check(self) -> None:
-        """Reads what was found (the device is waited for, once).
-
-        Raises:
-            GeneratorStepUnknown: the loss reads the critic past its outputs, or critic steps go
-                through a gate that would mask their own gradient.
-        """
+    def require_unmasked(self) -> None:
+        """Raises GeneratorStepUnknown, once, where critic steps go through a gate that masks."""
         masks, self.masks_critic = self.masks_critic, False
         if masks:
             raise GeneratorStepUnknown(
@@ -154,6 +149,13 @@ class PathAudit:
                 "generator step, `with topk.generator_step():`, and put `with topk.paused():` "
                 "around the critic's."
             )
+
+    def check(self) -> None:
+        """Reads what was found (the device is waited for, once).
+
+        Raises:
+            GeneratorStepUnknown: the loss reads the critic past its outputs.
+        """
         bypassed = any(bool(flag) for flag in self._bypassed)
         self._bypassed.clear()
         if bypassed:

@@ -74,7 +74,7 @@ class Training:
         Raises:
             DirectionUnknown: the critic's own steps contradict what the generator's ask for, or
                 these ask for both ends.
-            GeneratorStepUnknown: see :meth:`PathAudit.check`.
+            GeneratorStepUnknown: see :meth:`PathAudit.check`, and ``require_unmasked``.
         """
         if self.vote.goes_on:
             self.vote.require_agreement(unless_wavering=True)
@@ -82,6 +82,8 @@ class Training:
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
         self.audit.check()
+        if self.progress.fraction < 1:
+            self.audit.require_unmasked()
         self.vote.require_one_end()
 
     def count(
@@ -127,6 +129,8 @@ class Training:
     def check(self) -> None:
         """See TopK.check()."""
         self.audit.check()
+        if self.progress.fraction < 1:
+            self.audit.require_unmasked()
         self.vote.check()
 
     def saved(self) -> dict[str, Any]:
