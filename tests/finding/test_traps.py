@@ -349,7 +349,7 @@ def test_the_critic_is_found_and_nothing_else(trap, tmp_path):
     loop, critic = FOUND[trap]
     with_loop(tmp_path, textwrap.dedent(loop) + "\npasses(step)\nwrite(D, G)\n")
     done = equals_by_hand(tmp_path)
-    assert f"ACTIVE: found critic {critic}, direction high, k 8 of 8, decays" in done.err
+    assert f"ACTIVE: found critic {critic}, direction high, k 8 of 8" in done.err
     assert "12 generator steps gated" in done.err
     assert "3 epochs ended" in done.err
     assert "training 2" not in done.err

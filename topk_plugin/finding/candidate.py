@@ -120,6 +120,8 @@ class Candidate:
             if call is not None:
                 # the scores vote; other outputs where there are none
                 scores = any(leaves[name][1] for name, _ in present if name in leaves)
+                if self.outputs.hold_scores and not any(score for _, score in leaves.values()):
+                    return  # its features alone, in another mode
                 read = zip(leaves, gradients, strict=False)
                 votes = [g if leaves[name][1] or not scores else None for name, g in read]
                 call.backward(tuple(votes), len(votes))

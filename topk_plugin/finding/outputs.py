@@ -101,7 +101,12 @@ class Outputs(dict[str, Output]):
     @property
     def are_images(self) -> bool:
         """And no score is beside them."""
-        return "image" in self._kinds and "score" not in self._kinds
+        return "image" in self._kinds and not self.hold_scores
+
+    @property
+    def hold_scores(self) -> bool:
+        """Some of them are shaped like scores."""
+        return "score" in self._kinds
 
     @property
     def _kinds(self) -> Set[Kind]:
@@ -110,7 +115,7 @@ class Outputs(dict[str, Output]):
     @property
     def likely(self) -> tuple[str, ...]:
         """Those that have to be named, if any, where none is a score for certain."""
-        if "score" in self._kinds:
+        if self.hold_scores:
             return ()
         return tuple(n for n, o in self.items() if o.kind == "image" or not self.are_images)
 
