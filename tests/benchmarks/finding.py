@@ -6,7 +6,7 @@ Every round begins two trainings on new networks, one whose critics are given to
 in which they are sought, and times their steps: a critic step and a generator step. A row is the
 median over rounds of (sought / given) with a 95% bootstrap interval:
 
-- sought: there are two critics of two kinds, whose own steps see real and generated samples in one
+- sought: there are two critics of two kinds, whose own steps see augmented samples, all in one
   batch. Neither is clear, so that every step is one in which they are looked at.
 - found: one critic, found in the first step, and nothing is looked at any more.
 """
@@ -50,7 +50,7 @@ def training(generator: nn.Module, critics: list[nn.Module], shape: tuple[int, .
         if len(critics) == 1:
             loss = softplus(-critics[0](real)).mean() + softplus(critics[0](fake)).mean()
         else:
-            both = torch.cat([real, fake])
+            both = 1.01 * torch.cat([real, fake])  # augmented: not known again
             loss = sum(softplus(signs * c(both).flatten(1)).mean() for c in critics)
         loss.backward()
         of_critics.step()
