@@ -21,11 +21,19 @@ _shards: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
 _others: dict[int, weakref.ref[Tensor]] = {}  # that are no whole parameter
 
 
+def anything_is_sharded() -> Any:
+    """The package that shards networks of this process, if one does: these have classes of its own.
+
+    Asked before each walk, since looking for whole parameters takes long.
+    """
+    home = next((sys.modules[name] for name in _HOMES if name in sys.modules), None)
+    return home if home is not None and home.FSDPModule.__subclasses__() else None
+
+
 def owner_of(leaf: Tensor) -> Tensor:
     """What an optimizer owns of ``leaf``: its shard on this rank, or else itself."""
-    home = next((sys.modules[name] for name in _HOMES if name in sys.modules), None)
-    # what is sharded gets a class of its own; without any nothing is looked for, which takes long
-    if home is None or not home.FSDPModule.__subclasses__() or _is(_others.get(id(leaf)), leaf):
+    home = anything_is_sharded()
+    if home is None or _is(_others.get(id(leaf)), leaf):
         return leaf
     if not _known(leaf):
         _look_for(sys.modules[f"{home.__name__}._fsdp_param"].FSDPParam)

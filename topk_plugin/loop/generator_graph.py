@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.core.ledger import StepLedger
-from topk_plugin.core.sharded import owner_of
+from topk_plugin.core.sharded import anything_is_sharded, owner_of
 
 
 def generator_test(
@@ -58,12 +58,13 @@ def parameters_upstream(
     found = None
     leaves: set[int] = set()
     queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
+    sharded = anything_is_sharded()
     while queue:
         node = queue.popleft()
         if node is None:
             continue
         if isinstance(node, torch._C._functions.AccumulateGrad):
-            leaf = owner_of(node.variable)
+            leaf = owner_of(node.variable) if sharded else node.variable
             if isinstance(leaf, nn.Parameter) or id(leaf) in ledger.optimized:
                 leaves.add(id(leaf))
             if found is None and accepts(node):
