@@ -309,12 +309,13 @@ def _count(
     made = [call.choice for call in calls]
     tally = training.count(made, [call.box for call in calls], optimizer)
     training.counts.saw(choices, topk.scope.batches)
-    at, rows = training.progress, sum(call.batch for call in calls)
-    step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
-    for observer in list(topk.observers):
-        observer(step)
-    if topk.tell_selected is not None:
-        topk.tell_selected(selection=step)
+    if topk.observers or topk.tell_selected is not None:
+        at, rows = training.progress, sum(call.batch for call in calls)
+        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
+        for observer in list(topk.observers):
+            observer(step)
+        if topk.tell_selected is not None:
+            topk.tell_selected(selection=step)
     if (every := topk.config.every) != "epoch" and training.progress.steps % every == 0:
         training.end_epoch(f"by --every {every}")
 

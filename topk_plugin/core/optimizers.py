@@ -20,7 +20,8 @@ from topk_plugin.compat import is_compiling, keep_step_hooks
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.monkeypatch import ClassPatches
 
-_ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
+# by id, weakly; a WeakSet takes longer than all else at a step of small networks
+_ledgers: dict[int, weakref.ref[StepLedger]] = {}
 _handles: list[Any] = []
 
 before_step: list[Callable[[Optimizer], None]] = []
@@ -35,7 +36,9 @@ building: list[Callable[[Optimizer], None]] = []
 
 def listen(ledger: StepLedger) -> None:
     """Let the optimizers of this process tell ``ledger`` of their steps."""
-    _ledgers.add(ledger)
+    key = id(ledger)
+    if key not in _ledgers:
+        _ledgers[key] = weakref.ref(ledger, lambda _: _ledgers.pop(key, None))
     if not _handles:
         keep_step_hooks()
         _building.wrap(Optimizer)
@@ -45,11 +48,16 @@ def listen(ledger: StepLedger) -> None:
 
 def unlisten(ledger: StepLedger) -> None:
     """Undo :func:`listen`."""
-    _ledgers.discard(ledger)
+    _ledgers.pop(id(ledger), None)
     if not _ledgers and _handles:
         _building.unwrap(Optimizer)
         while _handles:
             _handles.pop().remove()
+
+
+def _listening() -> list[StepLedger]:
+    alive = (reference() for reference in tuple(_ledgers.values()))
+    return [ledger for ledger in alive if ledger is not None]
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -73,12 +81,12 @@ def _enter(optimizer: Optimizer) -> None:
     assert step is not None  # it called us
     for tell in list(before_step):
         tell(optimizer)
-    for ledger in list(_ledgers):
+    for ledger in _listening():
         ledger.enter(optimizer, step)
 
 
 def _leave(optimizer: Optimizer) -> None:
-    for ledger in list(_ledgers):
+    for ledger in _listening():
         ledger.leave(optimizer)
 
 
@@ -90,7 +98,7 @@ def _outside_its_graph(tell: Callable[[Optimizer], None], optimizer: Optimizer) 
 def _announcing(build: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
-        for ledger in list(_ledgers):
+        for ledger in _listening():
             if ledger.trainings is not None:
                 ledger.trainings.built(self)
         for tell in list(building):
@@ -109,7 +117,7 @@ def _telling(zero_grad: Callable[..., None]) -> Callable[..., None]:
             zero_grad(self, *args, **kwargs)
         finally:
             zeroing.pop()
-        for ledger in list(_ledgers):
+        for ledger in _listening():
             ledger.zeroed(
                 self.parameters()
                 if isinstance(self, nn.Module)
