@@ -9,7 +9,6 @@ three must end with the same weights, in float64.
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -107,20 +106,10 @@ def run_here(case: Case, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatc
     return weights(out)
 
 
-def run_plugin(case: Case, out: Path) -> tuple[dict, str]:
+def run_plugin(case: Case, out: Path, *named: str) -> tuple[dict, str]:
     """Run the untouched script under `topk run`; its weights and what went to stderr."""
-    target = [case.name] if case.name.endswith(".py") else ["-m", case.name]
-    command = [sys.executable, "-m", "topk_plugin", "run", "--critic", case.critic]
-    command += ["--gamma", "0.8", "--nu", "0.5", *case.flags, "--", *target, str(out)]
-    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return weights(out), done.stderr
-
-
-def run_unnamed(case: Case, out: Path) -> tuple[dict, str]:
-    """The same with nothing named."""
     target = [str(SCRIPTS / case.name)] if case.name.endswith(".py") else ["-m", case.name]
-    command = ["run", "--gamma", "0.8", "--nu", "0.5", *case.flags, "--", *target, str(out)]
+    command = ["run", *named, "--gamma", "0.8", "--nu", "0.5", *case.flags, "--", *target, str(out)]
     done = run(out.parent, command, path=[str(SCRIPTS)])
     assert done.status == 0, done.err
     return weights(out), done.err
@@ -146,8 +135,8 @@ def test_weights_equal_hand_written_topk(case, tmp_path, monkeypatch):
     hand = run_here(case, by_hand(case, tmp_path / "hand"), tmp_path / "hand.pt", monkeypatch)
     assert difference(plain, hand) > 1e-6, "top-k changes nothing here: the comparison is vacuous"
 
-    for run_it in (run_plugin, run_unnamed):
-        plugin, stderr = run_it(case, tmp_path / "plugin.pt")
+    for named in (["--critic", case.critic], []):
+        plugin, stderr = run_plugin(case, tmp_path / "plugin.pt", *named)
         assert f"critic {case.critic}, direction {case.direction}" in stderr
         assert difference(plugin, hand) <= 1e-9
         assert "not gated" not in stderr
