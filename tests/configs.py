@@ -15,6 +15,7 @@ OTHER = {  # for each setting a value that is not the default, and how a user ty
     "enabled": (False, "no"),
     "gamma": (0.9, "0.9"),
     "nu": (0.25, "0.25"),
+    "restore": ((10, 20), "10:20"),
     "direction": ("low", "low"),
     "gate": ("shielded", "shielded"),
     "reduction": ("sum", "sum"),

@@ -221,7 +221,7 @@ def test_flags_of_run_are_none_unless_given():
 def test_flag_beats_environment_beats_default(name):
     value, text = OTHER[name]
     default = getattr(TopKConfig, name)
-    as_text = {"heads": "", "plugins": ""} | dict.fromkeys(SWITCHES, "yes")
+    as_text = {"heads": "", "plugins": "", "restore": ""} | dict.fromkeys(SWITCHES, "yes")
     as_text = as_text.get(name, str(default))
     switch = name in SWITCHES
     given = [f"--no-{name}"] if switch else [f"{flag(name)}={text}"]
@@ -252,6 +252,9 @@ def test_names_that_are_no_settings_are_ignored_among_flags():
         ({}, {"TOPK_NU": ""}, "TOPK_NU: found '', expected a number in (0, 1];"),
         ({}, {"TOPK_ENABLED": "maybe"}, "TOPK_ENABLED: found 'maybe', expected true or false;"),
         ({}, {"TOPK_START_EPOCH": "x"}, "TOPK_START_EPOCH: found 'x', expected an integer >= 0;"),
+        ({}, {"TOPK_RESTORE": "20:10"}, "TOPK_RESTORE: found (20, 10), expected two epochs T0:T1"),
+        ({}, {"TOPK_RESTORE": "10"}, "TOPK_RESTORE: found (10,), expected two epochs T0:T1"),
+        ({"restore": (0, 3)}, {}, "--restore: found (0, 3), expected two epochs T0:T1"),
         ({}, {"TOPK_HEADS": "a,,b"}, "TOPK_HEADS: found ('a', '', 'b'), expected a list of"),
         ({}, {"TOPK_PLUGINS": "a,"}, "TOPK_PLUGINS: found ('a', ''), expected a list of names;"),
         # a wrong variable is reported even where a flag overrides it
@@ -299,7 +302,11 @@ def test_reserved_and_foreign_variables_are_left_alone():
 
 def test_ranking_settings_load_with_weights_only():
     config = TopKConfig(
-        gamma=np.float64(0.9), every=np.int64(20), heads=["adv", np.int64(1)], plugins=["bottom-k"]
+        gamma=np.float64(0.9),
+        every=np.int64(20),
+        restore=[np.int64(10), 20],
+        heads=["adv", np.int64(1)],
+        plugins=["bottom-k"],
     )
     kept = config.ranking_settings()
     assert kept == {
@@ -310,6 +317,7 @@ def test_ranking_settings_load_with_weights_only():
         "companions": "auto",
         "every": 20,
         "scope": "rank",
+        "restore": [10, 20],
         "heads": ["adv", 1],
         "plugins": ["bottom-k"],
     }

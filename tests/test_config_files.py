@@ -26,7 +26,8 @@ STUDIOGAN_OTHERS = [
 @pytest.mark.parametrize("name", FIELDS)
 def test_flag_beats_environment_beats_file_beats_default(name):
     default, (value, text) = getattr(TopKConfig, name), OTHER[name]
-    as_text = {"enabled": "yes", "heads": "", "plugins": ""}.get(name, str(default))
+    empty = dict.fromkeys(("heads", "plugins", "restore"), "")
+    as_text = ({"enabled": "yes"} | empty).get(name, str(default))
     other, same = TopKConfig(**{name: value}), TopKConfig()
     in_file, in_file_default = as_yaml(name, value), as_yaml(name, default)
     variable = f"TOPK_{name.upper()}"

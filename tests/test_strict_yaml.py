@@ -87,6 +87,9 @@ def test_any_content_is_read_or_refused(content):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("restore: 10:20", (10, 20)),  # not 620, to the base of 60
+        ("restore: 100:250", (100, 250)),
+        ("restore: [10, 20]", (10, 20)),
         ("gamma: 1", 1.0),
         ("gamma: .5", 0.5),
         ("gamma: 1.0e-3", 0.001),

@@ -151,7 +151,7 @@ def saved(state):
 @pytest.mark.parametrize("steps", [0, 5, 100, 120])
 def test_state_round_trip(steps):
     """The resumed run goes on as the uninterrupted one, direction and vote included."""
-    settings = {"gamma": 0.9, "nu": 0.2}
+    settings = {"gamma": 0.9, "nu": 0.2, "restore": (3, 70)}
     topk = TopK(**settings)
     scores = torch.randn(8, 1, requires_grad=True)
     optimizer = SGD([scores], 0.0)
@@ -189,7 +189,18 @@ def test_resume_under_other_settings_shows_the_difference():
     assert "gamma: 0.9 in the checkpoint, 0.99 now" in message
     assert "direction: 'low' in the checkpoint, 'auto' now" in message
     assert "nu:" not in message
+    assert "restore:" not in message
     assert (topk.epoch, topk.k(64)) == (0, 64)
+
+
+def test_what_was_saved_before_there_was_a_way_back_goes_on_without_one():
+    topk = TopK(gamma=0.9)
+    topk.end_epoch()
+    state = topk.state_dict()
+    del state["settings"]["restore"]
+    TopK(gamma=0.9).load_state_dict(state)
+    with pytest.raises(ResumeMismatch, match=r"restore: \[\] in the checkpoint, \[2, 4\] now"):
+        TopK(gamma=0.9, restore=(2, 4)).load_state_dict(state)
 
 
 def test_resume_with_a_contradicting_start_epoch():

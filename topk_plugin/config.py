@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from topk_plugin.errors import ConfigError, unknown_name
-from topk_plugin.kinds import COUNT, EVERY, FRACTION, HEADS, NAMES, SWITCH, Kind, choice, plain
+from topk_plugin.kinds import (
+    COUNT,
+    EVERY,
+    FRACTION,
+    HEADS,
+    NAMES,
+    RESTORE,
+    SWITCH,
+    Kind,
+    choice,
+    plain,
+)
 from topk_plugin.strict_yaml import read_yaml
 
 Direction = Literal["auto", "high", "low"]
@@ -53,6 +64,12 @@ class TopKConfig:
     )
     nu: float = _setting(
         0.5, FRACTION, "smallest k, as a fraction of the batch, in (0, 1] (sec. 3.2)"
+    )
+    restore: tuple[int, ...] = _setting(
+        (),
+        RESTORE,
+        "epochs T0:T1, 1 <= T0 < T1: k falls until T0 and then goes back to B in equal steps, "
+        "where it is from T1 on; not in the paper",
     )
     direction: Direction = _setting(
         "auto",
@@ -175,7 +192,7 @@ class TopKConfig:
     def ranking_settings(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as types `torch.load` accepts safely."""
         names = ("gamma", "nu", "direction", "reduction", "companions", "every", "scope")
-        lists = {"heads": list(self.heads), "plugins": list(self.plugins)}
+        lists = {name: list(getattr(self, name)) for name in ("restore", "heads", "plugins")}
         return {name: getattr(self, name) for name in names} | lists
 
 

@@ -108,7 +108,7 @@ class Hooks:
         """Fraction of a batch that is kept, in (0, 1].
 
         Called on the host, when a TopK is built or loaded and when an epoch ends. Built in:
-        ``max(gamma**epoch, nu)`` (paper, section 3.2).
+        ``max(gamma**epoch, nu)`` (paper, section 3.2), unless ``restore`` takes it back to 1.
         """
 
     @hookspec(firstresult=True)

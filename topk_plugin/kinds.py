@@ -69,6 +69,19 @@ def _parse_heads(text: str) -> tuple[int | str, ...]:
     return tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
 
 
+def _check_restore(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = _parse_restore(value)
+    epochs = _list_of(_is(lambda epoch: epoch >= 1, int))(value)
+    if epochs and not (len(epochs) == 2 and epochs[0] < epochs[1]):
+        raise ValueError
+    return epochs
+
+
+def _parse_restore(text: str) -> tuple[int, ...]:
+    return tuple(int(epoch) for epoch in text.split(":")) if text.strip() else ()
+
+
 SWITCH = Kind("true or false", _is(lambda _: True, bool), _parse_switch, "BOOL")
 FRACTION = Kind("a number in (0, 1]", _is(lambda x: 0 < x <= 1, float, int), float, "F")
 COUNT = Kind("an integer >= 0", _is(lambda n: n >= 0, int), int, "T")
@@ -79,6 +92,12 @@ EVERY = Kind(
     "{epoch,N}",
 )
 HEADS = Kind("a list of names or indices", _list_of(_check_head), _parse_heads, "NAME,...")
+RESTORE = Kind(
+    "two epochs T0:T1 with 1 <= T0 < T1 (or a list of them)",
+    _check_restore,
+    _parse_restore,
+    "T0:T1",
+)
 NAMES = Kind("a list of names", _list_of(_check_name), _parse_names, "NAME,...")
 
 

@@ -28,6 +28,13 @@ class _Loader(yaml.SafeLoader):
             lines[name] = key.start_mark.line + 1
         return node
 
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        # 10:20 is a pair to its reader; YAML 1.1 takes it for 620, by a base of 60
+        if kind is yaml.ScalarNode and ":" in value and tag.endswith((":int", ":float")):
+            return "tag:yaml.org,2002:str"
+        return tag
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)

@@ -59,3 +59,23 @@ def test_rounding_never_costs_a_row(batch, data):
 )
 def test_by_hand(gamma, nu, batch, epoch, k):
     assert KSchedule(gamma, nu).k(batch, epoch) == k
+
+
+@given(fractions, fractions, st.integers(1, 500), st.integers(1, 500), epochs)
+def test_restoring_falls_as_in_the_paper_and_then_goes_back_evenly(gamma, nu, begin, length, epoch):
+    falls, schedule = KSchedule(gamma, nu), KSchedule(gamma, nu, (begin, begin + length))
+    if epoch <= begin:
+        assert schedule.fraction(epoch) == falls.fraction(epoch)
+    elif epoch >= begin + length:
+        assert schedule.fraction(epoch) == 1.0
+    else:
+        assert 0 < schedule.fraction(epoch) <= 1
+        steps = [schedule.fraction(epoch + i) - schedule.fraction(epoch + i - 1) for i in (0, 1)]
+        assert steps[0] == pytest.approx(steps[1], abs=1e-12)
+        assert steps[0] == pytest.approx((1 - falls.fraction(begin)) / length, abs=1e-12)
+
+
+def test_restoring_by_hand():
+    schedule = KSchedule(0.5, 0.25, (2, 5))
+    kept = [schedule.k(64, epoch) for epoch in range(8)]
+    assert kept == [64, 32, 16, 32, 48, 64, 64, 64]

@@ -197,6 +197,11 @@ def test_a_user_hears_early_that_nothing_is_gated(folder):
         ([], {}, "decays x0.99 each epoch to 4"),
         ([], {"TOPK_GAMMA": "0.9", "TOPK_NU": "0.25"}, "decays x0.9 each epoch to 2"),
         (["--gamma", "0.8"], {"TOPK_GAMMA": "0.9"}, "decays x0.8 each epoch to 4"),
+        (
+            ["--restore", "10:20"],
+            {},
+            "decays x0.99 each epoch to 4 until epoch 10, back to B at epoch 20",
+        ),
         (["--every", "3"], {"TOPK_DIRECTION": "low"}, "decays x0.99 each 3 generator steps to 4"),
         (["--enabled"], {"TOPK_ENABLED": "0", "TOPK_GAMMA": "1"}, "never decays"),
     ],

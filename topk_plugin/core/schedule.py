@@ -37,6 +37,8 @@ class KSchedule:
 
     gamma: factor by which k shrinks at the end of an epoch, in (0, 1].
     nu: smallest fraction of the batch, in (0, 1].
+    restore: (T0, T1) epochs, 1 <= T0 < T1: from T0 on the fraction goes back to 1 in equal steps,
+        which it reaches at T1; (): it never does, as in the paper.
 
     The paper decays k itself, k <- max(gamma * k, nu * B); after t epochs that is the closed form
     max(gamma**t, nu) * B (section 3.2).
@@ -44,10 +46,17 @@ class KSchedule:
 
     gamma: float
     nu: float
+    restore: tuple[int, ...] = ()
 
     def fraction(self, epoch: int) -> float:
         """Fraction of the batch that is kept after `epoch` >= 0 ended epochs."""
-        return max(self.gamma**epoch, self.nu)
+        if not self.restore or epoch <= self.restore[0]:
+            return max(self.gamma**epoch, self.nu)
+        begin, end = self.restore
+        if epoch >= end:
+            return 1.0
+        lowest = max(self.gamma**begin, self.nu)
+        return lowest + (1.0 - lowest) * (epoch - begin) / (end - begin)
 
     def k(self, batch: int, epoch: int) -> int:
         """Rows kept of a batch of `batch` rows after `epoch` >= 0 ended epochs."""

@@ -19,8 +19,8 @@ class PaperTopK:
 
     @hookimpl(trylast=True)
     def topk_fraction(self, progress: Progress, config: TopKConfig) -> float:
-        """``max(gamma**epoch, nu)``."""
-        return KSchedule(config.gamma, config.nu).fraction(progress.epoch)
+        """``max(gamma**epoch, nu)``, and back to 1 where the settings say so."""
+        return KSchedule(config.gamma, config.nu, config.restore).fraction(progress.epoch)
 
     @hookimpl(trylast=True)
     def topk_select(self, scores: Tensor, k: Tensor) -> Tensor:

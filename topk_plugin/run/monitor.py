@@ -146,6 +146,9 @@ class Monitor:
             each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
             least = k_of(config.nu, batch) if scope.batches == 1 else f"{config.nu:g} of them"
             decay = f"decays x{config.gamma:g} each {each} to {least}"
+            if config.restore:
+                unit = "epoch" if config.every == "epoch" else "decay"
+                decay += " until {0} {1}, back to B at {0} {2}".format(unit, *config.restore)
         direction = self.topk.direction
         if direction == "undecided":
             direction += " (the loss does not tell yet)"
