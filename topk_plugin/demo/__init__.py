@@ -5,8 +5,6 @@ nothing of this package. Both of its runs go through `topk run`, the first with 
 """
 
 import importlib.util
-import json
-import math
 import os
 import shlex
 import shutil
@@ -15,9 +13,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.trial.steps import read_log, steps_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,8 +28,6 @@ NU = 0.5
 NEEDED = ("torch_mimicry", "torchvision", "skimage", "sklearn", "tensorboard", "matplotlib")
 INSTALL = "pip install 'topk_plugin[demo]' && pip install --no-deps torch-mimicry==0.1.16"
 MARKER = ".topk-demo"  # lies in the folder that is the demo's
-
-Record = Mapping[str, Any]
 
 
 def run_demo(
@@ -86,12 +83,6 @@ def run_demo(
     return 0
 
 
-def read_log(path: Path) -> list[Record]:
-    """The records of a `topk run --log` file, one for each generator step."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def samples_figure(grids: Mapping[str, Path]) -> "Figure":
     """The arms' sample grids (PNG files, by the arm's name) side by side."""
     from matplotlib.figure import Figure
@@ -104,61 +95,6 @@ def samples_figure(grids: Mapping[str, Path]) -> "Figure":
         panel.set_title(arm)
         panel.axis("off")
     return figure
-
-
-def steps_figure(records: Sequence[Record]) -> "Figure":
-    """k, and the mean score of kept and of dropped rows, over generator steps.
-
-    Faint lines are single steps, strong lines epoch means, grey verticals ends of epochs. The
-    dropped rows' line starts where k first falls below the batch size.
-    """
-    from matplotlib.figure import Figure
-
-    epochs = _by_epoch(records)
-    middles = [(rows[0]["step"] + rows[-1]["step"]) / 2 for rows in epochs]
-    ends = [rows[-1]["step"] + 0.5 for rows in epochs[:-1]]
-    steps = [row["step"] for row in records]
-
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
-    for panel in (top, bottom):
-        for end in ends:
-            panel.axvline(end, color="0.9", linewidth=0.6, zorder=0)
-
-    batch = max(row["batch"] for row in records)
-    top.step(steps, [row["k"] for row in records], where="mid", color="black")
-    top.set_ylim(0, 1.08 * batch)
-    top.set_ylabel(f"k of {batch}")
-    top.set_title("rows of the batch that train the generator")
-
-    for key, color in {"kept": "tab:blue", "dropped": "tab:orange"}.items():
-        field = f"{key}_score"
-        single = [_number(row[field]) for row in records]
-        bottom.plot(steps, single, color=color, alpha=0.25, linewidth=0.7)
-        means = [_mean(row[field] for row in rows) for rows in epochs]
-        bottom.plot(middles, means, color=color, marker=".", label=f"{key} rows")
-    bottom.set_ylabel("critic's score")
-    bottom.set_xlabel("generator step")
-    bottom.legend(loc="best")
-    return figure
-
-
-def _by_epoch(records: Iterable[Record]) -> list[list[Record]]:
-    """Records of one epoch together, in the order of the log."""
-    epochs: dict[int, list[Record]] = {}
-    for row in records:
-        epochs.setdefault(row["epoch"], []).append(row)
-    return list(epochs.values())
-
-
-def _number(score: float | None) -> float:
-    """A score to plot: NaN, which matplotlib leaves out, where no row was dropped."""
-    return math.nan if score is None else score
-
-
-def _mean(scores: Iterable[float | None]) -> float:
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _stream(label: str, command: Sequence[str]) -> int:

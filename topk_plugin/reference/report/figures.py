@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.reference.extras import needed
+from topk_plugin.extras import needed
 from topk_plugin.reference.report.arms import ARMS, called, in_pairs, span
 from topk_plugin.reference.runs.records import Member
 from topk_plugin.reference.statistics import Summary, summary, without_topk

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import RunError
+from topk_plugin.extras import needed
 from topk_plugin.reference.experiments import EXPERIMENTS
-from topk_plugin.reference.extras import needed
 from topk_plugin.reference.report.ablation import table5
 from topk_plugin.reference.report.anomalies import table2
 from topk_plugin.reference.report.arms import named, span

@@ -8,8 +8,11 @@ from typing import Any
 from topk_plugin.errors import TopKError
 
 
-def needed(module: str) -> Any:
+def needed(module: str, by: str = "the reference experiments") -> Any:
     """A module of the extra "reference".
+
+    Args:
+        by: who needs it, in words, a plural.
 
     Raises:
         TopKError: it is not installed.
@@ -18,6 +21,5 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise TopKError(
-            f"the reference experiments need {error.name}, which is not installed: "
-            "pip install 'topk_plugin[reference]'"
+            f"{by} need {error.name}, which is not installed: pip install 'topk_plugin[reference]'"
         ) from error

@@ -1,0 +1,274 @@
+"""`topk compare`: runs that are started, skipped, resumed and read, and what is said of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+pytest.importorskip("filelock")
+
+from topk_plugin.cli import main
+from topk_plugin.pairs import paired_difference
+from topk_plugin.trial import runs as of_runs
+from topk_plugin.trial.arms import arms_of, flags_of
+from topk_plugin.trial.outcome import outcomes, sentence
+
+# what a run does in place of a training: quick, without torch
+STAND_IN = """
+import json, os, random, sys
+arm, seed, out, *more = sys.argv[1:]
+seed = int(seed)
+print("started", arm, seed, flush=True)
+if f"{arm}-{seed}" in more:
+    sys.exit("out of luck")
+runs = os.path.dirname(os.path.dirname(os.path.dirname(out)))
+with open(os.path.join(runs, "trained"), "a") as f:
+    f.write(f"{arm} {seed}\\n")
+noise = random.Random(seed)
+base = noise.gauss(10, 3)
+effect = 0.0 if arm == "plain" or "null" in more else -2 + random.Random(seed + 99).gauss(0, 0.3)
+value = base + effect
+print(f"loss: {value + 1}\\nloss: {value}")
+with open(os.path.join(out, "result.json"), "w") as f:
+    json.dump({"fid": [value], "bad": "many", "nan": float("nan")}, f)
+with open(os.path.join(out, "log.csv"), "w") as f:
+    f.write("step,loss\\n")
+    for step, loss in enumerate([value + 3, value - 1, value]):
+        f.write(f"{step},{loss}\\n")
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch, in_own_folder):
+    """Runs that train nothing; what is typed after -- goes to the stand-in."""
+
+    def command(run):
+        arm = "plain" if run.arm.name == "plain" else "top-k"
+        words = [w.replace("{out}", str(run.out)).replace("{seed}", "") for w in run.trial.script]
+        return [sys.executable, "-S", "-c", STAND_IN, arm, str(run.seed), str(run.out), *words[1:]]
+
+    monkeypatch.setattr(of_runs.Run, "command", command)
+    return Path("trial")
+
+
+METRICS = ["--metric", "lower:json:{out}/result.json:fid.0", "--metric", r"regex:loss: ([\d.]+)"]
+SCRIPT = ["--", "train.py", "{out}"]
+
+
+def compare(*arguments, seeds=4, script=SCRIPT):
+    return main(["compare", "--seeds", str(seeds), "--out", "trial", *arguments, *script])
+
+
+def trained():
+    return [Path(line).name for line in Path("trial/runs/trained").read_text().splitlines()]
+
+
+def test_an_effect_is_found_and_nothing_is_trained_twice(quick, capsys):
+    assert compare(*METRICS, seeds=6) == 0
+    said = capsys.readouterr().out
+    found = json.loads((quick / "report.json").read_text())
+    row = next(r for r in found["differences"] if r["metric"] == "fid.0")
+    assert row["interval"][0] < -2 < row["interval"][1] < 0
+    assert "fid.0: top-k is lower by" in said
+    assert "in 6 of 6 seeds, which is better." in said
+    assert "Time of top-k:" in said
+    assert (quick / "trial.png").stat().st_size > 5000
+    assert len(trained()) == 12
+
+    # the same again, with more seeds, another metric and another arm
+    assert compare(*METRICS, seeds=6) == 0
+    assert capsys.readouterr().out == said
+    assert compare(*METRICS, "--metric", "lower:csv:{out}/log.csv:loss@best", seeds=7) == 0
+    assert len(trained()) == 14
+    assert compare(*METRICS, "--arm", "gamma=0.9", seeds=6) == 0
+    assert len(trained()) == 20
+
+
+def test_a_null_trial_says_that_nothing_changed(quick, capsys):
+    script = ["--", "train.py", "{out}", "null"]
+    assert compare(*METRICS, "--arm", "gamma=1", script=script) == 0
+    said = capsys.readouterr().out
+    assert "fid.0: 4 seeds, and each difference is exactly 0: top-k changed nothing." in said
+
+
+def test_one_that_fails_is_named_and_ends_no_other(quick, capsys):
+    script = ["--", "train.py", "{out}", "top-k-1"]
+    assert compare(*METRICS, script=script) == 1
+    said = capsys.readouterr().out
+    assert "top-k, seed 1 failed with status 1." in said
+    assert "out of luck" in said
+    assert "3 of 3" in said
+    assert len(trained()) == 7
+    assert compare(*METRICS, script=script) == 1  # it is tried again
+    assert len(trained()) == 7
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        ("json:{out}/none.json:fid", "found no "),
+        ("json:{out}/result.json:fad", "has no 'fad'"),
+        ("json:{out}/result.json:bad", "'bad' in"),
+        ("json:{out}/result.json:nan", "is nan"),
+        ("json:{out}/log.csv:fid", "is no JSON"),
+        ("csv:{out}/log.csv:lost", "has no column 'lost': found step, loss"),
+        ("csv:{out}/log.csv:loss@best", "write higher: or lower:"),
+        ("regex:lost ([0-9]+)", "no line of the output matches"),
+        ("python:math:no_such", "AttributeError"),
+    ],
+)
+def test_a_number_that_is_not_there_is_said_once(quick, metric, why, capsys):
+    assert compare("--metric", metric, seeds=2) == 0
+    said = capsys.readouterr().out
+    [line] = [line for line in said.splitlines() if "no number of plain, seed 0 and 3 more" in line]
+    assert why in line
+
+
+def test_a_function_gives_several_numbers(quick, capsys):
+    Path("mine.py").write_text(
+        "import json\ndef read(out):\n    v = json.loads((out / 'result.json').read_text())\n"
+        "    return {'a': v['fid'][0], 'b': 1.0}\n"
+    )
+    assert compare("--metric", "higher:python:mine:read", seeds=2) == 0
+    said = capsys.readouterr().out
+    assert "| a | plain |" in said
+    assert "b: 2 seeds, and each difference is exactly 0" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "script", "said"),
+    [
+        (["--metric", "fidd:x:y"], SCRIPT, "expected [higher:|lower:]KIND"),
+        (["--metric", "regex:("], SCRIPT, "which is none"),
+        (["--metric", "regex:a"], SCRIPT, "found 0 groups"),
+        (["--metric", "json:r.json:fid"], SCRIPT, "which all runs share"),
+        (
+            ["--metric", "json:{out}/r.json:fid"],
+            ["--", "train.py"],
+            "found no {out} in the command",
+        ),
+        (["--arm", "gamma=2"], SCRIPT, "expected a number in (0, 1]"),
+        (["--arm", "gama=0.9"], SCRIPT, "did you mean 'gamma'?"),
+        (["--arm", "gamma"], SCRIPT, "expected settings such as"),
+        (["--arm", "nu=0.9", "--arm", "nu=0.9"], SCRIPT, "expected arms that differ"),
+        (["--arm", "nu=0.9,nu=0.8"], SCRIPT, "found nu twice"),
+        (["--no-enabled"], SCRIPT, "expected a trial of top-k"),
+        (["--seeds", "0"], SCRIPT, "expected at least 1"),
+        ([], ["--"], "found no script"),
+    ],
+)
+def test_a_command_that_is_no_trial_is_refused(quick, arguments, script, said, capsys):
+    assert main(["compare", "--out", "trial", *arguments, *script]) == 2
+    assert said in capsys.readouterr().err
+    assert not quick.exists()
+
+
+def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
+    assert compare(*METRICS, seeds=1) == 0
+    assert compare(*METRICS, "--nu", "0.75", seeds=1) == 2
+    assert "is the trial of another command" in capsys.readouterr().err
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").touch()
+    assert main(["compare", "--out", "mine", *SCRIPT]) == 2
+    assert "holds files and no trial" in capsys.readouterr().err
+
+
+def test_killed_at_a_random_moment_it_goes_on_to_the_same_report(tmp_path, monkeypatch):
+    """With real runs, and nobody left behind that goes on writing."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, random, sys, time, torch\n"
+        "time.sleep(1)\n"
+        "open(sys.argv[1] + '/pid', 'w').write(str(os.getpid()))\n"
+        "print('value', random.random() + float(torch.rand(())), flush=True)\n"
+    )
+    command = [sys.executable, "-m", "topk_plugin", "compare", "--seeds", "2", "--workers", "2"]
+    command += ["--metric", r"regex:value ([\d.]+)", "--arm", "enabled=no", "--out"]
+    tail = ["--", str(script), "{out}"]
+    killed = subprocess.Popen([*command, "a", *tail], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("a/runs/*/*/output.txt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reports = []
+    for out in ("a", "b"):
+        done = subprocess.run([*command, out, *tail], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / out / "report.json").read_text())
+        reports.append((found["values"], found["differences"]))
+    assert reports[0] == reports[1]
+    [row] = reports[0][1]
+    assert row["says"].endswith("each difference is exactly 0: top-k changed nothing.")
+    values = reports[0][0]["value ([\\d.]+)"]["plain"]
+    assert values["0"] != values["1"]
+    for pid in tmp_path.glob("*/runs/*/*/out/pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+
+
+# --- words and numbers ----------------------------------------------------------------------------
+
+
+def said_of(plain, topk, better=""):
+    of = {"m": {"plain": dict(enumerate(plain)), "top-k": dict(enumerate(topk))}}
+    [outcome] = outcomes(of, {"m": better})
+    return sentence(outcome)
+
+
+def test_sentences():
+    assert said_of([], [1.0]) == "m: no seed has a number without and with top-k."
+    assert said_of([1.0], [2.0]).startswith("m: top-k is higher by 1.00 in one seed, which cannot")
+    said = said_of([1, 2, 3, 4], [1.5, 2.6, 3.4, 4.5], "lower")
+    assert said == "m: top-k is higher by 0.50 [0.37, 0.63] in 4 of 4 seeds, which is worse."
+    said = said_of([1, 2, 3, 4], [2, 1, 4, 2.8])
+    assert said.startswith(
+        "m: 4 seeds cannot tell: the difference is -0.050 [-1.984, +1.884]; about"
+    )
+    assert said.endswith("would tell a difference of 0.050.")
+
+
+def test_seeds_that_are_said_to_tell_do_so_four_times_in_five():
+    random = np.random.default_rng(0)
+    found = paired_difference(dict.fromkeys(range(9), 0.0), dict(enumerate([-3, 4] * 4 + [1.5])))
+    from topk_plugin.trial.outcome import seeds_for
+
+    n = seeds_for(found)
+    assert n > 20
+    hits = 0
+    for _ in range(200):
+        draws = random.normal(found.mean, found.std, n)
+        low, high = paired_difference(dict.fromkeys(range(n), 0.0), dict(enumerate(draws))).interval
+        hits += low > 0 or high < 0
+    assert 0.7 < hits / 200 < 0.9
+
+
+def test_intervals_cover_in_ninety_five_of_a_hundred_trials():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        plain = random.normal(10, 3, 5)
+        topk = plain - 0.8 + random.normal(0, 0.5, 5)
+        low, high = paired_difference(dict(enumerate(plain)), dict(enumerate(topk))).interval
+        covered += low <= -0.8 <= high
+    assert 930 <= covered <= 970
+
+
+def test_arms_and_flags_of_settings():
+    plain, first, second = arms_of(["gamma=0.9,nu=0.5", "heads=0,1,restore=10:20,spare=no"])
+    assert (plain.name, plain.flags) == ("plain", ("--no-enabled",))
+    assert first.flags == ("--gamma=0.9", "--nu=0.5")
+    assert second.flags == ("--heads=0,1", "--restore=10:20", "--no-spare")
+    assert arms_of([])[1] == ("top-k", ())
+    given = {"gamma": 0.9, "restore": [10, 20], "heads": ["a", 1], "spare": False, "nu": None}
+    flags = ["--gamma=0.9", "--restore=10:20", "--heads=a,1", "--no-spare"]
+    assert sorted(flags_of(given)) == sorted(flags)

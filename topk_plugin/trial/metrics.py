@@ -1,0 +1,184 @@
+"""What is measured of a run that has ended: numbers read from its output and its files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topk_plugin.errors import ConfigError
+
+KINDS = {
+    "fid": "fid:SAMPLES:REAL",
+    "json": "json:FILE:key",
+    "csv": "csv:FILE:column",
+    "regex": "regex:PATTERN",
+    "python": "python:module:function",
+}
+EXPECTED = "[higher:|lower:]KIND:…, where KIND:… is one of " + ", ".join(
+    KINDS.values()
+)  # as a sentence says it
+
+
+class NotMeasured(Exception):
+    """A metric that a run does not give; the message says why."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, or several, of each run.
+
+    spec: as the user wrote it, without the side.
+    better: "higher", "lower", or "" where nobody said.
+    """
+
+    spec: str
+    kind: str
+    source: str  # a file, a folder, a pattern or a module; {out} and {seed} stand for the run's
+    what: str  # the key, the column, the real images, or the function
+    better: str
+    name: str  # as the report calls it
+
+    def called(self, name: str) -> Metric:
+        """The same by another name."""
+        return dataclasses.replace(self, name=name)
+
+    @property
+    def needs_out(self) -> bool:
+        """It reads what the run wrote."""
+        return self.kind in ("fid", "json", "csv")
+
+
+def metric_of(text: str) -> Metric:
+    """What ``--metric`` says.
+
+    Raises:
+        ConfigError: it is of no known form, or its pattern is none.
+    """
+    better, _, spec = text.partition(":")
+    if better not in ("higher", "lower"):
+        better, spec = "", text
+    kind, _, rest = spec.partition(":")
+    if kind not in KINDS or not rest:
+        raise ConfigError(f"--metric: found {text!r}, expected {EXPECTED}")
+    source, what = rest, ""
+    if kind == "regex":
+        try:
+            pattern = re.compile(rest)
+        except re.error as error:
+            raise ConfigError(
+                f"--metric: found the pattern {rest!r}, which is none ({error}); "
+                "expected a regular expression with one group that holds the number"
+            ) from None
+        if pattern.groups != 1:
+            raise ConfigError(
+                f"--metric: found {pattern.groups} groups in the pattern {rest!r}, expected one "
+                r"that holds the number, such as 'loss: ([\d.]+)'"
+            )
+    else:
+        source, _, what = rest.rpartition(":")
+        if not source or not what:
+            raise ConfigError(f"--metric: found {text!r}, expected {KINDS[kind]}")
+    if kind in ("fid", "json", "csv") and "{out}" not in source and "{seed}" not in source:
+        raise ConfigError(
+            f"--metric: found {source!r}, which all runs share; expected a path of each run, "
+            "such as {out}/" + Path(source).name
+        )
+    name = {"fid": "FID", "regex": source}.get(kind, what)
+    return Metric(spec, kind, source, what, better or ("lower" if kind == "fid" else ""), name)
+
+
+def measure(
+    metric: Metric, out: Path, seed: int, said: str, distance: Distance
+) -> dict[str, float]:
+    """Its numbers, by name: one, or those of a mapping that a function returned.
+
+    Args:
+        out: the folder that stands for ``{out}``.
+        said: all that the run printed.
+        distance: of two folders of images.
+
+    Raises:
+        NotMeasured: there is no such file, key, column or line, or what is there is no finite
+            number.
+    """
+    source = metric.source.replace("{out}", str(out)).replace("{seed}", str(seed))
+    if metric.kind == "python":
+        return _called(source, metric.what, out)
+    if metric.kind == "regex":
+        found = re.findall(metric.source, said)
+        if not found:
+            raise NotMeasured(f"no line of the output matches {metric.source!r}")
+        return {metric.name: _number(found[-1], f"the last match of {metric.source!r}")}
+    path = Path(source)
+    if not path.exists():
+        raise NotMeasured(f"found no {path}")
+    if metric.kind == "fid":
+        return {metric.name: _number(distance(path, metric.what), "the distance")}
+    read = _of_json if metric.kind == "json" else _of_csv
+    return {metric.name: read(path, metric.what, metric.better)}
+
+
+Distance = Callable[[Path, str], float]
+"""Of a folder of images from real ones, that a word or a folder names."""
+
+
+def _of_json(path: Path, key: str, better: str) -> float:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NotMeasured(f"{path} is no JSON ({error})") from None
+    for part in key.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise NotMeasured(f"{path} has no {key!r}: found no {part!r}") from None
+    return _number(value, f"{key!r} in {path}")
+
+
+def _of_csv(path: Path, column: str, better: str) -> float:
+    column, best, _ = column.partition("@best")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or column not in rows[0]:
+        there = ", ".join(rows[0]) if rows else "nothing below its first line"
+        raise NotMeasured(f"{path} has no column {column!r}: found {there}")
+    values = [row[column] for row in rows if (row[column] or "").strip()]
+    if not values:
+        raise NotMeasured(f"{path} has nothing in its column {column!r}")
+    if not best:
+        return _number(values[-1], f"the last {column!r} in {path}")
+    if not better:
+        raise NotMeasured(f"{column}@best: write higher: or lower: before the metric")
+    numbers = [_number(value, f"a {column!r} in {path}") for value in values]
+    return max(numbers) if better == "higher" else min(numbers)
+
+
+def _called(module: str, function: str, out: Path) -> dict[str, float]:
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # a module beside the script
+        sys.path.insert(0, folder)
+    try:
+        answer = getattr(importlib.import_module(module), function)(out)
+    except Exception as error:  # of the user's function, whatever it is
+        raise NotMeasured(f"{module}:{function}: {type(error).__name__}: {error}") from error
+    numbers = answer if isinstance(answer, Mapping) else {function: answer}
+    return {str(name): _number(value, f"{name!r} of {module}") for name, value in numbers.items()}
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise NotMeasured(f"{what} is {value!r}, which is no number") from None
+    if not math.isfinite(number):
+        raise NotMeasured(f"{what} is {number}")
+    return number

@@ -1,0 +1,111 @@
+"""What a trial found, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from topk_plugin.pairs import Summary, decimals, paired_difference, summary, with_interval
+from topk_plugin.trial.arms import PLAIN
+
+POWER = 1.96 + 0.8416
+"""Standard errors at which four trials of five tell a difference, at 95%."""
+
+
+class Outcome(NamedTuple):
+    """One metric in one arm, against the same seeds without top-k."""
+
+    metric: str
+    better: str  # "higher", "lower", or "" where nobody said
+    arm: str
+    plain: Mapping[int, float]  # by seed
+    topk: Mapping[int, float]
+    difference: Summary | None  # top-k minus plain; None: no seed has both
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Of the seeds that have both."""
+        return [(self.plain[seed], self.topk[seed]) for seed in self.seeds]
+
+    @property
+    def seeds(self) -> list[int]:
+        """That have both."""
+        return sorted(self.plain.keys() & self.topk.keys())
+
+    @property
+    def same_side(self) -> int:
+        """Pairs whose difference has the sign of the mean's."""
+        assert self.difference is not None  # only asked where there is one
+        sign = self.difference.mean
+        return sum((topk - plain) * sign > 0 for plain, topk in self.pairs)
+
+
+def outcomes(
+    values: Mapping[str, Mapping[str, Mapping[int, float]]], better: Mapping[str, str]
+) -> list[Outcome]:
+    """Each metric's, arm by arm.
+
+    Args:
+        values: by metric, arm and seed.
+        better: by metric.
+    """
+    found = []
+    for metric, arms in values.items():
+        plain = arms.get(PLAIN, {})
+        for arm, topk in arms.items():
+            if arm != PLAIN:
+                difference = paired_difference(plain, topk)
+                found.append(Outcome(metric, better[metric], arm, plain, topk, difference))
+    return found
+
+
+def ratio(plain: Mapping[int, float], topk: Mapping[int, float]) -> Summary | None:
+    """Of seconds or bytes, top-k over plain, over the seeds that both have."""
+    return summary(topk[seed] / plain[seed] for seed in topk if plain.get(seed))
+
+
+def sentence(outcome: Outcome) -> str:
+    """What can be said of it, plainly."""
+    name, found = outcome.metric, outcome.difference
+    if found is None:
+        return f"{name}: no seed has a number without and with top-k."
+    if all(plain == topk for plain, topk in outcome.pairs):
+        return (
+            f"{name}: {_seeds(found.n)}, and each difference is exactly 0: top-k changed nothing."
+        )
+    digits = decimals([found])
+    shown = f"{abs(found.mean):.{digits}f}"
+    side = "lower" if found.mean < 0 else "higher"
+    if found.interval is None:
+        return (
+            f"{name}: top-k is {side} by {shown} in one seed, which cannot tell it from chance; "
+            "give more (--seeds)."
+        )
+    low, high = found.interval
+    if low > 0 or high < 0:
+        ends = sorted(abs(end) for end in (low, high))
+        judged = ""
+        if outcome.better:
+            judged = ", which is better" if side == outcome.better else ", which is worse"
+        return (
+            f"{name}: top-k is {side} by {shown} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}] in "
+            f"{outcome.same_side} of {found.n} seeds{judged}."
+        )
+    needed = seeds_for(found)
+    return (
+        f"{name}: {_seeds(found.n)} cannot tell: the difference is "
+        f"{with_interval(found, digits)}; about {needed:,} would tell a difference of {shown}."
+    )
+
+
+def seeds_for(found: Summary) -> int:
+    """Seeds that tell a difference of the mean that was found, in four trials of five."""
+    assert found.std is not None  # of several
+    if found.mean == 0:
+        return 1_000_000
+    return min(1_000_000, max(found.n + 1, math.ceil((POWER * found.std / found.mean) ** 2)))
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"

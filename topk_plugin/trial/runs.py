@@ -1,0 +1,233 @@
+"""The runs of a trial: each in a folder of its own, several at a time, none twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topk_plugin.errors import ConfigError, RunError
+from topk_plugin.extras import needed
+from topk_plugin.trial.arms import PLAIN, Arm
+
+TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
+LAST_LINES = 12
+"""Of what a failed script printed, as many are shown."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained, apart from the arms and how many seeds.
+
+    folder: of the trial.
+    flags: of `topk run`, for all arms.
+    script: and its arguments, in which {seed} and {out} stand for those of a run.
+    seeds_script: the launcher seeds a script whose command has no {seed}.
+    threads: of each run.
+    """
+
+    folder: Path
+    flags: tuple[str, ...]
+    script: tuple[str, ...]
+    seeds_script: bool
+    threads: int
+
+    def saved(self) -> dict[str, Any]:
+        """What all runs of one folder have in common."""
+        return {
+            "flags": [*self.flags], "script": [*self.script], "seeds_script": self.seeds_script,
+            "threads": self.threads, "folder": os.getcwd(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    trial: Trial
+    arm: Arm
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its output, its log and its result are."""
+        safe = "".join(c if c.isalnum() or c in "=.,+-" else "_" for c in self.arm.name)
+        return self.trial.folder / "runs" / safe / f"seed-{self.seed}"
+
+    @property
+    def out(self) -> Path:
+        """What ``{out}`` stands for: the script's own files."""
+        return self.folder / "out"
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return f"{self.arm.name}, seed {self.seed}"
+
+    def command(self) -> list[str]:
+        """What is started."""
+        takes_seed = any("{seed}" in word for word in self.trial.script)
+        seed = str(self.seed) if self.trial.seeds_script and not takes_seed else "-"
+        child = [sys.executable, "-m", "topk_plugin.trial.child", str(os.getpid()), seed]
+        log = [] if self.arm.name == PLAIN else ["--log", str(self.folder / LOG)]
+        words = [
+            word.replace("{seed}", str(self.seed)).replace("{out}", str(self.out))
+            for word in self.trial.script
+        ]
+        return [*child, "run", *self.trial.flags, *self.arm.flags, *log, "--", *words]
+
+    def result(self) -> dict[str, Any] | None:
+        """What it ended with: its status, seconds and memory; None: it has not ended."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / RUN).read_text())
+        except (OSError, ValueError):  # killed while it was written
+            return None
+        return found
+
+    @property
+    def has_ended(self) -> bool:
+        """With status 0; one that failed is run again."""
+        result = self.result()
+        return result is not None and result["status"] == 0
+
+    def said(self) -> str:
+        """All that it printed."""
+        try:
+            return (self.folder / OUTPUT).read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def words(self, of: str) -> str:
+        """The line of the launcher's that begins so: "top-k ACTIVE", "top-k verdict"."""
+        lines = [line for line in self.said().splitlines() if of in line]
+        return lines[-1] if lines else ""
+
+
+@contextmanager
+def opened(trial: Trial) -> Iterator[None]:
+    """The trial's folder, made where there is none, and held against other processes.
+
+    Raises:
+        ConfigError: it is no trial's, or that of another command.
+        RunError: another process trains there.
+    """
+    file = trial.folder / TRIAL
+    if trial.folder.exists() and not file.exists() and any(trial.folder.iterdir()):
+        raise ConfigError(
+            f"--out: {trial.folder} holds files and no trial; expected "
+            "a trial, or an empty folder: choose another one"
+        )
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    filelock = needed("filelock", "trials")
+    lock = filelock.FileLock(trial.folder / ".lock")
+    try:
+        lock.acquire(timeout=5)
+    except filelock.Timeout:
+        raise RunError(
+            f"{trial.folder}: another process trains here; wait for it, or choose another folder"
+        ) from None
+    with lock:
+        saved = trial.saved()
+        if file.exists():
+            before = json.loads(file.read_text())
+            differ = [
+                f"{name}: {before.get(name)!r} there, {value!r} now"
+                for name, value in saved.items()
+                if before.get(name) != value
+            ]
+            if differ:
+                raise ConfigError(
+                    f"--out: {trial.folder} is the trial of another command, so its runs cannot be "
+                    f"compared with these; choose another folder. Found {'; '.join(differ)}"
+                )
+        else:
+            _write(file, saved)
+        yield
+
+
+def threads_of(folder: Path) -> int | None:
+    """Of each run of a trial that began before; None: there is none."""
+    try:
+        return int(json.loads((folder / TRIAL).read_text())["threads"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def train(runs: Sequence[Run], workers: int, tell: Callable[[Run], None]) -> None:
+    """Trains those that have not ended, ``workers`` at a time.
+
+    A script that fails ends no other run. Interrupted, it stops them all, and what has ended is
+    kept.
+
+    Args:
+        tell: told of each run when it has ended.
+    """
+    left = [run for run in runs if not run.has_ended]
+    started: list[subprocess.Popen[bytes]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: dict[Future[None], Run] = {pool.submit(_train, run, started): run for run in left}
+        try:
+            while waiting:
+                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    run = waiting.pop(future)
+                    future.result()
+                    tell(run)
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            for process in started:
+                if process.returncode is None:
+                    process.terminate()
+            raise
+
+
+def _train(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
+    shutil.rmtree(run.folder, ignore_errors=True)  # of a process that was killed
+    run.out.mkdir(parents=True)
+    environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": str(run.seed)}
+    environment["OMP_NUM_THREADS"] = str(run.trial.threads)
+    start = time.monotonic()
+    with (run.folder / OUTPUT).open("wb") as output:
+        process = subprocess.Popen(
+            run.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=environment,
+        )  # fmt: skip
+        started.append(process)
+        _, state, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(state)
+    kilo = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    result = {
+        "status": process.returncode,
+        "seconds": time.monotonic() - start,
+        "memory": usage.ru_maxrss * kilo,
+        "command": run.command()[5:],
+    }
+    _write(run.folder / RUN, result)
+
+
+def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
+    """Those that failed, each with its status and the last that it printed."""
+    found = []
+    for run in runs:
+        result = run.result()
+        if result is not None and result["status"] != 0:
+            last = "\n".join(run.said().rstrip().splitlines()[-LAST_LINES:])
+            found.append((run, int(result["status"]), last))
+    return found
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """So that the file is whole at any time."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
