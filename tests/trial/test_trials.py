@@ -59,7 +59,12 @@ def quick(monkeypatch, in_own_folder):
     return Path("trial")
 
 
-METRICS = ["--metric", "lower:json:{out}/result.json:fid.0", "--metric", r"regex:loss: ([\d.]+)"]
+METRICS = [
+    "--metric",
+    "lower:json:{out}/result.json:fid.0",
+    "--metric",
+    r"regex:loss: (?P<loss>[\d.]+)",
+]
 SCRIPT = ["--", "train.py", "{out}"]
 
 
@@ -80,6 +85,7 @@ def test_an_effect_is_found_and_nothing_is_trained_twice(quick, capsys):
     assert "fid.0: top-k is lower by" in said
     assert "in 6 of 6 seeds, which is better." in said
     assert "Time of top-k:" in said
+    assert "| loss | plain |" in said
     assert (quick / "trial.png").stat().st_size > 5000
     assert len(trained()) == 12
 

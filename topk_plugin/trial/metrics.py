@@ -69,7 +69,7 @@ def metric_of(text: str) -> Metric:
     kind, _, rest = spec.partition(":")
     if kind not in KINDS or not rest:
         raise ConfigError(f"--metric: found {text!r}, expected {EXPECTED}")
-    source, what = rest, ""
+    source, what, named = rest, "", rest
     if kind == "regex":
         try:
             pattern = re.compile(rest)
@@ -83,6 +83,7 @@ def metric_of(text: str) -> Metric:
                 f"--metric: found {pattern.groups} groups in the pattern {rest!r}, expected one "
                 r"that holds the number, such as 'loss: ([\d.]+)'"
             )
+        named = next(iter(pattern.groupindex), rest)  # (?P<loss>[\d.]+)
     else:
         source, _, what = rest.rpartition(":")
         if not source or not what:
@@ -92,7 +93,7 @@ def metric_of(text: str) -> Metric:
             f"--metric: found {source!r}, which all runs share; expected a path of each run, "
             "such as {out}/" + Path(source).name
         )
-    name = {"fid": "FID", "regex": source}.get(kind, what)
+    name = {"fid": "FID", "regex": named}.get(kind, what)
     return Metric(spec, kind, source, what, better or ("lower" if kind == "fid" else ""), name)
 
 

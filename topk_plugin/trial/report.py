@@ -98,7 +98,8 @@ def _lines(
                     difference = with_interval(row.difference, digits)
                     side = "lower" if row.difference.mean < 0 else "higher"
                     seeds = f"{side} in {row.same_side} of {row.difference.n}"
-            lines.append(f"| {name} | {arm} | {_shown(own, digits)} | {difference} | {seeds} |")
+            shown = name.replace("|", "\\|")
+            lines.append(f"| {shown} | {arm} | {_shown(own, digits)} | {difference} | {seeds} |")
     lines.append("")
     for what, unit in (("seconds", "Time"), ("memory", "Peak memory of the host")):
         for arm, point in costs[what].items():

@@ -48,7 +48,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def steps_figure(records: Sequence[Record]) -> Figure:
-    """k, and the mean score of kept and of dropped rows, over generator steps.
+    """k, the mean score of kept and of dropped rows, and that of the worst kept, over steps.
 
     Faint lines are single steps, strong lines epoch means, grey verticals ends of epochs. The
     dropped rows' line starts where k first falls below the batch size.
@@ -78,6 +78,10 @@ def steps_figure(records: Sequence[Record]) -> Figure:
         bottom.plot(steps, single, color=color, alpha=0.25, linewidth=0.7)
         means = [_mean(row[field] for row in rows) for rows in epochs]
         bottom.plot(middles, means, color=color, marker=".", label=f"{key} rows")
+    edge = [
+        _number(row.get("threshold")) if row["k"] < row["batch"] else math.nan for row in records
+    ]
+    bottom.plot(steps, edge, color="0.4", linestyle=":", linewidth=0.9, label="worst row kept")
     bottom.set_ylabel("critic's score")
     bottom.set_xlabel("generator step")
     bottom.legend(loc="best")
