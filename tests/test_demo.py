@@ -80,6 +80,7 @@ def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
         assert torch.equal(tensor, gated[name]), name
 
 
+@pytest.mark.slow
 @needs_mimicry
 def test_second_epoch_keeps_fewer_rows_and_an_earlier_demo_is_not_resumed(tmp_path, capsys):
     demo._claim(tmp_path, ())

@@ -21,6 +21,7 @@ def modules(monkeypatch):
     return {name: importlib.import_module(name) for name in ("device", "images", "overhead")}
 
 
+@pytest.mark.slow
 @compiles
 def test_it_writes_what_it_found(tmp_path):
     command = [TESTS / "gpu.sh", "--device", "cpu", "--tiny", "--out", tmp_path]

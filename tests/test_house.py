@@ -169,6 +169,7 @@ def test_reference_imports_public_names_only(path):
             assert node.module in public or ".reference" in node.module
 
 
+@pytest.mark.slow
 def test_a_checkout_works_where_it_is_not_installed_and_finds_each_adapter_once():
     program = """
 import sys
@@ -184,6 +185,7 @@ print(*adapters())
     assert done.stdout.split() == sorted(files)
 
 
+@pytest.mark.slow
 def test_a_topk_loads_no_adapter_and_no_patch():
     program = """
 import sys

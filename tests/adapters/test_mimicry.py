@@ -295,6 +295,7 @@ def test_a_loop_of_the_users_own_goes_by_its_loader(mimicry):
     assert [(epoch, k) for _, epoch, _, k in logged(mimicry)] == [(0, 16)] * 4 + [(1, 12)] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["run", "--no-enabled"], ["run"], ["check", "--steps", "1"]])
 def test_processes_that_it_starts_can_import_it(mimicry, command):
     own_script(
@@ -358,6 +359,7 @@ def test_a_renamed_loss_is_said_before_training(mimicry):
     assert "Training Ended" in forced.out
 
 
+@pytest.mark.slow
 def test_another_version_is_named(mimicry):
     library = mimicry.folder / "library"
     copied_package(library)

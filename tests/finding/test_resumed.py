@@ -213,6 +213,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_find_the_same(tmp_path):
     found = []
     with_loop(tmp_path, RANKS)

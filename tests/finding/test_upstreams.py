@@ -17,6 +17,7 @@ STAND_INS = ["meg", "studiogan", "biggan_pytorch"]
 ONES = [one for one in ORIGINS if one.values[1] != "stand-in" or one.values[0] in STAND_INS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "origin"), ONES)
 def test_training_with_nothing_named_is_what_the_adapter_does(name, origin, tmp_path):
     """Which is top-k by hand, as the adapters' contract shows."""

@@ -117,6 +117,7 @@ def test_distributed_data_parallel(unused):
             critic.zero_grad()
 
 
+@pytest.mark.slow
 def test_two_ranks_rank_their_own_rows(tmp_path):
     """Each rank has its own batch and its own k rows; DDP averages."""
     command = [sys.executable, __file__, str(tmp_path)]

@@ -8,6 +8,7 @@ from torch.utils.data import BatchSampler
 from topk_plugin.loop.passes import ranks_of
 
 
+@pytest.mark.slow
 def test_epochs_on_two_ranks(tmp_path):
     """A shard's pass was counted for as many as there are ranks."""
     mp.spawn(rank_of_two, (str(tmp_path / "store"),), nprocs=2)

@@ -42,6 +42,7 @@ def test_a_script_with_nothing_named_is_top_k_by_hand(row, tmp_path):
     assert not outcome.wrong, outcome.wrong
 
 
+@pytest.mark.slow
 def test_a_script_is_told_from_top_k_in_another_direction(tmp_path):
     source = tmp_path / "checkout" / "implementations" / "mine"
     source.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import textwrap
 
+import pytest
 from launched import plain_run, topk_run
 from short_scripts import SETTINGS, TRAIN, TRAIN_AND_WRITE, largest_difference, script, weights
 
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_parent_that_only_spawns_is_no_error(folder):
     script(folder, SPAWN)
     done = topk_run(folder, "train.py", "--arg")

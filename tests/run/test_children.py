@@ -281,6 +281,7 @@ WAYS = {  # to start processes that train; what they are called
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_processes_that_start_anew(way, folder):
     text, names = WAYS[way]
@@ -540,6 +541,7 @@ def check_ranks(folder: Path, done: Done) -> None:
     assert "process" not in log[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn", "torchrun"])
 def test_ranks_that_a_script_starts(start, ranks):
     arguments = ["ranks.py", "gated", start]

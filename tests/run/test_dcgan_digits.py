@@ -46,6 +46,7 @@ def test_first_epoch_changes_no_bit(tmp_path):
         assert torch.equal(tensor, gated[name]), name
 
 
+@pytest.mark.slow
 def test_second_epoch_keeps_fewer_rows_and_trains_differently(tmp_path):
     plain, gated, records, _ = run_both(tmp_path, epochs=2, gamma=0.5)
     assert [row["k"] for row in records] == [64] * STEPS_PER_EPOCH + [32] * STEPS_PER_EPOCH

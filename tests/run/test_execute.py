@@ -139,6 +139,7 @@ def test_ends_as_under_plain_python(folder, text):
     assert full == plain.err.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["python -m topk_plugin", "topk"])
 def test_ctrl_c_while_training_gives_the_verdict_and_ends_like_plain_python(folder, how):
     script(folder, "from gan import *\ntrain(Critic(), make_generator(), epochs=10**6)\n")

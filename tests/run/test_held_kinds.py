@@ -57,6 +57,7 @@ def test_hydra_with_a_changed_folder_and_a_relative_import(tmp_path):
     assert VERDICT in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toggles", ["toggles", "as they are"])
 def test_lightning_with_manual_optimisation(tmp_path, toggles):
     pytest.importorskip("lightning")
@@ -65,6 +66,7 @@ def test_lightning_with_manual_optimisation(tmp_path, toggles):
     assert VERDICT in done.err
 
 
+@pytest.mark.slow
 def test_ranks_with_batch_norm_that_torchrun_starts(tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command.append(str(CASES / "batchnorm_ranks.py"))

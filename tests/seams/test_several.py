@@ -210,6 +210,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_spawned_child_inherits_all_critics_and_their_heads(folder):
     text = SCRIPT.replace("sys.argv[1:]", "'by hand' in sys.argv") + SPAWN
     others = ["--critic", "__main__:Alias=real", "--critic", "__main__:Wide=1.0,1.1"]

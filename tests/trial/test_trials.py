@@ -187,6 +187,7 @@ def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
     assert "holds files and no trial" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_it_goes_on_to_the_same_report(tmp_path, monkeypatch):
     """With real runs, and nobody left behind that goes on writing."""
     script = tmp_path / "train.py"

@@ -73,6 +73,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_train_log_once_and_resume(two_ranks):
     rows = rows_of(two_ranks / "undisturbed")
     assert [row["kind"] for row in rows] == ["loss", "loss", "score", "sheet", "topk"]

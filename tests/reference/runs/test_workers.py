@@ -66,6 +66,7 @@ def kill(process: subprocess.Popen, longest: float) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_table1_killed_failed_and_resumed_ends_bit_identical(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(mixtures, "STACK", 4)  # as in the process that is killed
@@ -107,6 +108,7 @@ def test_table1_killed_failed_and_resumed_ends_bit_identical(tmp_path, capfd, mo
     assert sorted(out.glob("jobs/*")) == jobs
 
 
+@pytest.mark.slow
 def test_table2_killed_and_resumed_ends_bit_identical(tmp_path):
     out, log = tmp_path / "killed", tmp_path / "log"
     arguments = ["reproduce", "table2", "--device", "cpu", "--workers", "1", "--cells", "4",
