@@ -120,9 +120,15 @@ def test_a_run_that_is_below_b_after_a_warm_up_is_told_to_name_the_critic(tmp_pa
 
 def test_where_the_critic_has_no_name_it_is_said_what_went_ungated(tmp_path):
     with_loop(tmp_path, f"D = net(2, 1)\nopt_d = adam(D)\n{GAN_STEP}\npasses(step)\n")
-    done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2"))
+    done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2", "--log", "log.jsonl"))
     assert done.status == 0, done.err
-    assert "1 generator steps at k < B went ungated before" in done.err
+    assert "direction high, k 5 of 8, decays" in done.err
+    # the first of 12 dropped nothing; then 3, 4 and 4 of them dropped 3, 4 and 5 rows each
+    assert "11 generator steps gated, 45 of 96 rows dropped, 3 epochs ended" in done.err
+    assert "1 generator step at k < B went ungated before" in done.err
+    log = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    first, second, *_ = [(line["k"], line["dropped_score"] is None) for line in log]
+    assert (first, second) == ((8, True), (5, False))
 
 
 def test_k_that_falls_by_steps_falls_in_time(tmp_path):

@@ -189,7 +189,7 @@ def test_an_exception_before_anything_was_gated_stays_the_scripts_own(folder):
     )
     done = topk_run(folder, "train.py")
     assert done.status == 7
-    assert "NOT ACTIVE, 1 optimizer steps, none gated" in done.err
+    assert "NOT ACTIVE, 1 optimizer step, none gated" in done.err
     assert "Error" not in done.err
 
 

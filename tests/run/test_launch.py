@@ -296,4 +296,4 @@ def test_the_log_survives_ctrl_c_and_nan(folder):
     assert done.status == -signal.SIGINT
     found = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in found] == [1, 2, 3]
-    assert "1 non-finite scores" in done.err
+    assert "1 non-finite score" in done.err

@@ -21,7 +21,16 @@ from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.finding.identity import Identity, called, flag, like
 from topk_plugin.finding.outputs import Outputs, Returned
 from topk_plugin.finding.owners import Ownership
-from topk_plugin.finding.pushes import UNSEEN, Pull, Pushes, added, contrast, parted, pushes
+from topk_plugin.finding.pushes import (
+    UNSEEN,
+    Pull,
+    Pushes,
+    added,
+    contrast,
+    nothing_dropped,
+    parted,
+    pushes,
+)
 from topk_plugin.finding.rules import LONE, Seen, heads_of
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
@@ -141,6 +150,8 @@ class Candidate:
         def arrived(choice: AnyChoice, read: list[int]) -> None:
             task = torch._C._current_graph_task_id()
             self._pushed[task] = added(self._pushed.get(task, {}), latest[0])
+            if training.progress.fraction < 1:
+                choice = nothing_dropped(choice)
             self.ledger.arrive(
                 Arrival(
                     choice, batch, made.nearest.variable, made.upstream - ids, ids, known, task,

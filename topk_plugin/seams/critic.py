@@ -21,6 +21,7 @@ from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.monkeypatch import PatchLog, stands_in
 from topk_plugin.seams.misnamed import Built, mistake, pending
 from topk_plugin.seams.names import CriticPath, title
+from topk_plugin.streams import count
 from topk_plugin.topk import TopK
 
 
@@ -288,7 +289,7 @@ class CriticSeam:
         if self._refused is not None:  # and the script went on
             return self._refused
         ledger, built = self.topk.ledger, [critic for critic in self.critics if critic.built]
-        steps = f"{ledger.optimizer_steps} optimizer steps ran"
+        steps = f"{count(ledger.optimizer_steps, 'optimizer step')} ran"
         if not built:
             known = ", ".join(sorted(self._built)) or "only those of torch"
             each = " ".join(f"--{self._unbuilt(critic)}" for critic in self.critics)
@@ -297,9 +298,9 @@ class CriticSeam:
         waiting = len(ledger.pending or ledger.aside)
         if waiting:
             return NoEffectError(
-                f"{waiting} backward passes went through {names}, {steps}, and none of them was of "
-                "an optimizer that owns a generator parameter and none of the critic's. "
-                + HOW_TO_MARK
+                f"{count(waiting, 'backward pass')} went through {names}, {steps}, and none of "
+                "them was of an optimizer that owns a generator parameter and none of the critic's"
+                f". {HOW_TO_MARK}"
             )
         return NoEffectError(
             f"{steps} and no generator step went through {names}: no gradient of its score reached "
