@@ -145,10 +145,21 @@ def test_k_that_falls_by_steps_falls_in_time(tmp_path):
 # --- other processes, and topk check --------------------------------------------------------------
 
 
+WRAPPED = """
+import os
+import torch.distributed as dist
+store = f"file://{os.getcwd()}/store"
+dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+D = nn.parallel.DistributedDataParallel(D)
+"""
+
+
 def test_the_audit_agrees(tmp_path):
-    with_loop(tmp_path, f"{GAN_STEP}\npasses(step)\n")
+    """Of a critic in a wrapper that is looked at as well."""
+    with_loop(tmp_path, f"{WRAPPED}{GAN_STEP}\npasses(step)\n")
     done = run(tmp_path, ["check", "--steps", "3", "--", "train.py"])
     assert done.status == 0, done.err
+    assert "loss on kept scores    relative difference at most" in done.out
     assert "top-k check of found critic gan:Critic: 3 generator steps" in done.out
     assert "result                 agrees" in done.out
 
