@@ -149,8 +149,9 @@ class Finder:
         for one in calls.candidates:
             settled = one.optimizer_stepped(optimizer, owned)
             if settled is not None:
-                through[one] = settled
                 self._generators |= {call.task for call in settled.calls}
+                if settled.pushed:
+                    through[one] = settled
         if through:
             self._backlog.add(optimizer, through)
         calls.passes.stepped(self._counted or bool(through or calls.of_one_optimizer))
