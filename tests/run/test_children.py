@@ -159,7 +159,7 @@ RUNS = {  # what the script does, the critic; exit status, the launcher's verdic
         (
             3,
             "1 process gated, 12 generator steps; NOT ACTIVE in process N",
-            "topk: SeamNotFound: in process N: --critic gan:Critic was never built. 8 ",
+            "topk: SeamNotFound: in process N: --critic gan:Critic was never built. Modules that",
         ),
     ),
     "never built": (

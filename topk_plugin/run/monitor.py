@@ -27,7 +27,8 @@ from topk_plugin.seams import Seam
 from topk_plugin.streams import count
 
 SILENT_STEPS = 200
-"""Optimizer steps without a generator step after which a warning is printed, once."""
+"""Optimizer steps without a generator step after which a warning is printed, once; or else when a
+pass over the data ended without one."""
 
 LOG_EVERY = 100
 """Generator steps between two reads of the device for the log."""
@@ -171,9 +172,11 @@ class Monitor:
             self._begun()
             for line in self.seam.first_step():
                 self.say(line)
-        if steps >= SILENT_STEPS and not self._headed and not self._warned:
+        if self._headed or self._warned:
+            return
+        if steps >= SILENT_STEPS or self.tracker.idle:
             self._warned = True
-            self.say(f"NOT ACTIVE yet: {SILENT_STEPS} optimizer steps, none through {self.seam}")
+            self.say(f"NOT ACTIVE yet: {self.seam.no_effect()}")
 
     def _write(self) -> None:
         if self._log is None or not self._unwritten:
