@@ -240,6 +240,8 @@ def test_an_idle_executor_is_not_waited_for(folder):
     assert verdicts(done.err) == [
         "(process N) verdict: 4 generator steps gated, 0 of 32 rows dropped, 1 epoch ended, "
         "last k 8 of 8",
+        "(process N) verdict: no row was dropped: k is B until an epoch ends, and none ended "
+        "before the last generator step. Train for more epochs, or pass --every N",
         f"verdict: {RUNS['killed'][2][1]}",
     ]
 
