@@ -199,7 +199,7 @@ def test_a_child_that_is_spawned_finds_its_critic(tmp_path):
 
 
 RANKS = """
-import os
+import gc, os, weakref
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -223,6 +223,11 @@ def work(rank):
     assert torch.equal(*theirs)
     if not rank:
         write(D, G)
+    # wrappers hold the group, and its threads abort a process now and then that ends with them
+    wrappers = [weakref.ref(one) for one in (D, G)]
+    D, G = D.module, G.module
+    gc.collect()
+    assert [one() for one in wrappers] == [None, None]  # nor does anything of top-k hold them
     dist.destroy_process_group()
 
 if __name__ == "__main__":
