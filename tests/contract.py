@@ -40,8 +40,8 @@ UPSTREAMS = Path(__file__).parent / "upstreams"
 STANDINS = Path(__file__).parent / "standins"
 SETTINGS = ("--gamma", "0.75", "--nu", "0.5")
 VERDICT = re.compile(
-    r"^top-k verdict: (\d+) generator steps gated, (\d+) of (\d+) rows dropped, "
-    r"(\d+) epochs ended, last k (\d+) of (\d+), 0 non-finite scores(?:; epochs counted .+)?$",
+    r"^top-k verdict: (\d+) generator steps? gated, (\d+) of (\d+) rows dropped, "
+    r"(\d+) epochs? ended, last k (\d+) of (\d+), 0 non-finite scores(?:; epochs counted .+)?$",
     re.MULTILINE,
 )
 OFFERED = adapters()

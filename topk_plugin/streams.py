@@ -24,6 +24,12 @@ def say(text: str, stream: Literal["stderr", "stdout"] = "stderr") -> None:
             continue
 
 
+def count(number: int | str, one: str) -> str:
+    """A number of things in words: ``1 epoch``, ``2 epochs``, ``3 backward passes``."""
+    several = f"{one}es" if one.endswith("s") else f"{one}s"
+    return f"{number} {one if str(number) == '1' else several}"
+
+
 def warn(message: str, stacklevel: int = 1) -> None:
     """``warnings.warn()``, which raises ValueError where ``sys.stderr`` is closed."""
     try:

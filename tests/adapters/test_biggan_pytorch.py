@@ -138,7 +138,7 @@ def test_the_check_sees_every_batch_of_an_accumulated_step(biggan):
 def test_the_check_knows_how_many_epochs_there_are(biggan, epochs):
     flags = [*SETTINGS, "--steps", "1"]
     done = biggan.run("--num_epochs", str(epochs), flags=flags, command="check")
-    assert ("k stays 4 of 4 in this run, which has 1 epochs" in done.out) == (epochs == 1)
+    assert ("k stays 4 of 4 in this run, which has 1 epoch" in done.out) == (epochs == 1)
 
 
 def test_scores_of_the_noises_own_class_are_gated(biggan):

@@ -228,6 +228,11 @@ def taken(loss, shape=(B, 1)):
             lambda s: s.max(0).values.sum() + torch.stack(s.sort(0)).double()[0].sum(),
             marks=indexes,
         ),
+        pytest.param(
+            lambda s: (s[-1].item(), s[:2].mean().exp(), F.softplus(-s).mean())[-1],
+            marks=indexes,
+            id="rows that are logged",
+        ),
         lambda s: torch.add(s, 1, out=None).exp().sum(),
         lambda s: s.clone().mul_(2).neg_().exp_().mean(),
     ],

@@ -331,4 +331,4 @@ def test_a_critic_that_comes_when_k_fell_is_gated_from_then_on(tmp_path):
     with_loop(tmp_path, text)
     done = unnamed(tmp_path)
     assert done.status == 0, done.err
-    assert "1 generator steps at k < B went ungated before their critic was found" in done.err
+    assert "1 generator step at k < B went ungated before their critic was found" in done.err

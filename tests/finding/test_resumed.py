@@ -120,9 +120,15 @@ def test_a_run_that_is_below_b_after_a_warm_up_is_told_to_name_the_critic(tmp_pa
 
 def test_where_the_critic_has_no_name_it_is_said_what_went_ungated(tmp_path):
     with_loop(tmp_path, f"D = net(2, 1)\nopt_d = adam(D)\n{GAN_STEP}\npasses(step)\n")
-    done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2"))
+    done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2", "--log", "log.jsonl"))
     assert done.status == 0, done.err
-    assert "1 generator steps at k < B went ungated before" in done.err
+    assert "direction high, k 5 of 8, decays" in done.err
+    # the first of 12 dropped nothing; then 3, 4 and 4 of them dropped 3, 4 and 5 rows each
+    assert "11 generator steps gated, 45 of 96 rows dropped, 3 epochs ended" in done.err
+    assert "1 generator step at k < B went ungated before" in done.err
+    log = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    first, second, *_ = [(line["k"], line["dropped_score"] is None) for line in log]
+    assert (first, second) == ((8, True), (5, False))
 
 
 def test_k_that_falls_by_steps_falls_in_time(tmp_path):
@@ -139,10 +145,21 @@ def test_k_that_falls_by_steps_falls_in_time(tmp_path):
 # --- other processes, and topk check --------------------------------------------------------------
 
 
+WRAPPED = """
+import os
+import torch.distributed as dist
+store = f"file://{os.getcwd()}/store"
+dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+D = nn.parallel.DistributedDataParallel(D)
+"""
+
+
 def test_the_audit_agrees(tmp_path):
-    with_loop(tmp_path, f"{GAN_STEP}\npasses(step)\n")
+    """Of a critic in a wrapper that is looked at as well."""
+    with_loop(tmp_path, f"{WRAPPED}{GAN_STEP}\npasses(step)\n")
     done = run(tmp_path, ["check", "--steps", "3", "--", "train.py"])
     assert done.status == 0, done.err
+    assert "loss on kept scores    relative difference at most" in done.out
     assert "top-k check of found critic gan:Critic: 3 generator steps" in done.out
     assert "result                 agrees" in done.out
 
@@ -182,7 +199,7 @@ def test_a_child_that_is_spawned_finds_its_critic(tmp_path):
 
 
 RANKS = """
-import os
+import gc, os, weakref
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -206,6 +223,11 @@ def work(rank):
     assert torch.equal(*theirs)
     if not rank:
         write(D, G)
+    # wrappers hold the group, and its threads abort a process now and then that ends with them
+    wrappers = [weakref.ref(one) for one in (D, G)]
+    D, G = D.module, G.module
+    gc.collect()
+    assert [one() for one in wrappers] == [None, None]  # nor does anything of top-k hold them
     dist.destroy_process_group()
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
 """The rules by which a module is a critic, on observations that are made by hand."""
 
 import pytest
+import torch
 
+from topk_plugin import TopK
+from topk_plugin.core.choice import BALLOT, DROPPED_SUM, KEPT, KEPT_SUM, NONFINITE, ROWS, Ranked
+from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.sorted_choice import Sorted, tally_of
+from topk_plugin.finding.pushes import nothing_dropped
 from topk_plugin.finding.rules import Output, Seen, heads_of, judge
 
 
@@ -108,3 +114,23 @@ def test_losses_that_seek_a_target_push_some_scores_the_other_way():
     assert taken(critic(outputs=seeking)) == [()]
     assert taken(critic(outputs=seeking, steps=3)) == [("0",)]
     assert taken(critic(outputs={"0": score(13, 11)}, steps=3), last=True) == [()]
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_of_a_step_that_went_ungated_no_row_counts_as_dropped(on_host):
+    """It votes on the direction all the same."""
+    topk, scores = TopK(gamma=0.5, nu=0.25), torch.tensor([3.0, 1.0, 2.0, torch.nan])
+    topk.end_epoch()
+    at, gradient = topk.training, torch.randn(4, 1)
+    if on_host:
+        ranked = Sorted(scores, at.progress, at.vote, mean=True)
+    else:
+        ranked = Ranked(scores, at.state(scores.device), True, kept_rows)
+    chosen = ranked.choose([-torch.ones(4, 1)])
+    whole = nothing_dropped(chosen)
+    assert (chosen.kept.sum(), whole.kept.sum(), whole.batch) == (2, 4, 4)
+    assert torch.equal(whole.keep(gradient), gradient)
+    tally = tally_of([whole]) if on_host else whole.tally
+    assert [tally[i] for i in (BALLOT, ROWS, KEPT, NONFINITE)] == [1, 4, 4, 1]
+    assert tally[DROPPED_SUM] == 0
+    assert torch.isnan(tally[KEPT_SUM])

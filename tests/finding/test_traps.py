@@ -272,6 +272,25 @@ FOUND = {  # a loop, and what is found in it
         """,
         "gan:Critic",
     ),
+    "an adversarial loss that weighs nothing in the first pass": (
+        """
+        def step(x):
+            step.n += 1
+            weight = float(step.n > 4)  # a pass has four steps
+            opt_d.zero_grad()
+            (weight * (softplus(-D(x)) + softplus(D(fakes().detach()))).mean()).backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            fake = fakes()
+            ((fake - x).abs().mean() + weight * softplus(-keep(D(fake))).mean()).backward()
+            opt_g.step()
+
+        step.n = 0
+        passes(step, 1)
+        hand = ByHand()
+        """,
+        "gan:Critic",
+    ),
     "a Sequential": (
         """
         D = net(2, 1)

@@ -200,7 +200,7 @@ def test_a_gate_inside_a_whole_graph_is_refused_in_the_first_step(way, folder):
     assert (done.status, done.out) == (3, "")
     error, verdict = done.err.splitlines()
     assert re.match(r"topk: SeamNotFound: a call .*D\.compile\(fullgraph=True\)", error)
-    assert "verdict: NOT ACTIVE, 1 optimizer steps" in verdict
+    assert "verdict: NOT ACTIVE, 1 optimizer step, none" in verdict
 
 
 # --- streams ------------------------------------------------------------------------------------

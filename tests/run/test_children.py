@@ -116,7 +116,7 @@ def test_forked_children_speak_for_themselves(folder):
     assert (done.status, done.out) == (0, "4\n"), done.err
     # their k is what the process they were forked from had reached
     assert verdicts(done.err) == [
-        "(process N) verdict: 4 generator steps gated, 24 of 32 rows dropped, 1 epochs ended, "
+        "(process N) verdict: 4 generator steps gated, 24 of 32 rows dropped, 1 epoch ended, "
         "last k 2 of 8",
         "(process N) verdict: 8 generator steps gated, 48 of 64 rows dropped, 2 epochs ended, "
         "last k 2 of 8",
@@ -159,7 +159,7 @@ RUNS = {  # what the script does, the critic; exit status, the launcher's verdic
         (
             3,
             "1 process gated, 12 generator steps; NOT ACTIVE in process N",
-            "topk: SeamNotFound: in process N: --critic gan:Critic was never built. 8 ",
+            "topk: SeamNotFound: in process N: --critic gan:Critic was never built. Modules that",
         ),
     ),
     "never built": (
@@ -238,8 +238,10 @@ def test_an_idle_executor_is_not_waited_for(folder):
     done = gated_run(folder)
     assert done.status == 0
     assert verdicts(done.err) == [
-        "(process N) verdict: 4 generator steps gated, 0 of 32 rows dropped, 1 epochs ended, "
+        "(process N) verdict: 4 generator steps gated, 0 of 32 rows dropped, 1 epoch ended, "
         "last k 8 of 8",
+        "(process N) verdict: no row was dropped: k is B until an epoch ends, and none ended "
+        "before the last generator step. Train for more epochs, or pass --every N",
         f"verdict: {RUNS['killed'][2][1]}",
     ]
 
@@ -467,7 +469,7 @@ def test_a_child_whose_launcher_has_ended_says_its_error_itself(tmp_path, monkey
         activation._inherited[0].end()
     assert not reports.exists()
     err = capfd.readouterr().err
-    assert "verdict: NOT ACTIVE, 1 optimizer steps" in err
+    assert "verdict: NOT ACTIVE, 1 optimizer step, none" in err
     assert f"topk: SeamNotFound: in process {os.getpid()}: --critic gan:Critic" in err
 
 

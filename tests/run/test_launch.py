@@ -185,7 +185,7 @@ def test_a_user_hears_early_that_nothing_is_gated(folder):
     done = topk_run(folder, "train.py")
     assert done.status == 3
     early = done.err.split("still training")[0]
-    assert early.count("NOT ACTIVE yet: 200 optimizer steps, none through critic") == 1
+    assert early.count("NOT ACTIVE yet: --critic gan:Critic was never built. 200 optimizer st") == 1
 
 
 # Settings
@@ -301,4 +301,4 @@ def test_the_log_survives_ctrl_c_and_nan(folder):
     assert done.status == -signal.SIGINT
     found = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in found] == [1, 2, 3]
-    assert "1 non-finite scores" in done.err
+    assert "1 non-finite score" in done.err

@@ -132,6 +132,16 @@ NAMED = {  # text, name, what is said
         "__main__:Disc",
         "Disc is a class, but no torch.nn.Module: name the module in it that scores.",
     ),
+    "a typo in a module that is there": (
+        TRAIN,
+        "gann:Critic",
+        "there is no module gann. Did you mean gan:Critic?",
+    ),
+    "a typo in a module of a package": (
+        TRAIN,
+        "models.json.gan:Critic",
+        "there is no module models.json.gan. Did you mean gan:Critic?",
+    ),
     "something else": (
         "from gan import *\nDisc = 'Critic'\ntrain(Critic(), make_generator())",
         "__main__:Disc",
@@ -238,6 +248,46 @@ def test_a_critic_that_may_still_be_built_is_one_line(case, folder):
     assert f"top-k {expected}" in done.err
     assert done.err.count("not built yet") == 1
     assert "verdict: 12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+BUILT = "Modules that were built: __main__:Gen, gan:Critic."
+NEVER = {  # a name, what is said at the first optimizer step, and when the first pass ended
+    "discriminator:Net": (
+        f"is not built yet: no module discriminator is imported. {BUILT}\n",
+        "--critic discriminator:Net was never built: no module discriminator is imported. "
+        f"{BUILT} 9 optimizer steps ran.\n",
+    ),
+    "gan:Other": (
+        f"is not built yet. {BUILT}\n",
+        f"--critic gan:Other was never built. {BUILT} 9 optimizer steps ran.\n",
+    ),
+    "__main__:Gen": (
+        "",
+        "9 optimizer steps ran and no generator step went through __main__:Gen: no gradient of its "
+        "score reached an nn.Parameter outside it.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_a_name_that_may_be_right_is_told_when_a_pass_ended_without_it(name, folder):
+    """It was told after the whole training, or after 200 optimizer steps."""
+    text = """
+    import gan
+    class Gen(gan.nn.Linear): pass
+    gan.Other = type("Other", (gan.Critic,), {"__module__": "gan"})
+    gan.train(gan.Critic(), Gen(3, 2), epochs=2)
+    print("trained")
+    """
+    script(folder, text)
+    done = topk_run(folder, "train.py", critic=name)
+    first, later = NEVER[name]
+    assert (done.status, done.out) == (3, "trained\n")
+    said = done.err.split("top-k verdict")[0]
+    assert said.startswith(f"top-k critic {name} {first}" if first else "top-k NOT ACTIVE yet")
+    assert said.count("NOT ACTIVE yet") == 1
+    assert f"top-k NOT ACTIVE yet: {later}" in said
+    assert ("Other modules that were built: gan:Critic.\n" in said) == (not first)
 
 
 def test_the_error_is_that_of_the_run_also_where_the_script_caught_it(folder):

@@ -230,7 +230,7 @@ LEFT_OUT = {
     "never built": (
         SCRIPT + "class Spare(Critic): pass\ntrain_all([Plain()], make_generator())\n",
         "__main__:Spare",
-        ["verdict: critic __main__:Spare was never built.\n"],
+        ["verdict: critic __main__:Spare was never built. Modules that were built: __main__:Pl"],
     ),
     "of another name": (
         SCRIPT
@@ -240,10 +240,10 @@ LEFT_OUT = {
     ),
     "of a module that is not imported": (
         SCRIPT + "train_all([Plain()], make_generator())\n",
-        "models:Plain",
+        "wsgiref:Plain",
         [
-            "critic models:Plain is not built yet: no module models is imported. Did you mean",
-            "verdict: critic models:Plain was never built: no module models is imported. Did you "
+            "critic wsgiref:Plain is not built yet: no module wsgiref is imported. Did you mean",
+            "verdict: critic wsgiref:Plain was never built: no module wsgiref is imported. Did you "
             "mean __main__:Plain?",
         ],
     ),

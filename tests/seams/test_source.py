@@ -144,10 +144,10 @@ def test_a_resumed_counter_begins_where_it_was(topk):
     done = topk(*TOY, "--", "main.py", "9", "4")
     assert "k 4 of 8, decays" in done.err
     assert VERDICT.search(done.err).groups() == ("5", "26", "2")
-    assert "1 epochs ended" in done.err
+    assert "1 epoch ended" in done.err
     wrong = topk(*TOY, "--start-epoch", "2", "--", "main.py", "9", "4")
     assert wrong.status == 2
-    assert "goes on from its generator step 4, after 1 epochs; leave it out" in wrong.err
+    assert "goes on from its generator step 4, after 1 epoch; leave it out" in wrong.err
 
 
 def test_every_counts_steps_whatever_the_counter_says(topk):

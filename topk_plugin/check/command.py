@@ -17,7 +17,7 @@ from topk_plugin.check.findings import findings
 from topk_plugin.errors import ConfigError, NoEffectError, TopKError
 from topk_plugin.run.activation import Activation, Launch, stubs_handed_down
 from topk_plugin.run.execute import checkout_roots, execute, exit_status_of, prepare
-from topk_plugin.streams import say
+from topk_plugin.streams import count, say
 
 DISAGREES_STATUS = 3
 """Exit status where top-k is not what the formula gives."""
@@ -58,7 +58,7 @@ def check(launch: Launch, command: Sequence[str], wanted: int = 5) -> int:
     if not audit.steps:
         raise _nothing(audit)
     ended = "" if len(audit.telling) >= wanted else f" (of {wanted} that were wanted)"
-    title = f"{len(audit.steps)} generator steps{ended}, k held at {held:g} of the batch"
+    title = f"{count(len(audit.steps), 'generator step')}{ended}, k held at {held:g} of the batch"
     found = findings(audit, activation, f"top-k check of {activation.seam}: {title}")
     if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks
         say("\n".join(found.lines()), "stdout")
@@ -76,8 +76,8 @@ def _nothing(audit: Audit) -> TopKError:
     if audit.unaudited:
         why = "; ".join(dict.fromkeys(audit.unaudited))
         return NoEffectError(
-            f"topk check: {len(audit.unaudited)} generator steps ran, and none could be audited: "
-            f"{why}. `topk run` says what it gates"
+            f"topk check: {count(len(audit.unaudited), 'generator step')} ran, and none could be "
+            f"audited: {why}. `topk run` says what it gates"
         )
     if not audit.topk.ledger.optimizer_steps:
         return NoEffectError(

@@ -8,6 +8,7 @@ from topk_plugin.check.audit import Audit
 from topk_plugin.check.literal import Pass
 from topk_plugin.core.schedule import first_fall, k_of
 from topk_plugin.run.activation import Activation
+from topk_plugin.streams import count
 
 COARSE = 4
 """Fewer rows that can ever be dropped are pointed out."""
@@ -67,7 +68,7 @@ def findings(audit: Audit, activation: Activation, title: str) -> Findings:
     _losses(audit, found)
     _companions(audit, found)
     for text in dict.fromkeys(audit.unaudited):
-        found.find("not audited", f"{audit.unaudited.count(text)} generator steps: {text}")
+        found.find("not audited", f"{count(audit.unaudited.count(text), 'generator step')}: {text}")
     _batches(audit, found)
     _directions(audit, found)
     _schedule(audit, activation, found)
@@ -95,7 +96,7 @@ def _gradients(audit: Audit, found: Findings) -> None:
         found.find("gradient", f"not audited: {reason}")
     batch = max(it.batch for step in audit.steps for it in step.gates)
     silent = len(audit.steps) - len(audit.telling)
-    saturated = f"{silent} generator steps, the scores got no gradient (a saturated loss?)"
+    saturated = f"{count(silent, 'generator step')}, the scores got no gradient (a saturated loss?)"
     if not audit.telling:
         found.find("vacuous", f"in all {saturated}, so nothing was there to audit", False)
     elif silent:
@@ -117,7 +118,7 @@ def _rows(audit: Audit, found: Findings) -> None:
     elif any(it.chosen for it in gates):
         found.find("rows", "chosen by a plugin; the gradient is audited with the rows it chose")
     else:
-        found.find("rows", f"those of a plain sort ({rows} scores)")
+        found.find("rows", f"those of a plain sort ({count(rows, 'score')})")
 
 
 def _critic(audit: Audit, found: Findings) -> None:
@@ -134,13 +135,13 @@ def _critic(audit: Audit, found: Findings) -> None:
     spared = [one for one in audit.of_critic if one.untouched is not None]
     if spared:
         text, good = _touch(spared)
-        found.find("critic steps", f"{text} ({len(spared)} backward passes)", good)
+        found.find("critic steps", f"{text} ({count(len(spared), 'backward pass')})", good)
     masked = sum(any(it.mode == "score" for it in one.gates) for one in audit.of_critic)
     if masked:
         found.find(
             "critic steps",
-            f"{masked} backward passes were masked, since their fakes are not detached and gate is "
-            f"{audit.topk.config.gate!r}; leave it at auto",
+            f"masked in {count(masked, 'backward pass')}, since the fakes are not detached and "
+            f"gate is {audit.topk.config.gate!r}; leave it at auto",
             False,
         )
     for reason in dict.fromkeys(one.reason for one in audit.of_critic if one.reason):
@@ -255,7 +256,7 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     epoch, k = first
     when = f"epoch {epoch}"
     if config.every != "epoch":
-        when = f"{epoch * config.every} generator steps"
+        when = count(epoch * config.every, "generator step")
     found.find("schedule", f"k first falls after {when} ({k} of {batch})")
     if config.every != "epoch":
         return
@@ -263,6 +264,7 @@ def _schedule(audit: Audit, activation: Activation, found: Findings) -> None:
     if planned is not None and epoch > audit.topk.training.progress.first_epoch + max(
         0, math.ceil(planned) - 1
     ):
-        found.note(f"k stays {batch} of {batch} in this run, which has {planned:.3g} epochs")
+        epochs = count(f"{planned:.3g}", "epoch")
+        found.note(f"k stays {batch} of {batch} in this run, which has {epochs}")
     if not (activation.tracker.fed or audit.topk.training.progress.counted):
         found.note("no DataLoader fed a generator step, so k would never fall: pass --every N")

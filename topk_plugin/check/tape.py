@@ -181,9 +181,10 @@ class Tape(TorchFunctionMode):
             raise Unrepeatable(NOT_ALONE)
         heads = self._heads[node]
         batch = len(heads[0])
+        entries = _leading_to([root for root, _ in mine], self._entries)
         if kept is None:
-            return self._gradient(heads, mine, None, batch, False)
-        self._require_no_numbers(batch)
+            return self._gradient(entries, heads, mine, None, batch, False)
+        _require_no_numbers(entries, batch)
         rows, count = kept, int(kept.sum())
         if count == 1 and batch > 2:  # one row is broadcast against everything: try with two
             rows = torch.zeros_like(kept)
@@ -191,17 +192,18 @@ class Tape(TorchFunctionMode):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # of tensors that hardly fit
-                self._gradient(heads, mine, rows, batch, False)
+                self._gradient(entries, heads, mine, rows, batch, False)
             fits = count > 1 or batch > 2
         except Exception:  # labels or reals of B rows
             fits = False
         try:
-            return self._gradient(heads, mine, kept, batch, not fits)
+            return self._gradient(entries, heads, mine, kept, batch, not fits)
         except Exception as error:
             raise Unrepeatable(f"on {count} of {batch} rows: {brief(error)}") from error
 
     def _gradient(
         self,
+        entries: Sequence[Entry],
         heads: Sequence[Tensor],
         roots: Sequence[tuple[Tensor, Tensor | None]],
         kept: Tensor | None,
@@ -231,7 +233,7 @@ class Tape(TorchFunctionMode):
         with ExitStack() as stack:
             devices = [heads[0].device] if heads[0].is_cuda else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            for entry in self._entries:
+            for entry in entries:
                 args, kwargs = pytree.tree_map(present, (entry.args, entry.kwargs))
                 if everything and entry.name in SHAPED:
                     args, kwargs = pytree.tree_map(size, (args, kwargs))
@@ -255,15 +257,6 @@ class Tape(TorchFunctionMode):
                 )
             )
 
-    def _require_no_numbers(self, batch: int) -> None:
-        for entry in self._entries:
-            if entry.name not in BY_NUMBER:
-                continue
-            first = next(iter(tree_leaves((entry.args, entry.kwargs))))
-            parts = [x for x in tree_leaves(entry.outputs) if isinstance(x, Tensor)]
-            if first.shape[:1] == (batch,) and any(x.shape[:1] != (batch,) for x in parts):
-                raise Unrepeatable(f"the loss takes rows by their numbers ({entry.name})")
-
     def divides_by_rows(self, node: Any) -> bool:
         """Whether a number that the script computed makes a mean of a sum over the rows."""
         batch = len(self._heads[node][0])
@@ -276,6 +269,28 @@ class Tape(TorchFunctionMode):
             if any(_is_multiple(x, batch) for x in numbers):
                 return True
         return False
+
+
+def _leading_to(roots: Sequence[Any], entries: Sequence[Entry]) -> list[Entry]:
+    """Those of which ``roots`` are made: what is done with scores beside the loss, as to log some
+    of them, is none of it. What is changed in place may be a view of anything, and stays."""
+    needed, chosen = {id(root) for root in roots}, []
+    for entry in reversed(entries):
+        in_place = len(entry.outputs) > 1
+        if in_place or not needed.isdisjoint(map(id, tree_leaves(entry.outputs))):
+            chosen.append(entry)
+            needed |= set(map(id, tree_leaves((entry.args, entry.kwargs))))
+    return chosen[::-1]
+
+
+def _require_no_numbers(entries: Sequence[Entry], batch: int) -> None:
+    for entry in entries:
+        if entry.name not in BY_NUMBER:
+            continue
+        first = next(iter(tree_leaves((entry.args, entry.kwargs))))
+        parts = [x for x in tree_leaves(entry.outputs) if isinstance(x, Tensor)]
+        if first.shape[:1] == (batch,) and any(x.shape[:1] != (batch,) for x in parts):
+            raise Unrepeatable(f"the loss takes rows by their numbers ({entry.name})")
 
 
 @contextmanager

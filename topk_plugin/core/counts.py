@@ -81,6 +81,7 @@ class Counts:
     def __init__(self) -> None:
         self.spared = 0  # generator steps in which a critic was
         self._spared_last: object = None
+        self.ungated = 0  # generator steps at k < B before their critic was found
         self.largest = 0  # rows of which a k is kept; 0 where no Python saw one
         # line A, not yet counted: what the device counted, whether it may have, and the others
         self.inbox = torch.zeros(TALLY_SIZE, dtype=torch.float64)

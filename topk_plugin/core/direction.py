@@ -221,7 +221,9 @@ class Direction:
         if not self.is_auto:
             return "as set"
         cast, ahead = int(self._cast), abs(int(self.votes))
-        return f"by {(cast + ahead) // 2} of {cast} votes" if cast else "as the checkpoint says"
+        if not cast:
+            return "as the checkpoint says"
+        return f"by {(cast + ahead) // 2} of {cast} vote{'s' * (cast != 1)}"
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; on the device, as some loops ask at every step."""

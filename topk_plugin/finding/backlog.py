@@ -76,6 +76,7 @@ class Backlog:
             mine = [call for call in came if call.training in young]
             first, *others = step.optimizers
             if mine:
+                mine[0].training.counts.ungated += step.below
                 self.topk.ledger.counted(mine, [call.choice for call in mine], first)
                 for optimizer in others:
                     self.topk.trainings.joined(optimizer)

@@ -21,7 +21,16 @@ from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.finding.identity import Identity, called, flag, like
 from topk_plugin.finding.outputs import Outputs, Returned
 from topk_plugin.finding.owners import Ownership
-from topk_plugin.finding.pushes import UNSEEN, Pull, Pushes, added, contrast, parted, pushes
+from topk_plugin.finding.pushes import (
+    UNSEEN,
+    Pull,
+    Pushes,
+    added,
+    contrast,
+    nothing_dropped,
+    parted,
+    pushes,
+)
 from topk_plugin.finding.rules import LONE, Seen, heads_of
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
@@ -44,7 +53,7 @@ class Settled(NamedTuple):
     """A step of the generator that went through a module."""
 
     calls: list[Arrival]
-    choices: list[AnyChoice]
+    pushed: bool  # by a gradient: a loss that sets in later may have the weight 0 until then
 
 
 class Candidate:
@@ -63,7 +72,7 @@ class Candidate:
         self.entrances: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # what was called for it
         self.own = Ownership(frozenset(), frozenset(), True)
         self.outputs = Outputs()
-        self.steps = 0
+        self.steps = 0  # of the generator, whose gradient came through it
         self._settled: Settled | None = None  # by the optimizer step that just ended
         self.used: deque[list[Pull]] = deque(maxlen=REMEMBERED)  # by steps of its own optimizer
         self.taken = False
@@ -141,6 +150,8 @@ class Candidate:
         def arrived(choice: AnyChoice, read: list[int]) -> None:
             task = torch._C._current_graph_task_id()
             self._pushed[task] = added(self._pushed.get(task, {}), latest[0])
+            if training.progress.fraction < 1:
+                choice = nothing_dropped(choice)
             self.ledger.arrive(
                 Arrival(
                     choice, batch, made.nearest.variable, made.upstream - ids, ids, known, task,
@@ -187,11 +198,13 @@ class Candidate:
     def _settle(
         self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
     ) -> None:
-        self._settled = Settled(calls, choices)
-        self.steps += 1
+        pushed = False
         for task in {call.task for call in calls}:
             for name, (raised, lowered, _) in self._pushed.pop(task, {}).items():
                 self.outputs.pushed(name, raised, lowered)
+                pushed |= raised + lowered > 0
+        self.steps += pushed
+        self._settled = Settled(calls, pushed)
 
     # --- what was seen ----------------------------------------------------------------------------
 

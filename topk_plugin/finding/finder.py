@@ -32,7 +32,7 @@ from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_in
 from topk_plugin.loop.resume import ResumeRecord, records_in
 from topk_plugin.loop.wrappers import entrances
 from topk_plugin.monkeypatch import ClassPatches
-from topk_plugin.streams import warn
+from topk_plugin.streams import count, warn
 from topk_plugin.topk import TopK
 
 L = TypeVar("L")
@@ -149,8 +149,9 @@ class Finder:
         for one in calls.candidates:
             settled = one.optimizer_stepped(optimizer, owned)
             if settled is not None:
-                through[one] = settled
                 self._generators |= {call.task for call in settled.calls}
+                if settled.pushed:
+                    through[one] = settled
         if through:
             self._backlog.add(optimizer, through)
         calls.passes.stepped(self._counted or bool(through or calls.of_one_optimizer))
@@ -280,7 +281,7 @@ class Finder:
         left = self._left.items()
         lines = [f"not taken: {words.of(one, v, self.owners, v.maybe)}" for one, v in left]
         if self._backlog.ungated:
-            steps = f"{self._backlog.ungated} generator steps at k < B"
+            steps = f"{count(self._backlog.ungated, 'generator step')} at k < B"
             lines.append(f"{steps} went ungated before their critic was found")
         return lines
 

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from topk_plugin.core.choice import DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
+from topk_plugin.core.sorted_choice import AnyChoice, SortedChoice
+
 Pushes = dict[str, tuple[int, int, float]]
 """Of each output, numbers that a backward pushes up and down, and the mean of the gradient."""
 
@@ -50,6 +53,20 @@ def parted(
         yield False, pushes([(name, torch.cat([g[:before], g[after:]])) for name, g in present])
     else:
         yield bool(generated), pushes(present)
+
+
+def nothing_dropped(choice: AnyChoice) -> AnyChoice:
+    """What a backward kept that no gate was in, where k < B: all of the batch."""
+    if isinstance(choice, SortedChoice):
+        batch = choice.batch
+        return SortedChoice(choice.sort, batch, False, choice.ballot, choice.ballots)
+    tally = choice.tally.clone()
+    tally[KEPT] = tally[ROWS]
+    tally[KEPT_SUM] += tally[DROPPED_SUM]
+    tally[DROPPED_SUM] = 0
+    tally[THRESHOLD] = torch.nan  # of no use, since nothing is below it
+    none = torch.zeros_like(choice.dropped)
+    return choice._replace(dropped=none, scale=None, tally=tally)
 
 
 def added(a: Pushes, b: Pushes) -> Pushes:

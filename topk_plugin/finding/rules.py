@@ -84,7 +84,7 @@ def judge(
             why = "its own steps do not show that they set generated samples against others"
             verdicts[place] = Verdict((), f"{why}, and it is not the only one", maybe=True)
         elif seen.steps < (1 if last else LONE_STEPS):
-            verdicts[place] = Verdict((), f"{seen.steps} generator steps do not tell yet")
+            verdicts[place] = Verdict((), "too few generator steps came through it to tell")
         elif not verdict.heads:
             verdicts[place] = Verdict(*heads_of(seen, LONE))
     return verdicts

@@ -10,6 +10,7 @@ from topk_plugin.finding.candidate import Candidate
 from topk_plugin.finding.identity import called
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict
+from topk_plugin.streams import count
 
 
 def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True) -> str:
@@ -26,8 +27,8 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True)
     optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
     name = candidate.flag() if ask else None
     text = (
-        f"{candidate.name}: output {shown}; optimizer {optimizer}; {candidate.steps} generator "
-        f"steps through it; {verdict.why}"
+        f"{candidate.name}: output {shown}; optimizer {optimizer}; "
+        f"{count(candidate.steps, 'generator step')} through it; {verdict.why}"
     )
     if not name:
         return text
@@ -89,17 +90,18 @@ def unsure(names: Iterable[str], flags: Iterable[str | None]) -> str:
 
 def nothing_found(left: Iterable[str], optimizer_steps: int, optimizers: int) -> str:
     """The error: none of the modules that were looked at is a critic for certain."""
+    steps, own = count(optimizer_steps, "optimizer step"), count(optimizers, "optimizer")
     table = "".join(f"\n  {line}" for line in left)
     name = "Name the critic: --critic module:Class (__main__:Class for one of the script itself)"
     if table:
         return (
-            f"nothing was named, and no critic was found in {optimizer_steps} optimizer steps. "
+            f"nothing was named, and no critic was found in {steps}. "
             f"Looked at, of what scored samples that another optimizer's parameters made:{table}\n"
             f"{name}, or attach it in the script."
         )
     return (
-        f"nothing was named, and no critic was found in {optimizer_steps} optimizer steps: no "
-        f"module that one of {optimizers} optimizers owns was called with what parameters of "
+        f"nothing was named, and no critic was found in {steps}: no "
+        f"module that one of {own} owns was called with what parameters of "
         f"another one made, and sent a gradient back. {name}."
     )
 

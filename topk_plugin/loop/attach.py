@@ -43,7 +43,7 @@ from topk_plugin.loop.row_probe import RowProbe
 from topk_plugin.loop.traced import enter_critic, inside
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.loop.wrappers import entrances
-from topk_plugin.streams import warn
+from topk_plugin.streams import count, warn
 from topk_plugin.topk import TopK
 
 
@@ -206,17 +206,18 @@ class Attachment:
                 training.audit.check()
             if ran and self.topk.trainings.steps == steps:
                 warn(
-                    f"attach: {ran} optimizer steps ran and no generator step was gated. Expected "
-                    "loss = f(critic(generator(z))), its backward, and a step of an optimizer that "
-                    "owns the generator's parameters.",
+                    f"attach: {count(ran, 'optimizer step')} ran and no generator step was gated. "
+                    "Expected loss = f(critic(generator(z))), its backward, and a step of an "
+                    "optimizer that owns the generator's parameters.",
                     stacklevel=2,
                 )
             begun = [t for t in self.topk.trainings.all if t.progress.begun]
             decays = self.topk.config.gamma < 1
             if begun and decays and not any(training.can_drop for training in begun):
                 warn(
-                    f"attach: k could never fall below the batch of {begun[0].counts.largest} rows "
-                    f"with nu = {self.topk.config.nu:g}, so top-k did nothing.",
+                    "attach: k could never fall below the batch of "
+                    f"{count(begun[0].counts.largest, 'row')} with nu = {self.topk.config.nu:g}, "
+                    "so top-k did nothing.",
                     stacklevel=2,
                 )
 

@@ -96,6 +96,11 @@ class EpochTracker:
         if self._named is not None:
             self._named.check()
 
+    @property
+    def idle(self) -> bool:
+        """A pass ended that trained something, and no generator step has been counted since."""
+        return bool(self._early)
+
     def early_passes(self, training: Training) -> int:
         """Passes over its data before its first generator step that were not counted."""
         return self._of(training).early if self._decides(training) else 0

@@ -20,6 +20,7 @@ from topk_plugin.errors import TopKError
 from topk_plugin.loop.kept_batches import Length
 from topk_plugin.loop.named_loader import NamedLoader
 from topk_plugin.loop.passes import Inbox, Pass
+from topk_plugin.streams import count
 
 AHEAD_LIMIT = 64
 """Batches that a wrapper may fetch ahead; a loop that draws more of them first skips them."""
@@ -53,7 +54,7 @@ class Feed:
 
     def __str__(self) -> str:
         size = self.one.size
-        return "a stream" if size is None else f"{size} samples"
+        return "a stream" if size is None else count(size, "sample")
 
     def is_of(self, other: Feed) -> bool:
         """Whether both are passes over the same data."""

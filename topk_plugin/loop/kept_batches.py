@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
+from topk_plugin.streams import count
+
 
 class Length(NamedTuple):
     """How long a pass is, in optimizer steps."""
@@ -69,9 +71,10 @@ class StepCount:
         begun = by_critic and self.critic_first and steps > whole
         over = begun if by_critic and self.critic_first else steps >= whole
         if length.of_batches:
-            words = f"{whole} {'critic' if by_critic else 'generator'} steps a pass, one a batch"
+            step = "critic step" if by_critic else "generator step"
+            words = f"{count(whole, step)} a pass, one a batch"
         else:
-            words = f"{length.generator} generator steps a pass, as in the first one"
+            words = f"{count(length.generator, 'generator step')} a pass, as in the first one"
         return Reached(steps >= whole, over, begun, words)
 
     def total(self, between: Steps, mine: Set[Optimizer]) -> Length:

@@ -6,6 +6,7 @@ from typing import Any
 
 from topk_plugin.errors import NoEffectError
 from topk_plugin.loop.passes import Pass, length_of, loaders_in
+from topk_plugin.streams import count
 
 
 class NamedLoader:
@@ -54,7 +55,7 @@ class NamedLoader:
         instead = "another DataLoader did" if another else "no DataLoader did"
         raise NoEffectError(
             f"attach: the {type(self.loader).__name__} given as the loader delivered no batch for "
-            f"{self._steps} generator steps; {instead}, so no epoch would ever end. Give it the "
-            "DataLoader that the loop iterates while it is attached, or leave it out and call "
-            "topk.end_epoch() after each pass."
+            f"{count(self._steps, 'generator step')}; {instead}, so no epoch would ever end. Give "
+            "it the DataLoader that the loop iterates while it is attached, or leave it out and "
+            "call topk.end_epoch() after each pass."
         )

@@ -24,9 +24,11 @@ from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run.children import ChildReport
 from topk_plugin.run.verdict import Before, lines_of
 from topk_plugin.seams import Seam
+from topk_plugin.streams import count
 
 SILENT_STEPS = 200
-"""Optimizer steps without a generator step after which a warning is printed, once."""
+"""Optimizer steps without a generator step after which a warning is printed, once; or else when a
+pass over the data ended without one."""
 
 LOG_EVERY = 100
 """Generator steps between two reads of the device for the log."""
@@ -82,7 +84,8 @@ class Monitor:
     @property
     def steps(self) -> int:
         """Generator steps gated in this process."""
-        return self.topk.trainings.steps
+        trainings = self.topk.trainings
+        return trainings.steps - sum(one.counts.ungated for one in trainings.all)
 
     def _speaks(self) -> bool:
         if distributed.is_available() and distributed.is_initialized():
@@ -111,7 +114,7 @@ class Monitor:
         topk = self.topk
         for training in topk.trainings.all:
             training.progress.forked()
-            training.counts.spared = 0
+            training.counts.spared = training.counts.ungated = 0
         topk.ledger.optimizer_steps = 0
         self.tracker.fed = False
         self.child, self._before = True, {**self._at_fork}
@@ -140,10 +143,12 @@ class Monitor:
         config, tally = self.topk.config, step.tally.tolist()
         calls = max(1.0, tally[CALLS])
         batch, k = round(tally[ROWS] / calls), round(tally[KEPT] / calls)
+        if self.topk.training.counts.ungated:  # nothing was dropped yet, though k is below
+            k = k_of(self.topk.fraction, batch)
         scope, decay = self.topk.scope, "never decays"
         kept = scope.kept_of(k, batch, self.topk.fraction, round(calls))
         if config.gamma < 1 and config.nu < 1:
-            each = "epoch" if config.every == "epoch" else f"{config.every} generator steps"
+            each = "epoch" if config.every == "epoch" else count(config.every, "generator step")
             least = k_of(config.nu, batch) if scope.batches == 1 else f"{config.nu:g} of them"
             decay = f"decays x{config.gamma:g} each {each} to {least}"
             if config.restore:
@@ -170,9 +175,11 @@ class Monitor:
             self._begun()
             for line in self.seam.first_step():
                 self.say(line)
-        if steps >= SILENT_STEPS and not self._headed and not self._warned:
+        if self._headed or self._warned:
+            return
+        if steps >= SILENT_STEPS or self.tracker.idle:
             self._warned = True
-            self.say(f"NOT ACTIVE yet: {SILENT_STEPS} optimizer steps, none through {self.seam}")
+            self.say(f"NOT ACTIVE yet: {self.seam.no_effect()}")
 
     def _write(self) -> None:
         if self._log is None or not self._unwritten:
@@ -223,7 +230,8 @@ class Monitor:
                 if not self.child:
                     self.say(f"verdict: {_of_children(children)}")
                 return None
-            self.say(f"verdict: NOT ACTIVE, {ledger.optimizer_steps} optimizer steps, none gated")
+            ran = count(ledger.optimizer_steps, "optimizer step")
+            self.say(f"verdict: NOT ACTIVE, {ran}, none gated")
             return self.seam.no_effect() if succeeded else None
         begun = [training for training in topk.trainings.all if training.progress.begun]
         for training in begun:
@@ -244,7 +252,7 @@ class Monitor:
         if begun and decays and not any(training.can_drop for training in begun):
             rows = max(training.counts.largest for training in begun)
             return NoEffectError(
-                f"k could never fall below the batch: found at most {rows} row{'s' * (rows != 1)} "
+                f"k could never fall below the batch: found at most {count(rows, 'row')} "
                 f"in a critic call and nu = {topk.config.nu:g}, so top-k did nothing. Expected a "
                 "batch of two rows at least, and nu < 1; accumulating gradients over several "
                 "batches does not help, since each ranks its own rows"
@@ -264,20 +272,16 @@ def _of_children(children: Sequence[ChildReport]) -> str:
     parts = []
     if gated:
         steps = sum(child.steps for child in gated)
-        parts.append(f"{_processes(len(gated))} gated, {steps} generator steps")
+        parts.append(f"{count(len(gated), 'process')} gated, {count(steps, 'generator step')}")
     if len(gated) < len(ended):
         names = ", ".join(child.process for child in ended if not child.steps)
         parts.append(f"NOT ACTIVE in {names}")
     if len(ended) < len(children):
         parts.append(
-            f"{_processes(len(children) - len(ended))} with optimizer steps left no verdict (ended "
-            "from outside or by os._exit, or still running)"
+            f"{count(len(children) - len(ended), 'process')} with optimizer steps left no verdict "
+            "(ended from outside or by os._exit, or still running)"
         )
     return "; ".join(parts)
-
-
-def _processes(n: int) -> str:
-    return f"{n} process{'' if n == 1 else 'es'}"
 
 
 def _mean(total: float, count: float) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from topk_plugin.compat import SHAPES
 from topk_plugin.core.training import Training
 from topk_plugin.loop.epochs import EpochTracker
+from topk_plugin.streams import count
 
 Before = tuple[int, int, int]
 """Rows, dropped and non-finite ones that another process counted."""
@@ -32,15 +33,22 @@ def lines_of(
         confirmed = ", confirmed by the critic's own steps" if training.vote.confirmed else ""
         direction = f"; direction {report.direction}, {training.vote.how()}{confirmed}"
     spared = f" ({report.spared} of them spared the critic's gradient)" if report.spared else ""
+    gated = progress.steps - progress.first_step - training.counts.ungated
     yield (
-        f"{progress.steps - progress.first_step} generator steps gated{spared}, "
-        f"{report.dropped - dropped} of {report.rows - rows} rows dropped, {ended} epochs "
-        f"ended, last {last}, "
-        f"{report.nonfinite - nonfinite} non-finite scores{counted}{direction}"
+        f"{count(gated, 'generator step')} gated{spared}, "
+        f"{report.dropped - dropped} of {count(report.rows - rows, 'row')} dropped, "
+        f"{count(ended, 'epoch')} ended, last {last}, "
+        f"{count(report.nonfinite - nonfinite, 'non-finite score')}{counted}{direction}"
         + (f"; its loss couples the rows of a batch ({coupled})" if coupled else "")
         + ("" if SHAPES else "; whether its loss couples rows is unread: that takes torch 2.5")
     )
     yield from _of_epochs(training, tracker)
+    whole = report.last_k == report.last_batch and not report.dropped - dropped
+    if gated and whole and ended and progress.fraction < 1:
+        yield (
+            "no row was dropped: k is B until an epoch ends, and none ended before the last "
+            f"generator step. Train for more epochs, or pass {_sooner(tracker)}"
+        )
     if report.direction == "undecided":
         yield "the loss never told the direction; is it saturated, without a gradient?"
     own = training.vote.of_critic
@@ -59,10 +67,16 @@ def _of_epochs(training: Training, tracker: EpochTracker) -> Iterator[str]:
     if early:
         yield (
             "not counted, since before the generator's first step through the critic: "
-            f"{early} passes of the DataLoader (--passes all counts them)"
+            f"{count(early, 'pass')} of the DataLoader (--passes all counts them)"
         )
     resumed = progress.counted and progress.epoch  # by a counter, inside an epoch that goes on
     if config.gamma < 1 and not ended and not resumed:
-        fed = tracker.fed or progress.counted
+        fed = tracker.fed or progress.counted or config.every != "epoch"
         unfed = "" if fed else " (no DataLoader fed a generator step)"
-        yield f"k never decayed{unfed}: pass --every N"
+        yield f"k never decayed{unfed}: pass {_sooner(tracker)}"
+
+
+def _sooner(tracker: EpochTracker) -> str:
+    """The flag by which k falls earlier."""
+    every = tracker.topk.config.every
+    return "--every N" if every == "epoch" else f"an --every below {every}"

@@ -21,7 +21,7 @@ from topk_plugin.loop.resume import ResumeRecord
 from topk_plugin.monkeypatch import PatchLog
 from topk_plugin.seams.epoch_counter import EpochCounter
 from topk_plugin.source.rules import Rule
-from topk_plugin.streams import warn
+from topk_plugin.streams import count, warn
 from topk_plugin.topk import TopK
 from topk_plugin.upstream.checkout import Upstream
 from topk_plugin.upstream.fingerprint import Fingerprint, find
@@ -251,7 +251,7 @@ class CallSeam:
         if self._refused is not None:  # and the script went on
             return self._refused
         name = self.adapter.name
-        steps = f"{self.topk.ledger.optimizer_steps} optimizer steps ran"
+        steps = f"{count(self.topk.ledger.optimizer_steps, 'optimizer step')} ran"
         strangers = self._fingerprint.describe_strangers()
         if strangers or not (self._wrapped_modules or self.in_source):
             modules = dict.fromkeys(wrap.module for wrap in self.adapter.wraps)

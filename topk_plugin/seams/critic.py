@@ -19,8 +19,9 @@ from topk_plugin.kinds import HEADS
 from topk_plugin.loop.attach import Attachment
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.monkeypatch import PatchLog, stands_in
-from topk_plugin.seams.misnamed import Built, mistake, pending
+from topk_plugin.seams.misnamed import Built, listed, mistake, pending
 from topk_plugin.seams.names import CriticPath, title
+from topk_plugin.streams import count
 from topk_plugin.topk import TopK
 
 
@@ -288,24 +289,25 @@ class CriticSeam:
         if self._refused is not None:  # and the script went on
             return self._refused
         ledger, built = self.topk.ledger, [critic for critic in self.critics if critic.built]
-        steps = f"{ledger.optimizer_steps} optimizer steps ran"
+        steps = f"{count(ledger.optimizer_steps, 'optimizer step')} ran"
         if not built:
-            known = ", ".join(sorted(self._built)) or "only those of torch"
             each = " ".join(f"--{self._unbuilt(critic)}" for critic in self.critics)
-            return SeamNotFound(f"{each} {steps}. Modules that were built: {known}.")
+            return SeamNotFound(f"{each} {steps}.")
         names = " and ".join(str(critic.path) for critic in built)
+        named = {*self._built.that(lambda cls: bool(self._meant_by(cls)))}
         waiting = len(ledger.pending or ledger.aside)
         if waiting:
             return NoEffectError(
-                f"{waiting} backward passes went through {names}, {steps}, and none of them was of "
-                "an optimizer that owns a generator parameter and none of the critic's. "
-                + HOW_TO_MARK
+                f"{count(waiting, 'backward pass')} went through {names}, {steps}, and none of "
+                "them was of an optimizer that owns a generator parameter and none of the critic's"
+                f". {HOW_TO_MARK}"
             )
         return NoEffectError(
             f"{steps} and no generator step went through {names}: no gradient of its score reached "
             "an nn.Parameter outside it. Expected loss = f(critic(generator(z))), its backward, "
             "and a step of the generator's optimizer. Is this the critic of the generator's loss? "
             "(Copies of a critic and critics that were unpickled are not gated.)"
+            + listed({*self._built} - named, "Other modules that were built")
         )
 
 

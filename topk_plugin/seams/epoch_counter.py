@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from topk_plugin.errors import ConfigError
 from topk_plugin.loop.resume import ResumeRecord
+from topk_plugin.streams import count
 from topk_plugin.topk import TopK
 
 
@@ -49,7 +50,7 @@ class EpochCounter:
         else:
             raise ConfigError(
                 f"start_epoch: found {config.start_epoch}, but {self.upstream} goes on "
-                f"from its generator step {steps}, after {epoch} epochs; leave it out"
+                f"from its generator step {steps}, after {count(epoch, 'epoch')}; leave it out"
             )
         topk.begin_at(self._origin + epoch, steps)
 

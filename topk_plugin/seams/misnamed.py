@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import importlib.util
 import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,7 @@ class Built:
 def pending(path: CriticPath, built: Built) -> str:
     """What is known of a critic that was not built, where one still may be; ends a sentence."""
     missing = "" if path.modules() else f": no module {path.module} is imported"
-    return f"{missing}.{nearest(path, built)}"
+    return f"{missing}.{_choice(path, built)}"
 
 
 def nearest(path: CriticPath, built: Built) -> str:
@@ -59,14 +60,20 @@ def nearest(path: CriticPath, built: Built) -> str:
         alike = max(_alike(name, whole), _alike(name, first))
         return alike, candidate in built, _alike(module, path.module)
 
-    near = max(sorted({*built, *there} - {str(path)}), key=closeness, default=None)
+    itself = {str(path)} | ({f"{path.module}:{first}"} - {*built})  # whose attribute is named
+    near = max(sorted({*built, *there} - itself), key=closeness, default=None)
     return f" Did you mean {near}?" if near is not None and closeness(near)[0] > 0.6 else ""
 
 
 def _choice(path: CriticPath, built: Built) -> str:
     """The class that may have been meant, or all that there are."""
-    listed = f" Modules that were built: {', '.join(sorted(built))}." if [*built] else ""
-    return nearest(path, built) or listed
+    return nearest(path, built) or listed(built)
+
+
+def listed(built: Iterable[str], what: str = "Modules that were built") -> str:
+    """All of them, as a sentence, if there are some."""
+    names = ", ".join(sorted(built))
+    return f" {what}: {names}." if names else ""
 
 
 def _alike(a: str, b: str) -> float:
@@ -81,8 +88,25 @@ def _own(value: Any) -> bool:
 
 def mistake(path: CriticPath, built: Built) -> str | None:
     """Why no critic can ever be built under that name, and what to do; None: one may be."""
+    if not path.modules() and not _can_be_imported(path.module):
+        near = nearest(
+            path, built
+        )  # without one it may be a module that is made as the script runs
+        return f"there is no module {path.module}.{near}" if near else None
     reasons = [_mistake(path, walk(module, path.names), built) for module in path.modules()]
     return reasons[0] if reasons and all(reasons) else None
+
+
+def _can_be_imported(module: str) -> bool:
+    """Whether there is a module of that name, as far as is known without importing any."""
+    parent = module.rpartition(".")[0]
+    name = module if not parent or parent in sys.modules else module.partition(".")[0]
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # the parent is no package
+        return False
+    except ValueError:  # something stands in its place
+        return True
 
 
 def _mistake(path: CriticPath, found: Found, built: Built) -> str | None:

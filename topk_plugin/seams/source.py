@@ -9,6 +9,7 @@ from typing import Any
 from topk_plugin.errors import NoEffectError, SeamNotFound, UnsupportedUpstream
 from topk_plugin.hooks import Selection
 from topk_plugin.seams.call import CallSeam
+from topk_plugin.streams import count
 
 
 class SourceSeam(CallSeam):
@@ -81,9 +82,9 @@ class SourceSeam(CallSeam):
         return SeamNotFound(
             f"adapter {self.adapter.name}: none of {', '.join(patch.files)} in "
             f"{self._upstream.base} was imported or run, while "
-            f"{self.topk.ledger.optimizer_steps} optimizer steps ran. A process that a script "
-            "starts runs the script from disk: put top-k there with `topk patch CHECKOUT --write` "
-            "and run it with --topk. For a script of your own name its critic: --critic "
+            f"{count(self.topk.ledger.optimizer_steps, 'optimizer step')} ran. A process that a "
+            "script starts runs the script from disk: put top-k there with `topk patch CHECKOUT "
+            "--write` and run it with --topk. For a script of your own name its critic: --critic "
             "module:Class"
         )
 
