@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 
 from topk_plugin.compat import is_compiling, keep_step_hooks
 from topk_plugin.core.ledger import StepLedger
+from topk_plugin.errors import TopKError
 from topk_plugin.monkeypatch import ClassPatches
 
 _ledgers: weakref.WeakSet[StepLedger] = weakref.WeakSet()
@@ -79,7 +80,11 @@ def _enter(optimizer: Optimizer) -> None:
 
 def _leave(optimizer: Optimizer) -> None:
     for ledger in list(_ledgers):
-        ledger.leave(optimizer)
+        try:
+            ledger.leave(optimizer)
+        except TopKError as error:
+            ledger.failure = ledger.failure or error
+            raise
 
 
 @torch.compiler.disable

@@ -19,6 +19,7 @@ from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
 from topk_plugin.run.execute import exit_status_of
+from topk_plugin.run.leaving import before_leaving
 from topk_plugin.run.monitor import Monitor
 from topk_plugin.seams import Seam
 from topk_plugin.seams.call import CallSeam
@@ -68,6 +69,8 @@ class Activation:
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
         self.reports = reports
+        self.finish = self._finish  # told of the exit status where the script leaves by os._exit
+        self._stay = lambda: None
         self._name = ""  # of its report
 
     def start(self) -> None:
@@ -86,12 +89,14 @@ class Activation:
         listen(self.topk.ledger)
         self.topk.ledger.whole_process = True
         running.append(self)
+        self._stay = before_leaving(self._leaving)
         if self.reports is not None:
             children.follow(self)
 
     def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
         """Switch it off, and say the ``verdict``; the error to end in, if the run ``succeeded``."""
         children.unfollow(self)
+        self._stay()
         if self in running:
             running.remove(self)
         self.tracker.stop()
@@ -100,6 +105,17 @@ class Activation:
             return self.monitor.close(succeeded, verdict, self.of_children())
         finally:
             self.seam.undo()
+
+    def _leaving(self, status: int) -> int:
+        if self.monitor.child:
+            self.end(succeeded=status == 0)
+            return status  # its launcher is told of an error
+        return self.finish(status)
+
+    def _finish(self, status: int) -> int:
+        """The script leaves by os._exit: its verdict; the status that it ends in."""
+        error = self.close(succeeded=status == 0)
+        return status if error is None else exit_status_of(error)
 
     def of_children(self) -> list[ChildReport]:
         """What the processes that the script started have reported."""
@@ -122,13 +138,17 @@ class Activation:
         if self.monitor.child:
             self.tell(self.report(None, ended=False))
 
-    def end(self) -> None:
-        """This child ends, or another activation takes its place: its verdict, and its report."""
+    def end(self, succeeded: bool = True) -> None:
+        """This child ends, or another activation takes its place: its verdict, and its report.
+
+        Args:
+            succeeded: as far as the exit status tells.
+        """
         if self in _inherited:
             _inherited.remove(self)
             failure = children.ending_exception()
             fatal = children.topk_error(failure)
-            error = self.close(succeeded=failure is None)
+            error = self.close(succeeded=succeeded and failure is None)
             if self.topk.ledger.optimizer_steps or fatal is not None:
                 self.tell(self.report(fatal or error, fatal=fatal is not None))
 
