@@ -19,7 +19,8 @@ from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
-from topk_plugin.core.ranking import describe, kept_rows
+from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.record import VERSION, require_record
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.scope import Scope
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -30,8 +31,6 @@ from topk_plugin.plugins.calls import first_result, observe, replacing, selectio
 from topk_plugin.plugins.manager import plugin_manager
 
 __all__ = ["Report", "TopK"]
-
-STATE_VERSION = 1
 
 
 class TopK:
@@ -273,7 +272,7 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         settings = self.config.ranking_settings() | {"plugins": self.plugins}
         of = (training or self.training).saved()
-        return {"version": STATE_VERSION, **of, "settings": settings, **_learned(self)}
+        return {"version": VERSION, **of, "settings": settings, **_learned(self)}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
         """Go on from a :meth:`state_dict`, in the present training if none is given.
@@ -344,35 +343,11 @@ def _config_of(config: Any, settings: Mapping[str, Any]) -> TopKConfig:
     return config or TopKConfig.from_config(settings, path="TopK")
 
 
-def _require_record(state: Any) -> None:
-    """Raises ResumeMismatch where a checkpoint holds something else than a ``state_dict``."""
-    found = state if isinstance(state, Mapping) else {}
-    counts = [found.get(name) for name in ("epoch", "steps", "voting")]
-    votes, settings = found.get("votes"), found.get("settings")
-    lists = [found.get(name, []) for name in ("found", "distrusted")]
-    whole = (
-        found.get("version") == STATE_VERSION
-        and all(isinstance(n, int) and n >= 0 for n in counts)
-        and isinstance(votes, Tensor)
-        and votes.dim() == 1
-        and len(votes) >= 2
-        and isinstance(settings, Mapping)
-        and all(isinstance(one, list) for one in lists)
-    )
-    if not whole:
-        raise ResumeMismatch(
-            f"found {describe(state)} as the record of top-k in a checkpoint, expected what "
-            f"TopK.state_dict() gives, of version {STATE_VERSION}. It was damaged, or written by a "
-            "later release: take another checkpoint, or leave the record out and say how many "
-            "epochs had ended, --start-epoch T (or TopK(start_epoch=T))."
-        )
-
-
 def _require_same_settings(
     config: TopKConfig, plugins: Sequence[str], state: Mapping[str, Any]
 ) -> None:
     """Raises ResumeMismatch, with a diff, where a checkpoint's settings are others."""
-    _require_record(state)
+    require_record(state)
     mine = config.ranking_settings() | {"plugins": plugins}
     theirs = TopKConfig().ranking_settings() | state["settings"]
     differ = [

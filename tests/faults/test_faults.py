@@ -235,7 +235,10 @@ NONSENSE = {
     "no votes": GOOD | {"votes": None},
     "too few votes": GOOD | {"votes": torch.zeros(1)},
     "settings in a list": GOOD | {"settings": ["gamma"]},
-    "critics in a number": GOOD | {"found": 3},
+    "critics in a number": GOOD | {"found": [3]},
+    "steps of the critic that are none": GOOD | {"critic_steps": None},
+    "what they say in a list": GOOD | {"critic": [0.0, 0.0]},
+    "places that have no name": GOOD | {"distrusted": [3]},
 } | {f"without {name}": {key: GOOD[key] for key in GOOD if key != name}
      for name in ("version", "epoch", "steps", "votes", "voting", "settings")}  # fmt: skip
 
@@ -243,7 +246,7 @@ NONSENSE = {
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_a_record_that_is_none(kind):
     topk = TopK(gamma=0.5)
-    with pytest.raises(ResumeMismatch, match=r"as the record of top-k .*--start-epoch T"):
+    with pytest.raises(ResumeMismatch, match=r"in the record of top-k .*--start-epoch T"):
         topk.load_state_dict(NONSENSE[kind])
     assert (topk.epoch, topk.steps, topk.fraction) == (0, 0, 1.0)
 
