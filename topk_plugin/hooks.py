@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import pluggy
@@ -53,6 +54,7 @@ class Call(NamedTuple):
 
     scores: Tensor  # (B,)
     kept: Tensor  # (B,) bool
+    labels: Tensor | None = None  # (B,) integers that the critic got beside the samples, if it did
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class Selection:
     counted: StepTally
     choices: Sequence[AnyChoice]
     training: int = 1  # of how many in this process; each has its own steps and epochs
+    labels: Sequence[Tensor | None] = ()  # of each choice; none at all where none is known
 
     @property
     def tally(self) -> Tensor:
@@ -77,7 +80,11 @@ class Selection:
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """Those of the critic; none where the step was compiled or replayed."""
-        return tuple(Call(choice.scores, choice.kept) for choice in self.choices)
+        labels = self.labels or repeat(None)
+        return tuple(
+            Call(choice.scores, choice.kept, known)
+            for choice, known in zip(self.choices, labels, strict=False)
+        )
 
 
 class Hooks:

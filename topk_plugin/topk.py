@@ -309,7 +309,8 @@ def _count(
     tally = training.count(made, [call.box for call in calls], optimizer)
     training.counts.saw(choices, topk.scope.batches)
     at, rows = training.progress, sum(call.batch for call in calls)
-    step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
+    labels = [None] * (len(choices) - len(calls)) + [call.labels for call in calls]
+    step = Selection(at.steps, at.epoch, rows, tally, choices, training.number, labels)
     for observer in list(topk.observers):
         observer(step)
     if topk.tell_selected is not None:

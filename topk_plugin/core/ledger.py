@@ -55,6 +55,7 @@ class Arrival:
     spared: bool
     counted: Callable[[], None]  # told when a generator step counts it
     masks: bool = False  # its gate would mask a critic step's own gradient
+    labels: Tensor | None = None  # (B,) of its samples, if the critic got them
 
 
 class StepLedger:

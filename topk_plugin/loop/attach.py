@@ -343,7 +343,7 @@ class Attachment:
                 Arrival(
                     choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
                     plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
-                    plan.frozen, functools.partial(self.counted, visit), masks,
+                    plan.frozen, functools.partial(self.counted, visit), masks, plan.labels,
                 )
             )  # fmt: skip
 

@@ -16,6 +16,7 @@ from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.finding.seam import FindingSeam
 from topk_plugin.loop.epochs import EpochTracker
+from topk_plugin.plugins.live_view import LiveView
 from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
 from topk_plugin.run.execute import exit_status_of
@@ -40,6 +41,25 @@ class Launch:
     force: bool = False  # go on where an adapter's fingerprint does not match
     log: Path | None = None  # JSONL file, one line a generator step
     find: bool = False  # the critics, also where there is an adapter
+    tensorboard: Path | None = None  # folder of event files
+    wandb: bool = False  # into the run that the script opens
+
+    def views(self, child: bool = False) -> list[LiveView]:
+        """What shows the run while it trains.
+
+        Args:
+            child: in a process that the script started.
+
+        Raises:
+            ConfigError: a package is not installed.
+        """
+        found = []
+        if self.tensorboard is not None:
+            own = f"process-{os.getpid()}" if child else ""
+            found.append(LiveView.to_tensorboard(self.tensorboard / own))
+        if self.wandb:
+            found.append(LiveView.to_wandb())
+        return found
 
 
 class Activation:
@@ -64,7 +84,8 @@ class Activation:
         child: bool = False,
         in_source: bool = False,
     ) -> None:
-        self.topk = TopK(launch.config)
+        self.views = launch.views(child)
+        self.topk = TopK(launch.config, hooks=self.views)
         self.seam = _seam(launch, self.topk, roots, in_source)
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
@@ -102,6 +123,8 @@ class Activation:
         self.tracker.stop()
         unlisten(self.topk.ledger)
         try:
+            for view in self.views:
+                view.close()
             return self.monitor.close(succeeded, verdict, self.of_children())
         finally:
             self.seam.undo()
@@ -191,9 +214,10 @@ def inherit() -> None:
     roots = [Path(root) for root in told.pop("roots")]
     if told.pop("launcher") == os.getpid():  # by os.exec: nobody is left to read reports
         shutil.rmtree(reports.folder, ignore_errors=True)
-    config, log = TopKConfig(**told.pop("config")), told.pop("log")
-    critic = tuple(told.pop("critic"))
-    launch = Launch(config, critic, **told, log=None if log is None else Path(log))
+    config, critic = TopKConfig(**told.pop("config")), tuple(told.pop("critic"))
+    files = {name: told.pop(name) for name in ("log", "tensorboard")}
+    told |= {name: None if file is None else Path(file) for name, file in files.items()}
+    launch = Launch(config, critic, **told)
     if not config.enabled:
         Upstream(find_adapter(str(launch.adapter)), roots).install()
         return
@@ -214,9 +238,10 @@ def take_over() -> Activation | None:
 @contextlib.contextmanager
 def handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[Reports]:
     """Processes that are started inside inherit the launch, and report."""
-    log = launch.log and launch.log.absolute()
+    given = {"log": launch.log, "tensorboard": launch.tensorboard}
+    files = {name: file and file.absolute() for name, file in given.items()}
     with Reports.collected() as reports:
-        told = asdict(launch) | {"log": log, "roots": list(roots), "reports": reports.folder}
+        told = asdict(launch) | files | {"roots": list(roots), "reports": reports.folder}
         told["launcher"] = os.getpid()
         with children.environment(json.dumps(told, default=str)):
             yield reports
@@ -229,7 +254,9 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
         with children.environment(None):
             yield
     else:
-        off = replace(launch, config=replace(launch.config, enabled=False), log=None)
+        off = replace(
+            launch, config=replace(launch.config, enabled=False), log=None, tensorboard=None
+        )
         with handed_down(off, roots):
             yield
 
