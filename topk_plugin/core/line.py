@@ -15,7 +15,7 @@ from torch import Tensor
 from topk_plugin.compat import is_compiling
 from topk_plugin.core.choice import BALLOT, Choice, Ranked, Select
 from topk_plugin.core.contest import Contestant
-from topk_plugin.core.graph import is_capturing
+from topk_plugin.core.graph import is_capturing, require_whole
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
@@ -91,6 +91,7 @@ class LineGate:
             follows: its other tensors lose the dropped rows' gradient too.
         """
         heads, named = self.heads_of(output, None)
+        require_whole(heads)
         if not any(head.requires_grad for head in heads):
             return output
         if follows and len(heads) > 1 and not named:
