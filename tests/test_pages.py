@@ -72,8 +72,10 @@ def label(value):
 def test_the_pages():
     assert {*PAGES} == {"README.md", REFERENCE, RUNS} | {
         f"{folder}/README.md"
-        for folder in ("adapters", "patches", "topk_plugin", "tests", "tests/benchmarks")
-    }
+        for folder in (
+            "adapters", "patches", "topk_plugin", "topk_plugin/core", "tests", "tests/benchmarks",
+        )
+    }  # fmt: skip
 
 
 # --- blocks -------------------------------------------------------------------------------------

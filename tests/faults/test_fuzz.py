@@ -379,7 +379,13 @@ def check(case: Case) -> None:
     if plain.grad is None:
         assert parameter.grad is None or not parameter.grad.any()
         return
-    assert same(parameter.grad, plain.grad)
+    if case.way == "attach":  # rows may be weighed at the critic's input, in its precision
+        rounding = 4 * max(torch.finfo(leaf.dtype).eps for leaf in case.leaves)
+        torch.testing.assert_close(
+            parameter.grad, plain.grad, rtol=rounding, atol=0, equal_nan=True
+        )
+    else:
+        assert same(parameter.grad, plain.grad)
     report = topk.report()
     rows = len(order)
     assert (report.steps, report.rows, report.dropped) == (bool(rows), rows, rows - k)
