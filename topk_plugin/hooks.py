@@ -67,8 +67,8 @@ class Selection:
     step: int  # generator steps so far, this one included
     epoch: int  # ended epochs while it ran
     batch: int  # rows, over all critic calls of the step; 0 for topk(scores): see tally[ROWS]
-    counted: StepTally
-    choices: Sequence[AnyChoice]
+    counted: StepTally  # see tally
+    choices: Sequence[AnyChoice]  # of its critic calls, see calls
     training: int = 1  # of how many in this process; each has its own steps and epochs
     labels: Sequence[Tensor | None] = ()  # of each choice; none at all where none is known
 
@@ -116,6 +116,10 @@ class Hooks:
 
         Called on the host, when a TopK is built or loaded and when an epoch ends. Built in:
         ``max(gamma**epoch, nu)`` (paper, section 3.2).
+
+        Args:
+            progress: epochs ended, and generator steps counted by then; at least 0.
+            config: all settings, within their ranges.
         """
 
     @hookspec(firstresult=True)
@@ -134,7 +138,11 @@ class Hooks:
 
     @hookspec
     def topk_selected(self, selection: Selection) -> None:
-        """A generator step was counted, after its optimizer stepped. For observers."""
+        """A generator step was counted, after its optimizer stepped. For observers.
+
+        Args:
+            selection: its scores and kept rows, on the device. To keep it is to keep its scores.
+        """
 
     @hookspec
     def topk_epoch_ended(self, progress: Progress) -> None:

@@ -80,7 +80,7 @@ class TopK:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
-        """From the flags that :func:`topk_plugin.add_arguments` added; off without ``--topk``."""
+        """From ``args``, by flags that add_arguments() added with ``prefix``; off without them."""
         return cls(TopKConfig.from_args(args, prefix))
 
     @classmethod
@@ -124,7 +124,7 @@ class TopK:
         self.training.end_epoch("by end_epoch()")
 
     def begin_at(self, epoch: int, steps: int) -> None:
-        """Go on from the loop's own counters: epochs ended, generator steps done."""
+        """Go on from the loop's own counters: ``epoch`` epochs ended, ``steps`` generator steps."""
         self.training.progress.begin_at(epoch, steps)
 
     def fraction_at(self, epoch: int, steps: int | None = None) -> float:
@@ -275,7 +275,7 @@ class TopK:
         return {"version": VERSION, **of, "settings": settings, **_learned(self)}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
-        """Go on from a :meth:`state_dict`, in the present training if none is given.
+        """Go on from the ``state`` of a :meth:`state_dict`, in the present training or another.
 
         Raises:
             ResumeMismatch: of other settings, or another epoch than ``start_epoch``; or no record.

@@ -28,8 +28,8 @@ BINS = 30
 class Kept(NamedTuple):
     """Of the rows of one class."""
 
-    rows: int
-    kept: int
+    rows: int  # at least 1
+    kept: int  # of them
 
     @property
     def share(self) -> float:
@@ -42,7 +42,7 @@ class Histogram(NamedTuple):
 
     edges: list[float]  # BINS + 1, ascending
     kept: list[int]  # rows in each bin, the last edge included
-    dropped: list[int]
+    dropped: list[int]  # the same
 
 
 class Figures(NamedTuple):

@@ -82,7 +82,7 @@ class LiveView:
 
     @hookimpl
     def topk_selected(self, selection: Selection) -> None:
-        """Keeps the step; every so many it tells of them."""
+        """Keeps a step's ``selection``; every so many it tells of them."""
         if os.getpid() != self._process:  # a fork: the steps so far are the other one's
             self._process = os.getpid()
             self._untold.clear()
