@@ -60,9 +60,8 @@ class Figures(NamedTuple):
     kept_score: float  # mean
     dropped_score: float  # mean
     nonfinite: int  # scores that were NaN or infinite
-    histogram: (
-        Histogram | None
-    )  # none where no score was seen (compiled, replayed steps), or finite
+    # None where no score was finite, or none was seen: steps that were compiled or replayed
+    histogram: Histogram | None
     classes: dict[int, Kept]  # by label; empty where none is known
 
     @property
