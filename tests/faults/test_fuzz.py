@@ -413,6 +413,37 @@ def step(case: Case, topk: TopK, critic: Critic, parameter: nn.Parameter) -> Non
         parameter.grad = found
 
 
+def plainly(kinds: list[str], batch: int, way: str, **more: Any) -> Case:
+    """A case in which nothing is odd but the kinds of outputs; all of them are read."""
+    leaves = []
+    for kind in kinds:
+        shape = SHAPES[kind][0](batch)
+        size = math.prod(shape)
+        read = None if kind == "classes" else [-0.25] * size
+        leaves.append(Leaf(kind, shape, torch.float64, [i / 4 for i in range(size)], read))
+    given = {"gamma": 0.9, "nu": 0.01, "direction": "auto", "reduction": "mean"}
+    given |= {"companions": "auto", "gate": "auto"}
+    container = more.pop("container", "tuple")
+    return Case(batch, leaves, container, given, 1, way, **more)
+
+
+FOUND = {
+    "scores of reals (B,) that the loss reads, too": plainly(["of reals", "score"], 2, "attach"),
+    "an average before the score of a batch of one": plainly(["average", "score"], 1, "line"),
+    "classes that are named as the score": plainly(
+        ["classes"], 2, "line", container="tensor", named=[0]
+    ),
+    "a weight that was rounded twice": plainly(["score"], 7, "accumulate"),
+}
+"""What went wrong once."""
+
+
+@pytest.mark.filterwarnings("ignore:attach. ")
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_before(name):
+    check(FOUND[name])
+
+
 @pytest.mark.filterwarnings("ignore:attach. ")
 @pytest.mark.filterwarnings("ignore:the loss pushes all numbers")
 @fuzzed

@@ -259,6 +259,22 @@ def test_a_fork_writes_into_a_folder_of_its_own(writers, tmp_path, monkeypatch):
     assert [writer.folder for writer in writers] == [str(tmp_path), str(tmp_path / "process-77")]
 
 
+def test_a_process_that_was_started_writes_into_a_folder_of_its_own(writers, tmp_path):
+    loop = Loop(LiveView.of_child(tmp_path))
+    assert [*tmp_path.iterdir()] == []  # it may never train
+    with attach(loop.critic, loop.topk):
+        for _ in range(100):
+            loop.step()
+    [writer] = writers
+    assert writer.folder == str(tmp_path / f"process-{os.getpid()}")
+
+
+def test_a_folder_that_cannot_be_made(writers, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot make the folder .*; give another"):
+        LiveView.to_tensorboard(tmp_path / "file" / "board")
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_what_is_not_installed(name, monkeypatch, tmp_path):
     module = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[name]

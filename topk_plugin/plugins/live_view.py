@@ -64,9 +64,19 @@ class LiveView:
                 folder of its own in it.
 
         Raises:
-            ConfigError: tensorboard is not installed, or ``every`` is out of its range.
+            ConfigError: tensorboard is not installed, the folder cannot be made, or ``every`` is
+                out of its range.
         """
         return cls(_TensorBoard(Path(folder)), every)
+
+    @classmethod
+    def of_child(cls, folder: Path) -> LiveView:
+        """The same in a process that another one started which writes into ``folder``.
+
+        Raises:
+            ConfigError: as :meth:`to_tensorboard`.
+        """
+        return cls(_TensorBoard(folder, child=True))
 
     @classmethod
     def to_wandb(cls, every: int = EVERY) -> LiveView:
@@ -147,9 +157,13 @@ def _prefix(found: Figures) -> str:
 
 
 class _TensorBoard:
-    """Writes figures into a folder, in each process by a writer of its own."""
+    """Writes figures into a folder, in each process by a writer of its own.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        child: this process was started by another one that writes there.
+    """
+
+    def __init__(self, folder: Path, child: bool = False) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -157,8 +171,14 @@ class _TensorBoard:
                 f"--tensorboard: found no package tensorboard ({error}), expected it to be "
                 "installed: pip install tensorboard. Or leave the flag out."
             ) from None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--tensorboard: cannot make the folder {folder}: {error.strerror}; give another"
+            ) from None
         self._make: Callable[[str], Any] = SummaryWriter
-        self._folder, self._first = folder.absolute(), os.getpid()
+        self._folder, self._first = folder.absolute(), 0 if child else os.getpid()
         self._process, self._writer = 0, None
 
     def __call__(self, found: Figures) -> None:

@@ -55,8 +55,8 @@ class Launch:
         """
         found = []
         if self.tensorboard is not None:
-            own = f"process-{os.getpid()}" if child else ""
-            found.append(LiveView.to_tensorboard(self.tensorboard / own))
+            view = LiveView.of_child if child else LiveView.to_tensorboard
+            found.append(view(self.tensorboard))
         if self.wandb:
             found.append(LiveView.to_wandb())
         return found
