@@ -39,7 +39,7 @@ SHAPES: dict[str, list[Callable[[int], tuple[int, ...]]]] = {
     "patches": [lambda b: (b, 1, 2, 2), lambda b: (b, 1, 4), lambda b: (b, 1, 1, 2)],
     "logits": [lambda b: (b, 2), lambda b: (b, 4)],
     "features": [lambda b: (b, 2, 2, 2)],
-    "of reals": [lambda b: (b, 1), lambda b: (b,)],  # not of the generator's samples
+    "of reals": [lambda b: (b,), lambda b: (b, 1)],  # not of the generator's samples
     "other rows": [lambda b: (b + 1,), lambda b: (b + 1, 1)],
     "average": [lambda b: ()],
     "classes": [lambda b: (b,)],
