@@ -32,8 +32,8 @@ ROOMS = {
     "loop": "topk hooks core monkeypatch kinds streams compat errors",
     "seams": "loop upstream topk hooks core source adapter monkeypatch kinds streams errors",
     "finding": "seams upstream loop topk hooks core streams monkeypatch compat errors",
-    "run": "finding seams upstream loop source topk hooks core adapter config streams compat "
-    "errors",
+    "run": "finding seams upstream loop source topk plugins hooks core adapter config streams "
+    "compat errors",
     "check": "run seams core topk hooks monkeypatch streams compat errors",
     "script": "run seams config errors",
     "extras": "errors",

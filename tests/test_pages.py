@@ -76,6 +76,7 @@ def test_the_pages():
             "adapters",
             "patches",
             "topk_plugin",
+            "topk_plugin/core",
             "topk_plugin/trial",
             "tests",
             "tests/benchmarks",

@@ -12,6 +12,7 @@ from topk_plugin.core.direction import VOTING_STEPS
 from topk_plugin.finding.live import find
 from topk_plugin.hooks import hookimpl
 from topk_plugin.loop.attach import attach
+from topk_plugin.plugins.live_view import LiveView
 from topk_plugin.seams.call import CallSeam, scores_argument
 from topk_plugin.source.rules import Argument, Enclose, Insert, Patch, Place, Replace
 from topk_plugin.topk import TopK
@@ -22,6 +23,7 @@ __all__ = [
     "CallSeam",
     "Enclose",
     "Insert",
+    "LiveView",
     "Patch",
     "Place",
     "Replace",

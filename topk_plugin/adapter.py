@@ -52,7 +52,7 @@ class Adapter:
     upstream: str  # the repository, "owner/name"
     versions: tuple[str, ...]  # releases or commits it was run on
     seam: Seam  # functions are wrapped, or the patch's topk rules applied
-    wraps: tuple[Wrap, ...]
+    wraps: tuple[Wrap, ...]  # of the functions that are wrapped
     epoch: str  # where an epoch ends, in words
     counter: str  # where upstream keeps its counter, in words
     tested: str  # how, in words

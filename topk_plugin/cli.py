@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from topk_plugin import __version__
-from topk_plugin.adapter import Adapter
 from topk_plugin.check.command import check
 from topk_plugin.commands import compare, reproduce
 from topk_plugin.config import TopKConfig, add_run_arguments
-from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream, unknown_name
+from topk_plugin.errors import TopKError, unknown_name
 from topk_plugin.run.activation import Launch
 from topk_plugin.run.execute import checkout_roots, exit_status_of
 from topk_plugin.run.launch import run
 from topk_plugin.streams import say
-from topk_plugin.upstream import on_disk
-from topk_plugin.upstream.known import adapters, find_adapter, own_settings, recognised, suiting
+from topk_plugin.upstream.command import listed, patch
+from topk_plugin.upstream.known import find_adapter, own_settings, recognised, suiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write one JSON line a generator step; its batch and k are sums over the critic calls "
         "of the step",
+    )
+    launch.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="show k, thresholds, scores of kept and dropped rows, and what is kept of each class, "
+        "in TensorBoard: event files in DIR",
+    )
+    launch.add_argument(
+        "--wandb",
+        action="store_true",
+        help="show the same in the run of Weights & Biases that the script opens",
     )
     launch.set_defaults(command=_run, parser=launch)
 
@@ -113,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on by names and positions where the source differs from the verified commit",
     )
-    patching.set_defaults(command=_patch, parser=patching)
+    patching.set_defaults(command=patch, parser=patching)
 
     listing = commands.add_parser("adapters", help="list the repositories with an adapter")
     listing.add_argument("name", nargs="?", metavar="NAME", help="all that one of them states")
-    listing.set_defaults(command=_adapters, parser=listing)
+    listing.set_defaults(command=listed, parser=listing)
 
     compare.add_parsers(commands, _add_seam)
     reproduce.add_parsers(commands)
@@ -169,7 +180,7 @@ def _add_seam(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("script", nargs=argparse.REMAINDER, help="after --, as python gets it")
 
 
-def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launch, list[str]]:
+def _launch(options: argparse.Namespace) -> tuple[Launch, list[str]]:
     script = options.script[1:] if options.script[:1] == ["--"] else options.script
     name, file = options.adapter, options.config
     named, fit = bool(name or options.critic or options.find), None
@@ -186,97 +197,18 @@ def _launch(options: argparse.Namespace, log: Path | None = None) -> tuple[Launc
     config = TopKConfig.from_sources(vars(options), os.environ, file)
     if not config.enabled and file is not None and options.config is None:
         say(f"top-k off: {file} says so; --enabled switches it on")
-    return Launch(config, tuple(options.critic), name, options.force, log, options.find), script
+    given = {where: getattr(options, where, None) for where in ("log", "tensorboard", "wandb")}
+    shown: dict[str, Any] = {where: what for where, what in given.items() if what}
+    critics = tuple(options.critic)
+    return Launch(config, critics, name, options.force, find=options.find, **shown), script
 
 
 def _run(options: argparse.Namespace) -> int:
-    return run(*_launch(options, options.log))
+    return run(*_launch(options))
 
 
 def _check(options: argparse.Namespace) -> int:
     return check(*_launch(options), options.steps)
-
-
-def _patch(options: argparse.Namespace) -> int:
-    folder: Path = options.checkout
-    if not folder.is_dir():
-        raise ConfigError(f"topk patch: found no folder {str(folder)!r}, expected a checkout")
-    known = adapters().values()
-    if options.adapter != "auto":
-        found = find_adapter(options.adapter)
-    elif (written := on_disk.patched_in(folder, known)) is not None:
-        found = written
-    else:
-        found, why = recognised([folder], parents=False, force=options.force)
-        print(f"adapter auto: {found.name} ({found.upstream}), {why}", file=sys.stderr)
-    base = on_disk.checkout_of(found, folder)
-    if options.revert:
-        restored = on_disk.revert(base) or ["nothing, since all files are as they were"]
-        print(f"restored: {', '.join(restored)}", file=sys.stderr)
-        return 0
-    record = on_disk.recorded(base)
-    if record is not None and (record["restored"] or record.get("modern") != options.modern):
-        names = ", ".join(record["restored"])
-        how = f"and {names} restored since" if names else "with the other of --modern, --no-modern"
-        raise UnsupportedUpstream(
-            f"{base}: the patch of the adapter {record['adapter']} was written, {how}; undo the "
-            "rest of it first: --revert"
-        )
-    if record is not None:
-        print(
-            f"{base}: the patch of the adapter {record['adapter']} is there already; nothing was "
-            "changed. --revert undoes it",
-            file=sys.stderr,
-        )
-        return 0
-    changes = on_disk.planned(found, base, options.modern, options.force)
-    if options.write:
-        on_disk.write(found, base, changes, options.modern)
-        names = ", ".join(change.name for change in changes)
-        print(f"written: {names}; undo it with --revert", file=sys.stderr)
-    else:
-        print("".join(change.diff() for change in changes), end="")
-    return 0
-
-
-def _adapters(options: argparse.Namespace) -> int:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    if options.name is not None:
-        table = Table.grid(padding=(0, 2))
-        for what, text in _stated(find_adapter(options.name, "topk adapters ")).items():
-            table.add_row(what, text)
-    else:
-        table = Table(box=box.SIMPLE)
-        for heading in ("adapter", "repository", "verified", "seam", "tested on"):
-            table.add_column(heading, overflow="fold")  # a cut name is of no use
-        for adapter in adapters().values():
-            stated = _stated(adapter)
-            table.add_row(*(stated[heading] for heading in list(stated)[:5]))
-    Console(markup=False, highlight=False).print(table)
-    return 0
-
-
-def _stated(adapter: Adapter) -> dict[str, str]:
-    """What an adapter says of itself; the first five are the columns of the list."""
-    verified = ", ".join(adapter.versions)
-    stated = {
-        "adapter": adapter.name,
-        "repository": adapter.upstream,
-        "verified": f"{adapter.distribution} {verified}" if adapter.distribution else verified,
-        "seam": adapter.seam,
-        "tested on": adapter.tested,
-        "realistic is": adapter.direction or "read from the loss",
-        "an epoch is": adapter.epoch,
-        "its counter": adapter.counter,
-        "install": adapter.install or "a checkout",
-        "topk patch": ", ".join(adapter.patch.files) if adapter.patch is not None else "no",
-    }
-    if adapter.companions == "follow":
-        stated["companions"] = "follow"
-    return stated
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -139,7 +139,7 @@ class TopKConfig:
     def from_config(cls, mapping: Mapping[str, Any], path: str = "topk") -> "TopKConfig":
         """Settings from a mapping of field names, or from one with StudioGAN's LOSS section.
 
-        Errors name the key below `path`.
+        Raises ConfigError, which names the key below `path`, for what is unknown or out of range.
         """
         _require_mapping(mapping, path, f"gamma: {cls.gamma}")
         read = _studiogan_settings if "LOSS" in mapping else _settings
@@ -147,7 +147,10 @@ class TopKConfig:
 
     @classmethod
     def from_args(cls, namespace: argparse.Namespace, prefix: str = "topk") -> "TopKConfig":
-        """Settings from what a parser read that `add_arguments` was called on."""
+        """Settings from the `namespace` that a parser read on which `add_arguments` was called.
+
+        Raises ConfigError where that has no value for a setting of this `prefix`, or a wrong one.
+        """
         values = {}
         for name in _FIELDS:
             flag = _flag(name, prefix)
@@ -169,6 +172,8 @@ class TopKConfig:
         flags: values by field name, None for a flag that was not given; other names are ignored.
         environ: such as os.environ. A TOPK_ variable that is no setting is an error.
         file: in YAML, see `read_file`.
+
+        Raises ConfigError for what is unknown, of the wrong type or out of its range.
         """
         values = {} if file is None else read_file(file)
         variables = {f"TOPK_{name.upper()}": name for name in _FIELDS}
@@ -289,7 +294,10 @@ def _means_topk(key: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser, prefix: str = "topk") -> None:
-    """Add --topk and --topk-gamma, --topk-nu, ... to a parser; read by `TopKConfig.from_args`."""
+    """Add --topk and --topk-gamma, --topk-nu, ... to `parser`; read by `TopKConfig.from_args`.
+
+    prefix: what the flags begin with, in place of topk.
+    """
     _add_flags(parser, prefix, "store_true", lambda field: _listed(field.default))
 
 

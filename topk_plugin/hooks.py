@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import pluggy
@@ -53,6 +54,7 @@ class Call(NamedTuple):
 
     scores: Tensor  # (B,)
     kept: Tensor  # (B,) bool
+    labels: Tensor | None = None  # (B,) integers that the critic got beside the samples, if it did
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,10 @@ class Selection:
     step: int  # generator steps so far, this one included
     epoch: int  # ended epochs while it ran
     batch: int  # rows, over all critic calls of the step; 0 for topk(scores): see tally[ROWS]
-    counted: StepTally
-    choices: Sequence[AnyChoice]
+    counted: StepTally  # see tally
+    choices: Sequence[AnyChoice]  # of its critic calls, see calls
     training: int = 1  # of how many in this process; each has its own steps and epochs
+    labels: Sequence[Tensor | None] = ()  # of each choice; none at all where none is known
 
     @property
     def tally(self) -> Tensor:
@@ -77,7 +80,11 @@ class Selection:
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """Those of the critic; none where the step was compiled or replayed."""
-        return tuple(Call(choice.scores, choice.kept) for choice in self.choices)
+        labels = self.labels or repeat(None)
+        return tuple(
+            Call(choice.scores, choice.kept, known)
+            for choice, known in zip(self.choices, labels, strict=False)
+        )
 
 
 class Hooks:
@@ -109,6 +116,10 @@ class Hooks:
 
         Called on the host, when a TopK is built or loaded and when an epoch ends. Built in:
         ``max(gamma**epoch, nu)`` (paper, section 3.2), unless ``restore`` takes it back to 1.
+
+        Args:
+            progress: epochs ended, and generator steps counted by then; at least 0.
+            config: all settings, within their ranges.
         """
 
     @hookspec(firstresult=True)
@@ -127,7 +138,11 @@ class Hooks:
 
     @hookspec
     def topk_selected(self, selection: Selection) -> None:
-        """A generator step was counted, after its optimizer stepped. For observers."""
+        """A generator step was counted, after its optimizer stepped. For observers.
+
+        Args:
+            selection: its scores and kept rows, on the device. To keep it is to keep its scores.
+        """
 
     @hookspec
     def topk_epoch_ended(self, progress: Progress) -> None:

@@ -20,6 +20,7 @@ from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.ranking import kept_rows
+from topk_plugin.core.record import VERSION, require_record
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.scope import Scope
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -30,8 +31,6 @@ from topk_plugin.plugins.calls import first_result, observe, replacing, selectio
 from topk_plugin.plugins.manager import plugin_manager
 
 __all__ = ["Report", "TopK"]
-
-STATE_VERSION = 1
 
 
 class TopK:
@@ -81,7 +80,7 @@ class TopK:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, prefix: str = "topk") -> TopK:
-        """From the flags that :func:`topk_plugin.add_arguments` added; off without ``--topk``."""
+        """From ``args``, by flags that add_arguments() added with ``prefix``; off without them."""
         return cls(TopKConfig.from_args(args, prefix))
 
     @classmethod
@@ -125,7 +124,7 @@ class TopK:
         self.training.end_epoch("by end_epoch()")
 
     def begin_at(self, epoch: int, steps: int) -> None:
-        """Go on from the loop's own counters: epochs ended, generator steps done."""
+        """Go on from the loop's own counters: ``epoch`` epochs ended, ``steps`` generator steps."""
         self.training.progress.begin_at(epoch, steps)
 
     def fraction_at(self, epoch: int, steps: int | None = None) -> float:
@@ -273,13 +272,13 @@ class TopK:
         """Everything a resumed run needs, in types that ``torch.load(weights_only=True)`` takes."""
         settings = self.config.ranking_settings() | {"plugins": self.plugins}
         of = (training or self.training).saved()
-        return {"version": STATE_VERSION, **of, "settings": settings, **_learned(self)}
+        return {"version": VERSION, **of, "settings": settings, **_learned(self)}
 
     def load_state_dict(self, state: Mapping[str, Any], training: Training | None = None) -> None:
-        """Go on from a :meth:`state_dict`, in the present training if none is given.
+        """Go on from the ``state`` of a :meth:`state_dict`, in the present training or another.
 
         Raises:
-            ResumeMismatch: it was written under other settings, or ``start_epoch`` contradicts it.
+            ResumeMismatch: of other settings, or another epoch than ``start_epoch``; or no record.
         """
         _require_same_settings(self.config, self.plugins, state)
         (training or self.training).load(state)
@@ -311,7 +310,8 @@ def _count(
     training.counts.saw(choices, topk.scope.batches)
     if topk.observers or topk.tell_selected is not None:
         at, rows = training.progress, sum(call.batch for call in calls)
-        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number)
+        labels = [None] * (len(choices) - len(calls)) + [call.labels for call in calls]
+        step = Selection(at.steps, at.epoch, rows, tally, choices, training.number, labels)
         for observer in list(topk.observers):
             observer(step)
         if topk.tell_selected is not None:
@@ -349,6 +349,7 @@ def _require_same_settings(
     config: TopKConfig, plugins: Sequence[str], state: Mapping[str, Any]
 ) -> None:
     """Raises ResumeMismatch, with a diff, where a checkpoint's settings are others."""
+    require_record(state)
     mine = config.ranking_settings() | {"plugins": plugins}
     theirs = TopKConfig().ranking_settings() | state["settings"]
     differ = [

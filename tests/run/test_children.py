@@ -192,8 +192,7 @@ RUNS = {  # what the script does, the critic; exit status, the launcher's verdic
         "gan:Critic",
         (
             0,
-            "1 process with optimizer steps left no verdict (ended from outside or by os._exit, "
-            "or still running)",
+            "1 process with optimizer steps left no verdict (ended from outside, or still running)",
             "",
         ),
     ),

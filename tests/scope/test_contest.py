@@ -1,7 +1,9 @@
 """The rule itself: which rows of which rank are kept, and what they weigh."""
 
+import json
 from typing import NamedTuple
 
+import picture
 import pytest
 import torch
 from torch import Tensor
@@ -129,3 +131,25 @@ def test_while_k_is_b_nothing_is_asked_for():
     gradient = torch.tensor([0.3, NAN])
     kept = call.choose([gradient]).keep(gradient)
     assert torch.equal(kept.view(torch.int32), gradient.view(torch.int32))
+
+
+def test_the_picture_is_of_what_is_kept_now():
+    image = pytest.importorskip("PIL.Image")
+    with image.open(picture.FILE) as drawn:
+        answer = json.loads(drawn.text["Description"])
+    expected = {name: picture.kept(*whose) for name, whose in picture.SCOPES.items()}
+    assert answer == expected
+    assert len({str(weights) for weights in expected.values()}) == 4
+    for name, (ranks, batches) in picture.SCOPES.items():
+        for rank in (0, 1):
+            for batch in (0, 1):
+                rivals = [
+                    score
+                    for r in ((0, 1) if ranks else (rank,))
+                    for b in ((0, 1) if batches else (batch,))
+                    for score in picture.SCORES[r][b]
+                ]
+                best = sorted(rivals, reverse=True)[: len(rivals) // 2]
+                weight = 4 * (1 + ranks) * (1 + batches) / len(best)
+                own = picture.SCORES[rank][batch]
+                assert expected[name][rank][batch] == [weight * (s in best) for s in own]

@@ -158,8 +158,8 @@ class Contest:
     def weight(self, batch: int, k: Tensor, mean: bool) -> Tensor:
         """0-d float64: of a kept row of a call with ``batch`` rows."""
         ranks = 1 if self.peers is None else self.peers.size
-        if mean:
-            return (batch * ranks * self.calls) / k
+        if mean:  # a number would be multiplied by 1/k, one rounding more
+            return torch.full_like(k, batch * ranks * self.calls) / k
         return torch.full_like(k, ranks)
 
 

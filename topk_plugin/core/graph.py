@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from topk_plugin.compat import is_compiling
 from topk_plugin.core.parameters import Owned
+from topk_plugin.errors import ConfigError
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -35,6 +37,25 @@ def executes(node: Node) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf in autograd.grad: captured, not executed
         return True
+
+
+def require_whole(tensors: Iterable[Tensor]) -> None:
+    """Raises ConfigError where ``tensors`` are those of one member inside ``torch.func.vmap``.
+
+    No gate sees the others there, nor whether a gradient will come.
+    """
+    if is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    for tensor in tensors:
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                raise ConfigError(
+                    "topk(scores): found scores of one member inside torch.func.vmap, expected "
+                    "those of all members outside of it: scores = vmap(member)(parameters, z), "
+                    "then topk(scores.flatten()), with a plugin that chooses k rows of each member "
+                    "(topk_select)."
+                )
+            tensor = torch._C._functorch.get_unwrapped(tensor)
 
 
 def is_capturing(tensor: Tensor) -> bool:

@@ -31,7 +31,7 @@ from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.shielded_gate import Box
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
-from topk_plugin.errors import GeneratorStepUnknown
+from topk_plugin.errors import GeneratorStepUnknown, TopKError
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
@@ -55,6 +55,7 @@ class Arrival:
     spared: bool
     counted: Callable[[], None]  # told when a generator step counts it
     masks: bool = False  # its gate would mask a critic step's own gradient
+    labels: Tensor | None = None  # (B,) of its samples, if the critic got them
 
 
 class StepLedger:
@@ -82,6 +83,7 @@ class StepLedger:
         self._sparing = 0  # ... of those that spare the critic
         self.explicit = False  # the user marks generator steps: optimizers decide nothing
         self.optimizer_steps = 0
+        self.failure: TopKError | None = None  # the first that the loop was told of: it may go on
         self.optimized = LiveIds()  # all parameters that an optimizer stepped
         # what the critic's optimizer owns: also layers and embeddings outside the critic
         self.of_critic = LiveIds()

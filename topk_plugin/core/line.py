@@ -15,7 +15,7 @@ from torch import Tensor
 from topk_plugin.compat import is_compiling
 from topk_plugin.core.choice import BALLOT, Choice, Ranked, Select
 from topk_plugin.core.contest import Contestant
-from topk_plugin.core.graph import is_capturing
+from topk_plugin.core.graph import is_capturing, require_whole
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
 from topk_plugin.core.outputs import companions, with_replaced
@@ -91,6 +91,7 @@ class LineGate:
             follows: its other tensors lose the dropped rows' gradient too.
         """
         heads, named = self.heads_of(output, None)
+        require_whole(heads)
         if not any(head.requires_grad for head in heads):
             return output
         if follows and len(heads) > 1 and not named:
@@ -243,10 +244,12 @@ def _require_direction(training: Training, what: str, batch: int) -> None:
 
 def _batch_of(heads: list[Tensor]) -> int:
     """The batch size of a critic output whose input is not known."""
-    if not heads[0].dim():
+    # an average beside the scores may be one of them where the batch is one sample
+    rows = next((head.shape[0] for head in heads if head.dim()), None)
+    if rows is None:
         raise ScoreShapeError(
             "the critic's score has shape (): it is averaged inside the critic, or squeezed "
             "from a batch of one; expected one score per sample. Give top-k the scores before "
             "the mean, and squeeze one dimension by name (squeeze(1))."
         )
-    return heads[0].shape[0]
+    return rows

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 
 from topk_plugin.compat import is_compiling, keep_step_hooks
 from topk_plugin.core.ledger import StepLedger
+from topk_plugin.errors import TopKError
 from topk_plugin.monkeypatch import ClassPatches
 
 # by id, weakly; a WeakSet takes longer than all else at a step of small networks
@@ -87,7 +88,11 @@ def _enter(optimizer: Optimizer) -> None:
 
 def _leave(optimizer: Optimizer) -> None:
     for ledger in _listening():
-        ledger.leave(optimizer)
+        try:
+            ledger.leave(optimizer)
+        except TopKError as error:
+            ledger.failure = ledger.failure or error
+            raise
 
 
 @torch.compiler.disable

@@ -228,7 +228,7 @@ def _walk(output: Any, head: str | int) -> Tensor:
     found = output
     steps = head.split(".") if isinstance(head, str) else [head]
     if isinstance(output, Tensor) and steps in ([0], ["0"]):
-        return output
+        steps = []
     for step in steps:
         try:
             if isinstance(found, Tensor):

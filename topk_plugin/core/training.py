@@ -27,6 +27,9 @@ from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.shielded_gate import Box, PathAudit
 from topk_plugin.core.sorted_choice import AnyChoice
 
+MANY = 20
+"""Steps of the generator without a gate; a regularizer takes fewer between two that are gated."""
+
 
 class Training:
     """How far one training is, and what was counted in it.
@@ -50,6 +53,7 @@ class Training:
         self.parameters = LiveIds()  # that they own
         self.rivals: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # built since, for its networks
         self.heads: list[str] = []  # that share one ranking, where several do
+        self.ungated = 0  # steps of its optimizers since the latest one that was gated
         self._known = False  # which optimizer steps the generator
         self._epoch_ended = epoch_ended
 
@@ -103,13 +107,23 @@ class Training:
         """
         if optimizer is not None:
             self.vote.require_descent(optimizer)
-        tally = self.counts.take(choices)
+        tally, self.ungated = self.counts.take(choices), 0
         self.progress.step_counted()
         self.audit.settle(boxes)
         if self.vote.goes_on:
             self.vote.vote(tally.ballot, [choice.cast for choice in choices])
         self.counts.add(tally)
         return tally
+
+    @property
+    def left(self) -> str:
+        """Says that its generator went on without a gate; nothing where it did not."""
+        if self.ungated < MANY:
+            return ""
+        return (
+            f"the last {self.ungated} steps of the generator's optimizer, after "
+            f"{self.progress.steps} gated ones, had no gradient from a critic that is gated"
+        )
 
     @property
     def can_drop(self) -> bool:
@@ -228,9 +242,12 @@ class Trainings:
         return self._enter(training)
 
     def joined(self, optimizer: Optimizer) -> None:
-        """Another optimizer took part in the step that was just counted."""
-        if self.of_optimizer(optimizer) is None:
+        """Another optimizer took part in the step that was just counted, or one of it steps on."""
+        training = self.of_optimizer(optimizer)
+        if training is None:
             self.current.take(optimizer)
+        else:
+            training.ungated += 1
 
     def of_optimizer(self, optimizer: Optimizer | None) -> Training | None:
         """The one in which ``optimizer`` stepped the generator."""

@@ -28,7 +28,7 @@ from topk_plugin.core.parameters import ModuleParameters
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
-from topk_plugin.errors import ConfigError
+from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
@@ -212,6 +212,8 @@ class Attachment:
                     stacklevel=2,
                 )
             begun = [t for t in self.topk.trainings.all if t.progress.begun]
+            for said in filter(None, (training.left for training in begun)):
+                warn(f"attach: {said}. Was it replaced? Attach its successor, too.", stacklevel=2)
             decays = self.topk.config.gamma < 1
             if begun and decays and not any(training.can_drop for training in begun):
                 warn(
@@ -252,6 +254,9 @@ class Attachment:
             self.topk.ledger.calling()
             with self._spared() if self.topk.ledger.spares_critic else nullcontext():
                 return self._call(original, args, kwargs)
+        except TopKError as error:
+            self.topk.ledger.failure = self.topk.ledger.failure or error
+            raise
         finally:
             enter_critic(False)
 
@@ -339,7 +344,7 @@ class Attachment:
                 Arrival(
                     choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
                     plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
-                    plan.frozen, functools.partial(self.counted, visit), masks,
+                    plan.frozen, functools.partial(self.counted, visit), masks, plan.labels,
                 )
             )  # fmt: skip
 

@@ -18,6 +18,7 @@ import torch
 import wrapt
 
 from topk_plugin.compat import CHECKPOINTS
+from topk_plugin.errors import ResumeMismatch
 from topk_plugin.monkeypatch import ClassPatches
 from topk_plugin.topk import TopK
 
@@ -75,10 +76,28 @@ def _loading(load: Callable[..., None]) -> Callable[..., None]:
             # with a planner of its own: the script's may be of one use
             load(found, storage_reader, *args[:3], **kwargs | {"planner": None})
         for keeper in list(_keepers):
-            blob = found[KEY]
-            keeper.read(torch.load(io.BytesIO(blob), weights_only=True) if blob else None)
+            keeper.read(_unpacked(found[KEY]))
 
     return load_with_record
+
+
+def _unpacked(blob: Any) -> dict[str, Any] | None:
+    """The record that was written as ``blob``; None where it is empty.
+
+    Raises:
+        ResumeMismatch: it is something else, a pickle that would run code for one.
+    """
+    if not blob:
+        return None
+    try:
+        record: dict[str, Any] = torch.load(io.BytesIO(blob), weights_only=True)
+    except Exception as error:  # whatever other bytes make of the unpickler
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ResumeMismatch(
+            f"the object {KEY!r} of a distributed checkpoint cannot be read ({why}), expected the "
+            "record of top-k, which holds numbers and settings alone. Take another checkpoint."
+        ) from None
+    return record
 
 
 def _has_record(storage_reader: Any) -> bool:

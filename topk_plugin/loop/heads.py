@@ -126,7 +126,7 @@ def warn_of_scores_left(
     for leaf, gradient in zip(left, gradients, strict=True):
         if gradient is None or leaf.shape[:1] != (batch,):
             continue
-        rows = plain(gradient).double().flatten(1)
+        rows = plain(gradient).double().reshape(batch, -1)  # (B,) may be the scores of reals
         size = rows.abs().sum(1)
         told = size > 0
         if rows.shape[1] < 2 or not bool(told.any()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -13,6 +14,9 @@ from topk_plugin.core.shielded_gate import Mode
 from topk_plugin.core.training import Training
 from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
 from topk_plugin.topk import TopK
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+"""What labels may be of."""
 
 
 class Plan(NamedTuple):
@@ -31,6 +35,7 @@ class Plan(NamedTuple):
     rehearsed: bool  # k = B: the shield goes through its motions, and nothing is masked
     frozen: bool  # no parameter of the critic's gets a gradient
     masks: bool  # in a step of the critic's it would mask that one's own gradient
+    labels: Tensor | None  # (B,) integers beside the samples
 
 
 def planned(
@@ -87,5 +92,13 @@ def planned(
     masks = settings.gate == "score" and not topk.ledger.is_marked and not frozen
     return Plan(
         mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
-        training, audit, rehearsed, frozen, masks,
+        training, audit, rehearsed, frozen, masks, _labels(leaves, leaves[places[0]].shape[0]),
     )  # fmt: skip
+
+
+def _labels(leaves: Sequence[Any], batch: int) -> Tensor | None:
+    """The classes of ``batch`` samples, where they are among the critic's arguments as integers."""
+    for leaf in leaves if len(leaves) > 1 else ():
+        if isinstance(leaf, Tensor) and leaf.shape == (batch,) and leaf.dtype in INTEGERS:
+            return leaf
+    return None

@@ -71,7 +71,7 @@ class ResumeRecord:
         if self.training is not None and self.training.progress.begun:
             return  # weights put back in mid-run: the passes over the data are not undone
         self.loaded = True
-        if self._replaced and record is not None and not record["steps"]:
+        if self._replaced and isinstance(record, dict) and record.get("steps") == 0:
             return  # what this run began with: other tensors were put in its place since
         self._go_on(record)
 

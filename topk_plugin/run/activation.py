@@ -16,9 +16,11 @@ from topk_plugin.core.optimizers import listen, unlisten
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.finding.seam import FindingSeam
 from topk_plugin.loop.epochs import EpochTracker
+from topk_plugin.plugins.live_view import LiveView
 from topk_plugin.run import children
 from topk_plugin.run.children import ChildReport, Reports
 from topk_plugin.run.execute import exit_status_of
+from topk_plugin.run.leaving import before_leaving
 from topk_plugin.run.monitor import Monitor
 from topk_plugin.seams import Seam
 from topk_plugin.seams.call import CallSeam
@@ -39,6 +41,25 @@ class Launch:
     force: bool = False  # go on where an adapter's fingerprint does not match
     log: Path | None = None  # JSONL file, one line a generator step
     find: bool = False  # the critics, also where there is an adapter
+    tensorboard: Path | None = None  # folder of event files
+    wandb: bool = False  # into the run that the script opens
+
+    def views(self, child: bool = False) -> list[LiveView]:
+        """What shows the run while it trains.
+
+        Args:
+            child: in a process that the script started.
+
+        Raises:
+            ConfigError: a package is not installed.
+        """
+        found = []
+        if self.tensorboard is not None:
+            view = LiveView.of_child if child else LiveView.to_tensorboard
+            found.append(view(self.tensorboard))
+        if self.wandb:
+            found.append(LiveView.to_wandb())
+        return found
 
 
 class Activation:
@@ -63,11 +84,14 @@ class Activation:
         child: bool = False,
         in_source: bool = False,
     ) -> None:
-        self.topk = TopK(launch.config)
+        self.views = launch.views(child)
+        self.topk = TopK(launch.config, hooks=self.views)
         self.seam = _seam(launch, self.topk, roots, in_source)
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
         self.reports = reports
+        self.finish = self._finish  # told of the exit status where the script leaves by os._exit
+        self._stay = lambda: None
         self._name = ""  # of its report
 
     def start(self) -> None:
@@ -86,20 +110,35 @@ class Activation:
         listen(self.topk.ledger)
         self.topk.ledger.whole_process = True
         running.append(self)
+        self._stay = before_leaving(self._leaving)
         if self.reports is not None:
             children.follow(self)
 
     def close(self, succeeded: bool, verdict: bool = True) -> TopKError | None:
         """Switch it off, and say the ``verdict``; the error to end in, if the run ``succeeded``."""
         children.unfollow(self)
+        self._stay()
         if self in running:
             running.remove(self)
         self.tracker.stop()
         unlisten(self.topk.ledger)
         try:
+            for view in self.views:
+                view.close()
             return self.monitor.close(succeeded, verdict, self.of_children())
         finally:
             self.seam.undo()
+
+    def _leaving(self, status: int) -> int:
+        if self.monitor.child:
+            self.end(succeeded=status == 0)
+            return status  # its launcher is told of an error
+        return self.finish(status)
+
+    def _finish(self, status: int) -> int:
+        """The script leaves by os._exit: its verdict; the status that it ends in."""
+        error = self.close(succeeded=status == 0)
+        return status if error is None else exit_status_of(error)
 
     def of_children(self) -> list[ChildReport]:
         """What the processes that the script started have reported."""
@@ -122,13 +161,17 @@ class Activation:
         if self.monitor.child:
             self.tell(self.report(None, ended=False))
 
-    def end(self) -> None:
-        """This child ends, or another activation takes its place: its verdict, and its report."""
+    def end(self, succeeded: bool = True) -> None:
+        """This child ends, or another activation takes its place: its verdict, and its report.
+
+        Args:
+            succeeded: as far as the exit status tells.
+        """
         if self in _inherited:
             _inherited.remove(self)
             failure = children.ending_exception()
             fatal = children.topk_error(failure)
-            error = self.close(succeeded=failure is None)
+            error = self.close(succeeded=succeeded and failure is None)
             if self.topk.ledger.optimizer_steps or fatal is not None:
                 self.tell(self.report(fatal or error, fatal=fatal is not None))
 
@@ -171,9 +214,10 @@ def inherit() -> None:
     roots = [Path(root) for root in told.pop("roots")]
     if told.pop("launcher") == os.getpid():  # by os.exec: nobody is left to read reports
         shutil.rmtree(reports.folder, ignore_errors=True)
-    config, log = TopKConfig(**told.pop("config")), told.pop("log")
-    critic = tuple(told.pop("critic"))
-    launch = Launch(config, critic, **told, log=None if log is None else Path(log))
+    config, critic = TopKConfig(**told.pop("config")), tuple(told.pop("critic"))
+    files = {name: told.pop(name) for name in ("log", "tensorboard")}
+    told |= {name: None if file is None else Path(file) for name, file in files.items()}
+    launch = Launch(config, critic, **told)
     if not config.enabled:
         Upstream(find_adapter(str(launch.adapter)), roots).install()
         return
@@ -194,9 +238,10 @@ def take_over() -> Activation | None:
 @contextlib.contextmanager
 def handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[Reports]:
     """Processes that are started inside inherit the launch, and report."""
-    log = launch.log and launch.log.absolute()
+    given = {"log": launch.log, "tensorboard": launch.tensorboard}
+    files = {name: file and file.absolute() for name, file in given.items()}
     with Reports.collected() as reports:
-        told = asdict(launch) | {"log": log, "roots": list(roots), "reports": reports.folder}
+        told = asdict(launch) | files | {"roots": list(roots), "reports": reports.folder}
         told["launcher"] = os.getpid()
         with children.environment(json.dumps(told, default=str)):
             yield reports
@@ -209,7 +254,9 @@ def stubs_handed_down(launch: Launch, roots: Sequence[Path]) -> Iterator[None]:
         with children.environment(None):
             yield
     else:
-        off = replace(launch, config=replace(launch.config, enabled=False), log=None)
+        off = replace(
+            launch, config=replace(launch.config, enabled=False), log=None, tensorboard=None
+        )
         with handed_down(off, roots):
             yield
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from topk_plugin.run.activation import (
     Activation,
@@ -39,18 +40,27 @@ def run(launch: Launch, command: Sequence[str]) -> int:
             Upstream(find_adapter(launch.adapter), roots).install()
         with stubs_handed_down(launch, roots):
             return execute(start)[0]
-    with handed_down(launch, roots) as reports:
-        activation = Activation(launch, roots, reports)
+    with ExitStack() as stack:
+        activation = Activation(launch, roots, stack.enter_context(handed_down(launch, roots)))
         process, status, succeeded = os.getpid(), 1, False
+
+        def finish(status: int, succeeded: bool) -> int:
+            trained = activation.topk.ledger.optimizer_steps or activation.of_children()
+            mistaken = status == USAGE_STATUS and not trained
+            error = activation.close(succeeded, verdict=not mistaken)
+            if outer is not None and trained:
+                outer.tell(activation.report(error))
+            return status if error is None else exit_status_of(error)
+
+        def leave(status: int) -> int:
+            with stack:
+                return finish(status, status == 0)
+
+        activation.finish = leave
         activation.start()
         try:
             status, succeeded = execute(start)
         finally:  # Ctrl-C passes through, with its verdict
-            error = None
             if os.getpid() == process:  # a forked child that came back here has no say
-                trained = activation.topk.ledger.optimizer_steps or activation.of_children()
-                mistaken = status == USAGE_STATUS and not trained
-                error = activation.close(succeeded, verdict=not mistaken)
-                if outer is not None and trained:
-                    outer.tell(activation.report(error))
-    return status if error is None else exit_status_of(error)
+                status = finish(status, succeeded)
+    return status

@@ -218,8 +218,8 @@ class Monitor:
         self._write()
         self._probe.stop()
         error = self._verdict(succeeded, children) if verdict else None
-        if succeeded and self.topk.hook_errors:  # the script swallowed it
-            error = self.topk.hook_errors[0]
+        if succeeded:  # the script swallowed it
+            error = next(iter(self.topk.hook_errors), self.topk.ledger.failure) or error
         of_children = (child.error for child in children if succeeded or child.fatal)
         return error or next(filter(None, of_children), None)
 
@@ -279,7 +279,7 @@ def _of_children(children: Sequence[ChildReport]) -> str:
     if len(ended) < len(children):
         parts.append(
             f"{count(len(children) - len(ended), 'process')} with optimizer steps left no verdict "
-            "(ended from outside or by os._exit, or still running)"
+            "(ended from outside, or still running)"
         )
     return "; ".join(parts)
 

@@ -51,6 +51,8 @@ def lines_of(
         )
     if report.direction == "undecided":
         yield "the loss never told the direction; is it saturated, without a gradient?"
+    if training.left:
+        yield training.left
     own = training.vote.of_critic
     if not training.vote.is_auto and own not in ("unread", report.direction):
         yield (

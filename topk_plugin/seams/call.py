@@ -183,11 +183,11 @@ class CallSeam:
     # --- for wrappers ---------------------------------------------------------------------------
 
     def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
-        """Put a wrapper around a function of a module or class."""
+        """Put ``wrapper`` around the function ``name`` of ``owner``, a module or class."""
         self.log.wrap(owner, name, functools.partial(wrapper, self))
 
     def wrap_overrides(self, cls: type, name: str, wrapper: Wrapper) -> None:
-        """Put a wrapper around a method wherever the classes of ``cls``'s MRO define it."""
+        """Put ``wrapper`` around the method ``name`` wherever ``cls``'s MRO defines it."""
         for owner in cls.__mro__:
             if name in vars(owner) and not self.log.holds(owner, name):
                 self.wrap(owner, name, wrapper)
@@ -278,7 +278,10 @@ def scores_argument(name: str, position: int = 0) -> Wrapper:
 
     Args:
         name: of that argument.
-        position: of it where an override names it differently; ``self`` does not count.
+        position: of it where an override names it differently, from 0; ``self`` does not count.
+
+    Raises:
+        UnsupportedUpstream: when a loss is called that has no such argument.
     """
 
     def wrapper(

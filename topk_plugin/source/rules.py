@@ -38,17 +38,17 @@ class Place:
 class Enclose:
     """Put a call around a call: ``D(x)`` becomes ``topk(D(x))``."""
 
-    place: Place
-    by: str = "topk"
+    place: Place  # of the inner call
+    by: str = "topk"  # the function that is called with it
 
 
 @dataclass(frozen=True)
 class Insert:
     """Put one line before or after a statement, or first or last into a loop or function."""
 
-    place: Place
-    code: str
-    where: Literal["before", "after", "first", "last"] = "after"
+    place: Place  # of the statement, loop or function
+    code: str  # the line
+    where: Literal["before", "after", "first", "last"] = "after"  # of it, or in it
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Replace:
     ``by`` for the one found. It may be an import statement as well.
     """
 
-    file: str
+    file: str  # as in Place
     find: str
     by: str
     scope: str | None = None  # None: the whole file
@@ -69,7 +69,7 @@ class Replace:
 class Argument:
     """Add a keyword argument to every call of ``call`` that has none of that name."""
 
-    file: str
+    file: str  # as in Place
     call: str
     code: str  # "weights_only=False"
     scope: str | None = None  # None: the whole file
@@ -109,7 +109,7 @@ class Patch:
         return sorted({rule.place.file for rule in self.topk_places})
 
     def fits(self, base: Path) -> bool:
-        """Whether a folder has the files."""
+        """Whether the folder ``base`` has the files."""
         return all((base / name).is_file() for name in self.files)
 
     def is_known(self, base: Path) -> bool:
