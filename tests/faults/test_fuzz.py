@@ -1,6 +1,7 @@
 """Outputs of critics and settings of every kind against a naive oracle: what is kept, what refused.
 
-``TOPK_FUZZ=10000 pytest tests/faults/test_fuzz.py`` tries as many of each.
+``TOPK_FUZZ=10000 pytest -n 0 -o faulthandler_timeout=0 tests/faults/test_fuzz.py`` tries as many of
+each; a few minutes are more than pytest gives a test otherwise.
 """
 
 from __future__ import annotations
