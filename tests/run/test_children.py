@@ -457,7 +457,13 @@ def test_a_child_whose_launcher_has_ended_says_its_error_itself(tmp_path, monkey
     reports = tmp_path / "reports"
     reports.mkdir()
     told = {"config": {"gamma": 0.5}, "critic": ["gan:Critic"], "adapter": None, "force": False}
-    told |= {"log": None, "roots": [], "reports": str(reports), "launcher": os.getpid()}
+    told |= {
+        "log": None,
+        "tensorboard": None,
+        "roots": [],
+        "reports": str(reports),
+        "launcher": os.getpid(),
+    }
     monkeypatch.setenv("TOPK_ACTIVATION", json.dumps(told))  # as os.exec leaves it
     activation.inherit()
     try:
