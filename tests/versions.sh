@@ -24,8 +24,9 @@ for version in "$@"; do
     (
         cd "$root"
         "$work/$version/bin/pytest" -q -rfEs -p no:cacheprovider -n "${WORKERS:-auto}" \
-            tests/core tests/loop tests/plugins tests/seams tests/finding tests/check tests/run \
-            tests/test_topk.py tests/test_config.py tests/test_monkeypatch.py tests/test_scripts.py
+            tests/core tests/scope tests/loop tests/plugins tests/seams tests/finding tests/check \
+            tests/run tests/faults tests/test_topk.py tests/test_config.py \
+            tests/test_monkeypatch.py tests/test_scripts.py
     )
     rm -rf "${work:?}/$version"
 done

@@ -245,11 +245,11 @@ def _require_direction(training: Training, what: str, batch: int) -> None:
 def _batch_of(heads: list[Tensor]) -> int:
     """The batch size of a critic output whose input is not known."""
     # an average beside the scores may be one of them where the batch is one sample
-    rows = next((head.shape[0] for head in heads if head.dim()), None)
-    if rows is None:
+    rows = [head.shape[0] for head in heads if head.dim()]
+    if not rows:
         raise ScoreShapeError(
             "the critic's score has shape (): it is averaged inside the critic, or squeezed "
             "from a batch of one; expected one score per sample. Give top-k the scores before "
             "the mean, and squeeze one dimension by name (squeeze(1))."
         )
-    return rows
+    return rows[0]
