@@ -236,6 +236,18 @@ def test_a_patched_script_under_topk_run_is_refused_by_its_own_flag(topk, tmp_pa
     assert "found top-k switched on twice" in done.err
 
 
+def test_forks_of_a_patched_script_have_no_verdict(topk, plugin, tmp_path):
+    """Workers of a DataLoader are forks that leave by os._exit."""
+    flags = "import argparse, os\nfrom topk_plugin.script import topk\n"
+    flags += "parser = argparse.ArgumentParser()\ntopk.add_arguments(parser)\n"
+    flags += "topk.start(parser.parse_args(), 'toy')\n"
+    flags += "if not os.fork():\n    os._exit(7)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    (tmp_path / "flags.py").write_text(flags)
+    done = launched.run(tmp_path, ["flags.py", "--topk"], plain=True, path=[str(plugin)])
+    assert (done.status, done.out) == (0, "7\n"), done.err
+    assert done.err.count("verdict") == 1
+
+
 def test_without_top_k_the_lines_do_nothing(topk):
     done = topk(*TOY, "--no-enabled", "--", "main.py")
     assert done == (0, "", "")

@@ -92,6 +92,7 @@ class Activation:
         self.reports = reports
         self.finish = self._finish  # told of the exit status where the script leaves by os._exit
         self._stay = lambda: None
+        self._process = 0  # in which it was switched on
         self._name = ""  # of its report
 
     def start(self) -> None:
@@ -110,6 +111,7 @@ class Activation:
         listen(self.topk.ledger)
         self.topk.ledger.whole_process = True
         running.append(self)
+        self._process = os.getpid()
         self._stay = before_leaving(self._leaving)
         if self.reports is not None:
             children.follow(self)
@@ -133,6 +135,8 @@ class Activation:
         if self.monitor.child:
             self.end(succeeded=status == 0)
             return status  # its launcher is told of an error
+        if os.getpid() != self._process:
+            return status  # a fork, such as a DataLoader's worker, of which nobody was told
         return self.finish(status)
 
     def _finish(self, status: int) -> int:
