@@ -182,9 +182,12 @@ def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
     assert compare(*METRICS, "--nu", "0.75", seeds=1) == 2
     assert "is the trial of another command" in capsys.readouterr().err
     Path("mine").mkdir()
+    Path("mine/.lock").touch()  # of one that was killed before it began
     Path("mine/thesis.txt").touch()
     assert main(["compare", "--out", "mine", *SCRIPT]) == 2
     assert "holds files and no trial" in capsys.readouterr().err
+    Path("mine/thesis.txt").unlink()
+    assert main(["compare", "--seeds", "1", "--out", "mine", *SCRIPT]) == 0
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from topk_plugin.extras import needed
 from topk_plugin.trial.arms import PLAIN, Arm
 
 TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
+PARTIAL, LOCK = ".partial", ".lock"  # all that a process leaves that was killed before it began
 LAST_LINES = 12
 """Of what a failed script printed, as many are shown."""
 
@@ -121,14 +122,15 @@ def opened(trial: Trial) -> Iterator[None]:
         RunError: another process trains there.
     """
     file = trial.folder / TRIAL
-    if trial.folder.exists() and not file.exists() and any(trial.folder.iterdir()):
+    begun = {LOCK, f"{TRIAL}{PARTIAL}"}
+    if not file.exists() and any(one.name not in begun for one in _listed(trial.folder)):
         raise ConfigError(
             f"--out: {trial.folder} holds files and no trial; expected "
             "a trial, or an empty folder: choose another one"
         )
     trial.folder.mkdir(parents=True, exist_ok=True)
     filelock = needed("filelock", "trials")
-    lock = filelock.FileLock(trial.folder / ".lock")
+    lock = filelock.FileLock(trial.folder / LOCK)
     try:
         lock.acquire(timeout=5)
     except filelock.Timeout:
@@ -152,6 +154,10 @@ def opened(trial: Trial) -> Iterator[None]:
         else:
             _write(file, saved)
         yield
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def threads_of(folder: Path) -> int | None:
@@ -228,6 +234,6 @@ def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     """So that the file is whole at any time."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)
