@@ -56,3 +56,5 @@ def test_why_no_row_was_dropped():
     _, said = verdict(steps=3, every=4)
     assert said == "k never decayed: pass an --every below 4"
     assert len(verdict(steps=3, every=2)) == 1
+    with pytest.warns(UserWarning, match="could never fall"):  # which says it all
+        assert len(verdict(steps=3, ends=1, rows=1)) == 1

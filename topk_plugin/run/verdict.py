@@ -44,7 +44,7 @@ def lines_of(
     )
     yield from _of_epochs(training, tracker)
     whole = report.last_k == report.last_batch and not report.dropped - dropped
-    if gated and whole and ended and progress.fraction < 1:
+    if gated and whole and ended and progress.fraction < 1 and training.can_drop:
         yield (
             "no row was dropped: k is B until an epoch ends, and none ended before the last "
             f"generator step. Train for more epochs, or pass {_sooner(tracker)}"
