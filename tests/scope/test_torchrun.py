@@ -76,6 +76,16 @@ def test_nothing_named_and_topk_run_inside_torchrun(tmp_path):
     assert "ACTIVE: found critic __main__:Critic" in done.err
 
 
+@fsdp2
+@pytest.mark.parametrize("way", ["fsdp2", "undetached, fsdp2, nested"])
+def test_a_sharded_critic_that_nobody_named(tmp_path, way):
+    expected = by_hand(tmp_path, way, "5,3")
+    done = run(tmp_path, ["run", *SETTINGS, "--", SCRIPT, way, "5,3", "fork"])
+    assert done.status == 0, done.err
+    assert (weights(tmp_path) - expected).abs().max() <= 1e-12
+    assert "ACTIVE: found critic " in done.err
+
+
 def _finished(command: list[str], folder: Path) -> tuple[int, str, str]:
     done = subprocess.run(
         command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200

@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 
 from topk_plugin.compat import tree_leaves
 from topk_plugin.core.ranking import resembles_score
+from topk_plugin.core.sharded import owner_of
 from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership
@@ -173,8 +174,9 @@ class Calls:
         table = self.owners.table
 
         def accepts(node: Node) -> bool:
-            owners = table.get(id(getattr(node, "variable", None)), frozenset[int]())
-            return bool(owners - own.optimizers)
+            leaf = getattr(node, "variable", None)
+            owner = None if leaf is None else owner_of(leaf)
+            return bool(table.get(id(owner), frozenset[int]()) - own.optimizers)
 
         sources: list[Tensor] = []
         nearest, upstream = None, frozenset[int]()

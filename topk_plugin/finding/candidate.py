@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.ledger import Arrival, StepLedger
 from topk_plugin.core.parameters import GRADIENT
+from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import GeneratorStepUnknown
@@ -154,7 +155,7 @@ class Candidate:
                 choice = nothing_dropped(choice)
             self.ledger.arrive(
                 Arrival(
-                    choice, batch, made.nearest.variable, made.upstream - ids, ids, known, task,
+                    choice, batch, owner_of(made.nearest.variable), made.upstream - ids, ids, known, task,
                     box, False, training, frozen, lambda: None,
                 )
             )  # fmt: skip

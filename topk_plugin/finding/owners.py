@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topk_plugin.core.parameters import Owned, owned_by
+from topk_plugin.core.sharded import owner_of
 
 
 class Ownership(NamedTuple):
@@ -71,7 +72,8 @@ class Owners:
         table = self.table
         known = self._modules.get(module)
         if known is None or known[0] is not table:
-            parameters = frozenset(map(id, module.parameters()))
+            # of a network that FSDP2 shards they are whole ones while it computes
+            parameters = frozenset(id(owner_of(p)) for p in module.parameters())
             sets = {table[parameter] for parameter in parameters if parameter in table}
             own = Ownership(parameters, frozenset[int]().union(*sets), len(sets) == 1)
             known = self._modules[module] = table, own
