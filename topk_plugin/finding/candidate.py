@@ -155,8 +155,8 @@ class Candidate:
                 choice = nothing_dropped(choice)
             self.ledger.arrive(
                 Arrival(
-                    choice, batch, owner_of(made.nearest.variable), made.upstream - ids, ids, known, task,
-                    box, False, training, frozen, lambda: None,
+                    choice, batch, owner_of(made.nearest.variable), made.upstream - ids, ids,
+                    known, task, box, False, training, frozen, lambda: None,
                 )
             )  # fmt: skip
 
