@@ -158,8 +158,8 @@ class Calls:
             return
 
         def accepts(node: Node) -> bool:
-            leaf = id(getattr(node, "variable", None))
-            return leaf in self.owners.table and leaf not in own.parameters
+            owner = _owner(node)
+            return owner in self.owners.table and owner not in own.parameters
 
         ledger = self.topk.ledger
         made = any(parameters_upstream(one, accepts, ledger, False)[0] for one in tensors)
@@ -174,9 +174,7 @@ class Calls:
         table = self.owners.table
 
         def accepts(node: Node) -> bool:
-            leaf = getattr(node, "variable", None)
-            owner = None if leaf is None else owner_of(leaf)
-            return bool(table.get(id(owner), frozenset[int]()) - own.optimizers)
+            return bool(table.get(_owner(node), frozenset[int]()) - own.optimizers)
 
         sources: list[Tensor] = []
         nearest, upstream = None, frozenset[int]()
@@ -194,3 +192,9 @@ class Calls:
         if nearest is None:
             return None
         return Made(sources, [tensor.grad_fn for tensor in sources], nearest, upstream, accepts)
+
+
+def _owner(node: Node) -> int:
+    """The id of what an optimizer owns, of a gradient's accumulator; 0 for any other node."""
+    leaf = getattr(node, "variable", None)
+    return 0 if leaf is None else id(owner_of(leaf))
