@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from topk_plugin.errors import ConfigError, ResumeMismatch
+from topk_plugin.reference import study
 from topk_plugin.reference.mixture.draws import CHUNK, draw, initial_weights, latents
 from topk_plugin.reference.mixture.modes import grid_modes, mode_coverage, nearest_mode
 from topk_plugin.reference.mixture.settings import Settings
@@ -351,6 +352,41 @@ def test_arms_part_when_k_falls_below_the_batch():
     assert all(same(weights(training, a), weights(training, b)) for a, b in pairs)
     training.advance(SMALL.decay_every + 1)
     assert not any(same(weights(training, a), weights(training, b)) for a, b in pairs)
+
+
+def test_schedules_keep_what_their_formula_says():
+    settings = dataclasses.replace(SMALL, iterations=14, decay_every=1, gamma=0.9, nu=0.5)
+    arms = ["top-k", "restore-5-15", "restore-15-25"]
+    training = trained(settings, [Member(25, arm, 0) for arm in arms], until=0)
+    kept: dict[str, list[int]] = {arm: [] for arm in arms}
+    for iteration in range(14):
+        training.advance(iteration + 1)
+        for arm in arms:
+            kept[arm].append(training.topk[arm].k(100))
+    fallen = [max(0.9**epoch, 0.5) for epoch in range(1, 15)]
+    assert kept["top-k"] == [math.floor(100 * part + 1e-9) for part in fallen]
+    low = 0.95**5  # then in ten equal steps to the whole batch
+    back = [
+        0.95**epoch if epoch <= 5 else low + (1 - low) * (epoch - 5) / 10 for epoch in range(1, 15)
+    ]
+    assert kept["restore-5-15"] == [math.floor(100 * part + 1e-9) for part in back]
+    assert kept["restore-15-25"] == [math.floor(100 * 0.99**epoch + 1e-9) for epoch in range(1, 15)]
+
+
+def test_the_study_trains_a_variant_without_and_with_top_k():
+    settings = dataclasses.replace(SMALL, iterations=24, decay_every=3)
+    members = [Member(25, arm, 0) for arm in ("tanh", "top-k+tanh", "ReLU", "top-k+ReLU")]
+    assert study.stacks(settings, members, CPU, 1) == [members[:2], members[2:]]
+    training = study.Training(settings, members[:2], CPU)
+    training.advance(24)
+    rows = training.measure()
+    assert [(row["arm"], row["kind"]) for row in rows] == [
+        ("tanh", "score"), ("top-k+tanh", "score"), ("top-k+tanh", "topk"),
+    ]  # fmt: skip
+    assert rows[-1]["dropped"] > 0
+    for member, arm in zip(training.members, ("gan", "top-k"), strict=True):
+        alone = trained(dataclasses.replace(settings, activation="tanh"), [Member(25, arm, 0)])
+        assert distance(weights(training, member), weights(alone, alone.members[0])) < 1e-4
 
 
 def test_the_scores_of_one_member_do_not_concern_another():

@@ -21,10 +21,15 @@ def add_parsers(commands: Any) -> None:
         description="Train what a result of the paper needs, with and without top-k from the same "
         "seeds, and show it beside the paper's numbers. A run that was stopped goes on where it "
         "was.",
-        usage="topk reproduce table1|…|table5|figure2|figure3|figure4|neurips [options]",
+        usage="topk reproduce table1|…|table5|figure2|figure3|figure4|neurips|schedules|study "
+        "[options]",
         allow_abbrev=False,
     )
-    reproduction.add_argument("result", help="table1 to table5, figure2 to figure4, or neurips")
+    reproduction.add_argument(
+        "result",
+        help="table1 to table5, figure2 to figure4, or neurips; schedules: Table 1 with k that "
+        "goes back; study: under the settings that the paper leaves open",
+    )
     reproduction.add_argument(
         "--preset",
         default="smoke",

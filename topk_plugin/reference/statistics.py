@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from topk_plugin.pairs import Summary, decimals, paired_difference, summary, with_interval
+from topk_plugin.reference.experiments import SCHEDULES
 from topk_plugin.reference.models import ARMS
 from topk_plugin.reference.runs.records import Member
 
@@ -96,4 +97,4 @@ def without_topk(arm: str) -> str:
     """The baseline of a top-k arm, which several may have; a baseline itself."""
     if arm in ARMS:
         return ARMS[arm].model
-    return "gan" if arm == "top-k" else arm.removeprefix("top-k+")
+    return "gan" if arm in SCHEDULES else arm.removeprefix("top-k+")

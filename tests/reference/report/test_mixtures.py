@@ -13,6 +13,7 @@ from report_folders import (
     drawing,
     probe,
     proof,
+    score,
     table1,
     tables,
     text,
@@ -188,7 +189,8 @@ def test_the_study_puts_the_variant_nearest_to_the_papers_baseline_first():
 
 
 def test_the_paper_s_numbers_and_the_study_s_variants():
-    assert list(EXPERIMENTS["study"].arms) == list(VARIANTS)
+    assert [*EXPERIMENTS["study"].arms[::2]] == [*VARIANTS]
+    assert [*EXPERIMENTS["study"].arms[1::2]] == [f"top-k+{name}" for name in VARIANTS]
     table1, table2 = EXPERIMENTS["table1"].paper, EXPERIMENTS["table2"].paper
     assert len(table1) == 12
     assert table1["high_quality", 64, "top-k"] == 81.8
@@ -196,3 +198,66 @@ def test_the_paper_s_numbers_and_the_study_s_variants():
     assert len(table2) == 15
     assert table2["trapezoid", 5, "top-k+meg"] == 0.561
     assert table2["trapezoid", 7, "bigan"] == 0.347
+
+
+def scheduled():
+    """Rows of three arms and seeds; the restored arm leads, the paper's schedule falls behind."""
+    rows = []
+    for seed in range(3):
+        for arm, end in (
+            ("gan", GAN[seed]),
+            ("top-k", GAN[seed] - 5),
+            ("restore-10-20", TOPK[seed]),
+        ):
+            rows += [score(25, arm, seed, end / 2, iteration=50), score(25, arm, seed, end)]
+            if arm != "gan":
+                rows.append(proof(25, arm, seed))
+    return rows
+
+
+def test_schedules_by_hand(tmp_path):
+    folder = write(tmp_path / "run", "schedules", scheduled())
+    quality, modes, lead, _, work = tables(folder)
+    assert quality.rows == [
+        ["GAN", "80.0 ± 1.0", "-", "-", "-", "85.6"],
+        ["top-k GAN", "75.0 ± 1.0", "-5.0 [-5.0, -5.0]", "-", "0 of 3", "95.5"],
+        ["gamma 0.95, restored 10:20", "83.0 ± 1.0", "+3.0 [+0.5, +5.5]", "+8.0 [+5.5, +10.5]",
+         "3 of 3", "-"],
+    ]  # fmt: skip
+    assert [line[3] for line in modes.rows] == ["-", "-", "+0.0 [+0.0, +0.0]"]
+    assert lead.columns == ["arm", "50", "100"]
+    assert lead.rows[0] == ["GAN", "40.0 ± 0.5", "80.0 ± 1.0"]
+    assert lead.rows[2] == ["gamma 0.95, restored 10:20", "+1.5 [+0.3, +2.7]", "+3.0 [+0.5, +5.5]"]
+    assert [line[1] for line in work.rows] == ["top-k GAN", "gamma 0.95, restored 10:20"]
+    found = text(folder)
+    assert "- top-k GAN: it ends behind the GAN in high-quality samples (-5.0 [-5.0, -5.0]" in found
+    assert "- gamma 0.95, restored 10:20: it ends ahead of the GAN in" in found
+
+
+def test_a_schedule_whose_interval_holds_zero_is_left_open(tmp_path):
+    rows = [row for row in scheduled() if row["seed"] < 2]
+    found = text(write(tmp_path / "run", "schedules", rows))
+    assert (
+        "restored 10:20: whether it ends ahead of the GAN in high-quality samples is open" in found
+    )
+
+
+def test_a_table_over_training_has_few_columns_and_the_last_iteration(tmp_path):
+    rows = [score(25, arm, 0, 1.0, iteration=i, iterations=37) for arm in ("gan", "restore-5-15")
+            for i in range(1, 38)]  # fmt: skip
+    lead = tables(write(tmp_path / "run", "schedules", rows))[2]
+    assert lead.columns == ["arm", *(str(i) for i in range(1, 38, 4))]
+
+
+def test_the_study_compares_its_variants_without_and_with_top_k(tmp_path):
+    rows = []
+    for seed in range(3):
+        for arm, values in (("tanh", GAN), ("top-k+tanh", TOPK), ("ReLU", TOPK)):
+            rows.append(score(25, arm, seed, values[seed]))
+        rows.append(proof(25, "top-k+tanh", seed))
+    run = report.read_run(write(tmp_path / "run", "study", rows))
+    found = [*mixtures.study(run, EXPERIMENTS["study"].paper)]
+    variants, quality, _, _ = (block for block in found if isinstance(block, report.Table))
+    assert [line[0] for line in variants.rows] == ["paper", "ReLU", "tanh"]
+    assert quality.columns[1:3] == ["tanh", "top-k+tanh"]
+    assert quality.rows[0][:4] == ["25", "80.0 ± 1.0", "83.0 ± 1.0", "+3.0 [+0.5, +5.5]"]

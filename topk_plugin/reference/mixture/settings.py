@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from topk_plugin.reference.experiments import SCHEDULES
 from topk_plugin.reference.networks.stacked import ACTIVATIONS
 from topk_plugin.reference.settings import is_number, require
 
 PRIORS = ("normal", "uniform")
-ARMS: dict[str, bool] = {"gan": False, "top-k": True}
-"""Arms, and whether top-k is on in them."""
+ARMS: dict[str, Mapping[str, Any]] = {"gan": {"enabled": False}, **SCHEDULES}
+"""Arms, and what their TopK has that is not the run's."""
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,7 @@ class Training:
             self.arms[arm] = slice(of_arm[0], of_arm[-1] + 1)
         self.topk = {
             arm: TopK(
-                enabled=ARMS[arm],
-                gamma=settings.gamma,
-                nu=settings.nu,
+                **{"gamma": settings.gamma, "nu": settings.nu, **ARMS[arm]},
                 hooks=[WithinMembers(settings.batch)],
             )
             for arm in self.arms
@@ -131,8 +129,8 @@ class Training:
             else:
                 self._step()
             self.iteration += 1
-            for arm, topk in self.topk.items():
-                if ARMS[arm]:
+            for topk in self.topk.values():
+                if topk.config.enabled:
                     topk.step()  # a replayed graph runs no Python, so nothing else counts it
                 if self.iteration % self.settings.decay_every == 0:
                     topk.end_epoch()
@@ -215,7 +213,7 @@ class Training:
                 finite = points[points.isfinite().all(dim=1)]
                 shown = [[round(x, 4), round(y, 4)] for x, y in finite[:2000].tolist()]
                 rows.append(self._row(member, "samples") | {"points": shown})
-            if ARMS[member.arm]:
+            if self.topk[member.arm].config.enabled:
                 rows.append(self._row(member, "topk") | self._proof(member.arm))
         return rows
 

@@ -25,6 +25,10 @@ ARMS = {
     },
     **{n: f"gamma {arm.gamma:g}" for n, arm in models.ARMS.items() if arm.gamma is not None},
     **{n: f"nu {arm.nu:g}" for n, arm in models.ARMS.items() if arm.nu is not None},
+    "restore-5-15": "gamma 0.95, restored 5:15",
+    "restore-10-20": "gamma 0.95, restored 10:20",
+    "restore-30-40": "gamma 0.95, restored 30:40",
+    "restore-15-25": "gamma 0.99, restored 15:25",
     "critic": "top-k on the critic (D)",
     "both": "top-k on both (G & D)",
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "oDs^vP"
-LINES = ("--", "-")  # in turns, as baseline and top-k come
+LINES = ("--", "-")  # a baseline, and top-k
 INK = "0.35"
 
 Series = Mapping[tuple[Member, int], float]
@@ -50,7 +50,8 @@ def curves_figure(panels: Mapping[str, Series], cell_name: str) -> Figure:
                 if not curve:
                     continue
                 style = {"color": COLORS[number % len(COLORS)], "label": _label(arm, members)}
-                _draw_curve(panel, curve, LINES[number % 2], MARKERS[number % len(MARKERS)], style)
+                line = LINES[arm != without_topk(arm)]
+                _draw_curve(panel, curve, line, MARKERS[number % len(MARKERS)], style)
             panel.xaxis.set_major_locator(MaxNLocator(5 if len(cells) < 4 else 3))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     for cell, panel in zip(cells, axes[0], strict=True):

@@ -28,8 +28,16 @@ from topk_plugin.reference.report.mixture_figures import (
     movement_figure,
     samples_figure,
 )
+from topk_plugin.reference.report.schedules import schedules
 from topk_plugin.reference.runs.records import Row
-from topk_plugin.reference.statistics import Paper, Summary, compare, decimals, with_interval
+from topk_plugin.reference.statistics import (
+    Paper,
+    Summary,
+    compare,
+    decimals,
+    with_interval,
+    without_topk,
+)
 
 
 def movement_table(
@@ -50,6 +58,11 @@ def movement_table(
         points.append(differences.get(number))
         body.append([name, *(with_interval(p, digits) if p else "-" for p in points), seeds])
     return Table(title, ["distance (std)", *updates, "top-k - bottom-k", "seeds"], body)
+
+
+def mixtures(run: Run, paper: Paper) -> Iterator[Block]:
+    """What is reported of GANs on mixtures: Table 1's pair of arms, or several schedules."""
+    return table1(run, paper) if {*run.arms} <= {"gan", "top-k"} else schedules(run, paper)
 
 
 def table1(run: Run, paper: Paper) -> Iterator[Block]:
@@ -79,14 +92,23 @@ def table1(run: Run, paper: Paper) -> Iterator[Block]:
 
 
 def study(run: Run, paper: Paper) -> Iterator[Block]:
-    """Variants of the baseline, by how near they are to the paper's."""
+    """Variants of the baseline, by how near they are to the paper's, and top-k under each."""
     final = counted(run)[1]
-    yield study_table(of_kind(final, "score"), run.cells, paper)
+    gated = [arm for arm in run.arms if without_topk(arm) != arm]
+    plain = [row for row in of_kind(final, "score") if row["arm"] not in gated]
+    yield study_table(plain, run.cells, paper)
     yield (
         "Percent of high-quality samples and of modes recovered, by number of modes; means over "
         "seeds. Distance: the mean over a row's numbers of how far they are from the "
         "paper's baseline, in percentage points. The variant that is nearest is the default."
     )
+    if gated:
+        arms = [arm for pair in gated for arm in (without_topk(pair), pair)]
+        for name in ("high_quality", "modes"):
+            label, digits = METRICS[name]
+            compared = compare(at_the_end(series(final, name)), run.cells, arms, name, paper)
+            yield comparison_table(label, compared, "modes", digits)
+        yield from proof(run, final)
 
 
 def study_table(rows: Sequence[Row], cells: Sequence[int], paper: Paper) -> Table:

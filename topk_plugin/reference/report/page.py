@@ -15,7 +15,7 @@ from topk_plugin.reference.report.arms import named, span
 from topk_plugin.reference.report.blocks import Block, Drawing, Table, listed
 from topk_plugin.reference.report.distances import models_of_images
 from topk_plugin.reference.report.folder import PRESETS, Run, left_out, read_run
-from topk_plugin.reference.report.mixtures import probe, study, table1
+from topk_plugin.reference.report.mixtures import mixtures, probe, study
 from topk_plugin.reference.statistics import Paper
 
 
@@ -91,7 +91,7 @@ def _images(run: Run, paper: Paper) -> Iterator[Block]:
 
 
 SECTIONS: dict[str, Callable[[Run, Paper], Iterator[Block]]] = {
-    "mixture": table1,
+    "mixture": mixtures,
     "study": study,
     "probe": probe,
     "anomaly": table2,
