@@ -29,7 +29,8 @@ def weights(out: Path, arm: str, steps: int) -> dict[str, torch.Tensor]:
     """Of both networks and both optimizers, from mimicry's own checkpoints."""
     tensors = {}
     for net in ("netG", "netD"):
-        file = out / arm / "checkpoints" / net / f"{net}_{steps}_steps.pth"
+        folder = out / "runs" / arm / "seed-0" / "out" / "checkpoints" / net
+        file = folder / f"{net}_{steps}_steps.pth"
         checkpoint = torch.load(file, weights_only=True)
         for name, tensor in checkpoint["model_state_dict"].items():
             tensors[f"{net}.{name}"] = tensor
@@ -39,7 +40,8 @@ def weights(out: Path, arm: str, steps: int) -> dict[str, torch.Tensor]:
 
 
 def log_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "topk.jsonl").read_text().splitlines()]
+    log = out / "runs" / "top-k" / "seed-0" / "topk.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def lines_with(text: str, *parts: str) -> list[str]:
@@ -54,7 +56,7 @@ def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
     assert demo.run_demo(tmp_path, steps, arguments=TINY) == 0
 
     output = capsys.readouterr().out
-    [active] = lines_with(output, "top-k ACTIVE")
+    [active] = lines_with(output, "] top-k ACTIVE")
     assert active.startswith("[top-k] ")
     assert f"k {BATCH} of {BATCH}" in active
     [verdict] = lines_with(output, "top-k verdict", f"{steps} generator steps")
@@ -62,8 +64,12 @@ def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
     for arm in ("plain", "top-k"):
         assert len(lines_with(output, f"[{arm}] ", "Global Step")) == steps  # progress
         assert lines_with(output, f"[{arm}] ", "Training Ended")
-        assert imread(tmp_path / arm / "samples.png").shape[:2] == (274, 274)  # 8 x (32 + 2) + 2
+        folder = tmp_path / "runs" / arm / "seed-0" / "out"
+        assert imread(folder / "samples.png").shape[:2] == (274, 274)  # 8 x (32 + 2) + 2
+        assert len([*(folder / "samples").iterdir()]) == 1000
 
+    assert "each difference is exactly 0: top-k changed nothing" in output
+    assert (tmp_path / "report.md").read_text() in output
     for name in ("samples.png", "topk.png"):
         pixels = imread(tmp_path / name)
         assert pixels.shape[0] >= 400
@@ -83,19 +89,20 @@ def test_first_epoch_writes_everything_and_changes_no_bit(tmp_path, capsys):
 @pytest.mark.slow
 @needs_mimicry
 def test_second_epoch_keeps_fewer_rows_and_an_earlier_demo_is_not_resumed(tmp_path, capsys):
-    demo._claim(tmp_path, ())
+    (tmp_path / "trial.json").write_text(json.dumps({"script": [str(demo.SCRIPT)], "flags": []}))
     for arm in ("plain", "top-k"):  # what an earlier demo left: mimicry would refuse or resume it
-        (tmp_path / arm).mkdir()
-        (tmp_path / arm / "params.json").write_text('{"num_steps": 2}')
+        folder = tmp_path / "runs" / arm / "seed-0" / "out"
+        folder.mkdir(parents=True)
+        (folder / "params.json").write_text('{"num_steps": 2}')
         for net in ("netG", "netD"):
-            file = tmp_path / arm / "checkpoints" / net / f"{net}_2_steps.pth"
+            file = folder / "checkpoints" / net / f"{net}_2_steps.pth"
             file.parent.mkdir(parents=True)
             file.touch()
 
     steps = STEPS_PER_EPOCH + 3
     assert demo.run_demo(tmp_path, steps, gamma=0.5, arguments=TINY) == 0
     fresh = lines_with(capsys.readouterr().out, "Starting training from global step 0")
-    assert [line.split()[0] for line in fresh] == ["[plain]", "[top-k]"]
+    assert sorted(line.split()[0] for line in fresh) == ["[plain]", "[top-k]"]
 
     records = log_of(tmp_path)
     assert [row["k"] for row in records] == [BATCH] * STEPS_PER_EPOCH + [BATCH // 2] * 3
@@ -114,6 +121,7 @@ def test_script_knows_nothing_of_topk():
 
 def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "NEEDED", ("matplotlib",))
+    monkeypatch.setattr(demo, "distances", lambda features: ("distance", None))
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit(7)\n")
     monkeypatch.setattr(demo, "SCRIPT", script)
@@ -121,18 +129,37 @@ def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
     assert "plain arm failed with exit status 7" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["top-k/thesis.txt", "samples.png", "topk.jsonl"])
+@pytest.mark.parametrize("name", ["runs/top-k/thesis.txt", "samples.png", "notes.txt"])
 def test_what_no_demo_made_is_refused_and_left_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "NEEDED", ())
-    mine = tmp_path / name
-    mine.parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(demo, "distances", lambda features: ("distance", None))
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
     mine.write_text("chapter 1")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match=f"{name.partition('/')[0]} is there and no demo made it"):
-        demo.run_demo(tmp_path)
+    known = name.partition("/")[0] in demo.MADE
+    why = "is there and no demo made it" if known else "holds files and no trial"
+    with pytest.raises(ConfigError, match=why):
+        demo.run_demo(tmp_path / "out")
     assert mine.read_text() == "chapter 1"
     with pytest.raises(ConfigError, match="notes.txt is no folder"):
         demo.run_demo(tmp_path / "notes.txt")
+
+
+def test_the_trial_of_another_script_is_no_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "NEEDED", ())
+    (tmp_path / "trial.json").write_text(json.dumps({"script": ["train.py"], "flags": []}))
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match="no demo made it"):
+        demo.run_demo(tmp_path)
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_the_settings_around_it_are_not_the_demos(monkeypatch):
+    monkeypatch.setenv("TOPK_GAMMA", "0.1")
+    with demo._environment():
+        assert "TOPK_GAMMA" not in demo.os.environ
+    assert demo.os.environ["TOPK_GAMMA"] == "0.1"
 
 
 @pytest.mark.parametrize("name", demo.NEEDED)
@@ -148,6 +175,7 @@ def test_missing_package_names_the_install_line(name, tmp_path, monkeypatch):
     )
 
 
-def test_no_steps_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="steps is 0"):
-        demo.run_demo(tmp_path, steps=0)
+@pytest.mark.parametrize("what", ["steps", "seeds"])
+def test_none_of_them_is_a_config_error(tmp_path, what):
+    with pytest.raises(ConfigError, match=f"{what} is 0"):
+        demo.run_demo(tmp_path, **{what: 0})

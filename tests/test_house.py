@@ -37,9 +37,10 @@ ROOMS = {
     "check": "run seams core topk hooks monkeypatch streams compat errors",
     "script": "run seams config errors",
     "extras": "errors",
+    "files": "errors",
     "pairs": "extras",
-    "reference": "extras pairs errors",
-    "trial": "reference extras pairs config errors",
+    "reference": "extras files pairs errors",
+    "trial": "reference extras files pairs config streams errors",
     "demo": "trial errors",
     "commands": "trial reference extras config errors",
     "cli": "commands adapter run check script demo reference upstream config streams errors",
@@ -165,8 +166,8 @@ def test_reference_imports_public_names_only(path):
         elif isinstance(node, ast.ImportFrom) and node.module == "topk_plugin":
             assert {alias.name for alias in node.names} <= set(topk_plugin.__all__)
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("topk_plugin."):
-            public = ("topk_plugin.errors", "topk_plugin.extras", "topk_plugin.pairs")
-            assert node.module in public or ".reference" in node.module
+            plain = {f"topk_plugin.{name}" for name in ("errors", "extras", "files", "pairs")}
+            assert node.module in plain or ".reference" in node.module
 
 
 @pytest.mark.slow

@@ -138,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("topk-demo"), help="folder for the results")
     demo.add_argument("--steps", type=int, help="generator steps of each arm")
+    demo.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="pairs of trainings (default: 1)"
+    )
     demo.set_defaults(command=_demo, parser=demo)
     return parser
 
@@ -214,4 +217,4 @@ def _check(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from topk_plugin.demo import run_demo
 
-    return run_demo(options.out, options.steps)
+    return run_demo(options.out, options.steps, seeds=options.seeds)

@@ -1,21 +1,28 @@
-"""`topk demo`: torch-mimicry's own SN-GAN trainer, without and with top-k from the same seed.
+"""`topk demo`: a small trial of torch-mimicry's own SN-GAN trainer, without and with top-k.
 
 `sngan_digits.py` beside this file is written as a user of torch-mimicry would write it: it imports
-nothing of this package. Both of its runs go through `topk run`, the first with top-k switched off.
+nothing of this package. Its two runs go side by side from the same seed, as `topk compare` would
+have them.
 """
 
 import importlib.util
+import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.trial.arms import arms_of
+from topk_plugin.trial.distances import CLASSIFIER, distances
+from topk_plugin.trial.metrics import metric_of
+from topk_plugin.trial.report import written
+from topk_plugin.trial.runs import LOG, TRIAL, Run, Trial, failures, opened, train
 from topk_plugin.trial.steps import read_log, steps_figure
 
 if TYPE_CHECKING:
@@ -24,10 +31,14 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_name("sngan_digits.py")
 GAMMA = 0.85  # k reaches half of 32 after 4 of the script's 8 epochs
 NU = 0.5
+METRIC = "fid:{out}/samples:digits"
 
-NEEDED = ("torch_mimicry", "torchvision", "skimage", "sklearn", "tensorboard", "matplotlib")
+NEEDED = (
+    "torch_mimicry", "torchvision", "skimage", "sklearn", "tensorboard", "matplotlib",
+    "filelock",
+)  # fmt: skip
 INSTALL = "pip install 'topk_plugin[demo]' && pip install --no-deps torch-mimicry==0.1.16"
-MARKER = ".topk-demo"  # lies in the folder that is the demo's
+MADE = (TRIAL, "runs", "report.md", "report.json", "trial.png", "samples.png", "topk.png")
 
 
 def run_demo(
@@ -36,50 +47,50 @@ def run_demo(
     gamma: float = GAMMA,
     nu: float = NU,
     arguments: Sequence[str] = (),
+    seeds: int = 1,
 ) -> int:
-    """Train both arms, draw samples.png and topk.png under `out`, print a summary.
+    """Train both arms side by side, print what differs, and draw it under `out`.
 
     steps: generator steps of each arm; None leaves the script's own default. arguments: further
-    ones for the script, such as ["--width", "16"]. Each arm starts afresh in `out`/ARM: what an
-    earlier demo left there is deleted. Returns 0, or the exit status of the first arm that failed.
+    ones for the script, such as ["--width", "32"]. seeds: pairs of trainings. Each starts afresh:
+    what an earlier demo left in `out` is deleted. Returns 0, or the exit status of the first arm
+    that failed.
 
-    Raises ConfigError for fewer than one step, and where `out` holds such files that no demo made;
-    TopKError where torch-mimicry or something that it imports is not installed.
+    Raises ConfigError for fewer than one step or seed, and where `out` holds files that no demo
+    made; TopKError where torch-mimicry or something that it imports is not installed.
     """
-    if steps is not None and steps < 1:
-        raise ConfigError(f"steps is {steps}; expected at least 1")
+    for what, number in (("steps", steps), ("seeds", seeds)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{what} is {number}; expected at least 1")
     _require(NEEDED)
-    log = out / "topk.jsonl"
-    _claim(out, ("plain", "top-k", "samples.png", "topk.png", log.name))
+    folder = out.absolute()
+    _claim(folder, MADE)
 
     # The plain arm goes through the adapter too: torch-mimicry does not import on today's torch
     # without what the adapter stands in for.
-    launcher = [sys.executable, "-m", "topk_plugin", "run", "--adapter", "mimicry"]
-    arms = {
-        "plain": [*launcher, "--no-enabled"],
-        "top-k": [*launcher, "--gamma", str(gamma), "--nu", str(nu), "--log", str(log)],
-    }
-    script = [str(SCRIPT), *([] if steps is None else ["--steps", str(steps)]), *arguments]
-    seconds: dict[str, float] = {}
-    for arm, prefix in arms.items():
-        start = time.perf_counter()
-        status = _stream(f"[{arm}] ", [*prefix, "--", *script, "--out", str(out / arm)])
-        seconds[arm] = time.perf_counter() - start
-        if status != 0:
-            print(f"topk demo: the {arm} arm failed with exit status {status}", file=sys.stderr)
-            return status
+    flags = ("--adapter=mimicry", f"--gamma={gamma}", f"--nu={nu}")
+    script = (str(SCRIPT), *([] if steps is None else ["--steps", str(steps)]), *arguments)
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    trial = Trial(folder, flags, (*script, "--seed", "{seed}", "--out", "{out}"), True, threads)
+    runs = [Run(trial, arm, seed) for seed in range(seeds) for arm in arms_of([])]
+    shown = runs[:2]  # of the first seed
+    name, distance = distances(CLASSIFIER)
+    with opened(trial), _environment(), _followed(runs):
+        train(runs, len(shown), lambda run: None)
+    for run, status, _ in failures(runs):
+        print(
+            f"topk demo: the {run.arm.name} arm failed with exit status {status}", file=sys.stderr
+        )
+        # killed by signal n: the shell's 128 + n, since a negative status cannot be exited with
+        return status if status >= 0 else 128 - status
 
-    records = read_log(log)
-    grids = {arm: out / arm / "samples.png" for arm in arms}
-    samples_figure(grids).savefig(out / "samples.png", dpi=120)
-    steps_figure(records).savefig(out / "topk.png", dpi=120)
-
-    print(f"time     plain {seconds['plain']:.0f} s, top-k {seconds['top-k']:.0f} s")
-    first, last = records[0]["k"], records[-1]["k"]
-    print(f"k        from {first} to {last} in {len(records)} generator steps")
-    print(f"samples  {out / 'samples.png'}")
-    print(f"figure   {out / 'topk.png'}")
-    print(f"log      {log}")
+    metric = metric_of(METRIC).called(name)
+    print(f"\n{written(folder, runs, [metric], distance, shlex.join(['topk', *sys.argv[1:]]))}")
+    grids = {run.arm.name: run.out / "samples.png" for run in shown}
+    samples_figure(grids).savefig(folder / "samples.png", dpi=120)
+    steps_figure(read_log(shown[1].folder / LOG)).savefig(folder / "topk.png", dpi=120)
+    for what, file in (("samples", "samples.png"), ("k", "topk.png"), ("report", "report.md")):
+        print(f"{what:8} {out / file}")
     return 0
 
 
@@ -97,23 +108,55 @@ def samples_figure(grids: Mapping[str, Path]) -> "Figure":
     return figure
 
 
-def _stream(label: str, command: Sequence[str]) -> int:
-    """Run a command, print it and its output line by line behind `label`; its exit status."""
-    print(f"{label}$ {shlex.join(command)}", flush=True)
-    # Unbuffered, so that progress shows while the child runs. Passive, because on a busy machine
-    # OpenMP threads that spin for each other make an epoch up to ten times slower.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
+@contextmanager
+def _followed(runs: Sequence[Run]) -> Iterator[None]:
+    """Prints what runs print, as they do, each line behind its arm's name."""
+    ended = threading.Event()
+    read = dict.fromkeys(runs, 0)  # characters
+    several = runs[-1].seed > 0
+    labels = {run: f"{run.arm.name} {run.seed}" if several else run.arm.name for run in runs}
+
+    def told(last: bool) -> None:
+        for run in runs:
+            said = run.said()
+            whole = len(said) if last else said.rfind("\n") + 1
+            for line in said[read[run] : whole].splitlines():
+                print(f"[{labels[run]}] {line}", flush=True)
+            read[run] = max(read[run], whole)
+
+    def follow() -> None:
+        while not ended.wait(0.5):
+            told(last=False)
+        told(last=True)
+
+    for run in runs:
+        print(f"[{labels[run]}] $ {shlex.join(['topk', *run.command()[5:]])}", flush=True)
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """That of the arms: their settings are the demo's.
+
+    Passive, because on a busy machine OpenMP threads that spin for each other make an epoch up to
+    ten times slower.
+    """
+    before = dict(os.environ)
     kept = ("TOPK_TRACE_PLUGINS", "TOPK_DISABLE_PLUGINS")
-    for name in [name for name in environment if name.startswith("TOPK_") and name not in kept]:
-        del environment[name]  # the arms' settings are the demo's
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as child:
-        assert child.stdout is not None  # Popen made the pipe
-        for line in child.stdout:
-            print(f"{label}{line}", end="", flush=True)
-    # Killed by signal n: the shell's 128 + n, since a negative status cannot be exited with.
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    for name in [name for name in before if name.startswith("TOPK_") and name not in kept]:
+        del os.environ[name]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _require(modules: Iterable[str]) -> None:
@@ -125,23 +168,29 @@ def _require(modules: Iterable[str]) -> None:
 
 
 def _claim(out: Path, names: Sequence[str]) -> None:
-    """Make the folder `out` and mark it; delete in it what an earlier demo left under `names`.
+    """Delete in the folder `out` what an earlier demo left under `names`.
 
-    Without this torch-mimicry would go on from the earlier demo's checkpoint. Raises ConfigError
-    where something of those names is there and no demo made it.
+    Raises ConfigError where something of those names is there and no demo made it.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is no folder; choose another one")
     found = [out / name for name in names if (out / name).exists()]
-    if found and not (out / MARKER).exists():
+    if found and not _is_demo(out):
         raise ConfigError(
             f"--out: {found[0]} is there and no demo made it; expected a folder of an earlier "
             "demo, or none: choose another one"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).touch()
-    for path in found:
+    for path in reversed(found):  # the trial last: it says whose the others are
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether the trial in a folder is of the demo's script."""
+    try:
+        script = json.loads((out / TRIAL).read_text())["script"]
+        return Path(script[0]).name == SCRIPT.name
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

@@ -2,7 +2,8 @@
 
     python sngan_digits.py --steps 450 --seed 0 --out runs/digits
 
-Writes samples.png (8x8 images from fixed noise) to --out, beside mimicry's checkpoints and logs.
+Writes samples.png (8x8 images from fixed noise) and samples/ (1000 images) to --out, beside
+mimicry's checkpoints and logs.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def load_data() -> TensorDataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description="SN-GAN on scikit-learn's digits")
     parser.add_argument("--steps", type=int, default=450, help="generator steps")
-    parser.add_argument("--width", type=int, default=32, help="ngf and ndf of the networks")
+    parser.add_argument("--width", type=int, default=16, help="ngf and ndf of the networks")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--n-dis", type=int, default=1, help="critic steps a generator step")
     parser.add_argument("--lr", type=float, default=2e-4)
@@ -59,7 +60,12 @@ def main() -> None:
     generator.eval()
     with torch.no_grad():
         images = generator(fixed_noise)
+        many = torch.cat([generator(torch.randn(100, generator.nz)) for _ in range(10)])
     save_image(images, args.out / "samples.png", normalize=True, value_range=(-1, 1))
+    (args.out / "samples").mkdir(exist_ok=True)
+    for number, image in enumerate(many):
+        file = args.out / "samples" / f"{number:04}.png"
+        save_image(image, file, normalize=True, value_range=(-1, 1))
 
 
 if __name__ == "__main__":

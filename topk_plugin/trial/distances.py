@@ -32,7 +32,7 @@ def distances(features: str) -> tuple[str, Callable[[Path, str], float]]:
     Raises:
         ConfigError: no such weights.
     """
-    for module in ("sklearn", "torchvision", "pytorch_fid"):
+    for module in ("sklearn", "torchvision", *["pytorch_fid"] * (features != CLASSIFIER)):
         needed(module, "distances of images")
     network, mode = _network(features)
 

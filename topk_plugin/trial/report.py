@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from topk_plugin.pairs import Summary, decimals, summary, with_interval
+from topk_plugin.streams import count
 from topk_plugin.trial.arms import PLAIN
 from topk_plugin.trial.metrics import Distance, Metric, NotMeasured, measure
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
@@ -109,11 +110,11 @@ def _lines(
             lines.append(f"{unit} of {arm}: {shown} of that without it.  ")
     header = next((words for run in runs if (words := run.words("top-k ACTIVE"))), "")
     lines += ["", f"`{header}`"] * bool(header)
+    threads = runs[0].trial.threads
     lines += [
         "",
         f"Pairs share a seed; intervals are Student's t over seeds. Python "
-        f"{platform.python_version()}, {platform.machine()}, {runs[0].trial.threads} threads a "
-        "run.",
+        f"{platform.python_version()}, {platform.machine()}, {count(threads, 'thread')} a run.",
     ]
     for run, _, last in failed:
         lines += ["", f"The last lines of {run.name}:", "", "```", last, "```"]

@@ -17,10 +17,11 @@ from typing import Any
 
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.extras import needed
+from topk_plugin.files import PARTIAL, write_atomically
 from topk_plugin.trial.arms import PLAIN, Arm
 
 TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
-PARTIAL, LOCK = ".partial", ".lock"  # all that a process leaves that was killed before it began
+LOCK = ".lock"
 LAST_LINES = 12
 """Of what a failed script printed, as many are shown."""
 
@@ -122,7 +123,7 @@ def opened(trial: Trial) -> Iterator[None]:
         RunError: another process trains there.
     """
     file = trial.folder / TRIAL
-    begun = {LOCK, f"{TRIAL}{PARTIAL}"}
+    begun = {LOCK, f"{TRIAL}{PARTIAL}"}  # all that a process leaves that was killed so early
     if not file.exists() and any(one.name not in begun for one in _listed(trial.folder)):
         raise ConfigError(
             f"--out: {trial.folder} holds files and no trial; expected "
@@ -233,7 +234,4 @@ def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """So that the file is whole at any time."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

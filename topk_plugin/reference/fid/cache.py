@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topk_plugin.errors import RunError
-from topk_plugin.reference.runs.files import write_atomically
+from topk_plugin.files import write_atomically
 
 
 def cache_folder() -> Path:

@@ -4,7 +4,8 @@ A run is a folder: ``run.json`` says what was asked for, and each of its jobs, a
 resumed by itself, has a folder with ``metrics.jsonl`` (one JSON row a line) and ``checkpoint.pt``.
 """
 
-from topk_plugin.reference.runs.files import load_checkpoint, save_checkpoint, write_atomically
+from topk_plugin.files import write_atomically
+from topk_plugin.reference.runs.files import load_checkpoint, save_checkpoint
 from topk_plugin.reference.runs.job import is_done, train
 from topk_plugin.reference.runs.machine import versions
 from topk_plugin.reference.runs.records import Draws, Job, Member, Row, Tell, Training

@@ -1,10 +1,9 @@
-"""Files that are whole at any time, checkpoints among them, and locks of folders."""
+"""Checkpoints, which are whole at any time, and locks of folders."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,47 +13,8 @@ from typing import Any
 import torch
 
 from topk_plugin.errors import RunError
+from topk_plugin.files import write_atomically, writing
 from topk_plugin.reference.runs import ranks
-
-PARTIAL = ".partial"
-"""Ends the name of a file that is being written; a killed process leaves one behind."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A disk that is full, or a folder that cannot be written, as a RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{path}: not written ({error.strerror}). Free space or correct the permissions, then "
-            "give the same command again: it goes on from the last checkpoint, which is whole"
-        ) from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any time it is either the old one or the new one, both whole.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(path.name + PARTIAL)
-    with writing(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-        if os.name == "posix":  # the rename itself has to reach the disk
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from topk_plugin.errors import ConfigError, ResumeMismatch, RunError
+from topk_plugin.files import PARTIAL, write_atomically
 from topk_plugin.reference.experiments import Experiment
-from topk_plugin.reference.runs.files import PARTIAL, as_json, write_atomically
+from topk_plugin.reference.runs.files import as_json
 from topk_plugin.reference.runs.job import is_done
 from topk_plugin.reference.runs.machine import name_of, versions
 from topk_plugin.reference.runs.records import Job, Member

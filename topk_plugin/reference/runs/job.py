@@ -18,13 +18,12 @@ from typing import Any
 import torch
 
 from topk_plugin.errors import RunError
+from topk_plugin.files import write_atomically, writing
 from topk_plugin.reference.runs import ranks
 from topk_plugin.reference.runs.files import (
     load_checkpoint,
     locked,
     save_checkpoint,
-    write_atomically,
-    writing,
 )
 from topk_plugin.reference.runs.records import Draws, Job, Member, Row, Training
 

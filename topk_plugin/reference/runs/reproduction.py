@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import ConfigError, unknown_name
+from topk_plugin.files import write_atomically
 from topk_plugin.reference.experiments import EXPERIMENTS, RESULTS
 from topk_plugin.reference.runs import ranks
-from topk_plugin.reference.runs.files import as_json, locked, write_atomically
+from topk_plugin.reference.runs.files import as_json, locked
 from topk_plugin.reference.runs.folder import RUN, jobs_left, make_folder, opened
 from topk_plugin.reference.runs.machine import chosen_device, cores
 from topk_plugin.reference.runs.records import Job, Member, Tell
