@@ -30,8 +30,8 @@ from losses import (
 )
 from torch import Tensor, nn
 
-from topk_plugin import attach
-from topk_plugin.errors import DirectionUnknown
+from topk_plugin import TopK, attach
+from topk_plugin.errors import DirectionUnknown, ScoreShapeError
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -298,3 +298,15 @@ def test_named_heads_share_one_ranking(way, k, told):
         total = loss.of(out["fine"]) + loss.of(out["other"][1]) + out["other"][0].mean()
         found, _ = backward(total, G, D)
     assert error(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("direction", ["auto", "high", "low"])
+@pytest.mark.parametrize(
+    "scores",
+    [torch.ones(()), torch.ones(BATCH, 3), torch.ones(BATCH, dtype=torch.complex64)],
+    ids=["0-d", "(B, 3)", "complex"],
+)
+def test_what_is_no_score_is_refused_whatever_is_known(direction, scores):
+    topk = TopK(gamma=0.5, direction=direction)
+    with pytest.raises(ScoreShapeError):
+        topk(scores.requires_grad_())

@@ -42,7 +42,7 @@ class LineGate:
 
     Args:
         heads: names of the critic's outputs that are scores; empty: by their shapes.
-        ask_scores: a plugin's answer to the same question, or None.
+        ask_scores: plugins' answer to the same question, or None; None: there is no such plugin.
         select: see :func:`~topk_plugin.core.choice.choose`.
         ledger: told what arrived.
         trainings: what gates read, and where they count.
@@ -50,11 +50,12 @@ class LineGate:
     """
 
     def __init__(
-        self, heads: Sequence[str | int], ask_scores: Callable[..., Any], select: Select,
+        self, heads: Sequence[str | int], ask_scores: Callable[..., Any] | None, select: Select,
         ledger: StepLedger, trainings: Trainings, scope: Scope,
     ) -> None:  # fmt: skip
         self._heads, self._ask_scores, self.select = heads, ask_scores, select
         self.ledger, self.trainings, self.scope = ledger, trainings, scope
+        self._is_direct = ask_scores is None and not heads and select is kept_rows
         # the latest gated call, where outputs may follow it
         self._latest: Followed | SortedFollowed | None = None
 
@@ -72,7 +73,7 @@ class LineGate:
             batch, depends: see :func:`~topk_plugin.core.ranking.score_heads`.
             names: of them; none: those of the settings.
         """
-        answer = self._ask_scores(output=output)
+        answer = self._answer(output)
         if answer is None:
             names = names or self._heads
             return score_heads(output, batch, names, depends), bool(names)
@@ -81,7 +82,10 @@ class LineGate:
 
     def names_scores(self, output: Any) -> bool:
         """Whether the settings or a plugin say what of ``output`` are scores."""
-        return bool(self._heads) or self._ask_scores(output=output) is not None
+        return bool(self._heads) or self._answer(output) is not None
+
+    def _answer(self, output: Any) -> Any:
+        return None if self._ask_scores is None else self._ask_scores(output=output)
 
     def gate(self, output: Any, weigh: str, select: Select, follows: bool) -> Any:
         """``output`` with its scores gated.
@@ -90,6 +94,8 @@ class LineGate:
             weigh: see :class:`~topk_plugin.core.score_gate.ScoreGate`.
             follows: its other tensors lose the dropped rows' gradient too.
         """
+        if not follows and self._is_known(output):
+            return self._gate_known(output, weigh)
         heads, named = self.heads_of(output, None)
         require_whole(heads)
         if not any(head.requires_grad for head in heads):
@@ -135,6 +141,31 @@ class LineGate:
             select = latest.select if select is not kept_rows else select
         gated = ScoreGate.apply(weigh, select, arrived, inbox, len(heads), order, *state, *tensors)
         return with_replaced(output, tensors, gated)
+
+    def _is_known(self, output: Any) -> bool:
+        """Whether ``output`` is one score a sample, and the host knows all of how it is ranked."""
+        return (
+            self._is_direct
+            and type(output) is Tensor
+            and self.trainings.current.vote.known != 0
+            and output.requires_grad
+            and 0 < output.numel() == (output.shape or (0,))[0]
+            and output.is_floating_point()
+            and not self.scope.is_shared
+            and self._is_plain(output)
+        )
+
+    def _gate_known(self, scores: Tensor, weigh: str) -> Tensor:
+        """The gate of most steps of most loops, with nothing asked that is answered already."""
+        listen(self.ledger)
+        if self.ledger.before_call:
+            self.ledger.calling()
+        training = self.trainings.current
+        rows, mean = scores.detach().flatten(), weigh == "mean"
+        ranked = Sorted(rows, training.progress, training.vote, mean)
+        told, masks = partial(self._arrived, training), weigh != "none"
+        gated: Tensor = SortedGate.apply(ranked, told, 1, masks, scores)[0]
+        return gated
 
     def _is_plain(self, order: Tensor) -> bool:
         """Whether k may be a Python number: what is made into a graph is run for every k."""

@@ -175,7 +175,7 @@ class Scope:
     @property
     def is_shared(self) -> bool:
         """Whether rows of other ranks or calls compete now."""
-        return self._open is not None or self.ranks is not None
+        return self._open is not None or (self.is_global and self.ranks is not None)
 
     @property
     def batches(self) -> int:

@@ -106,15 +106,19 @@ class SortedGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         nothing = (None,) * 4
-        heads = gradients[: ctx.heads]
+        # nearly always one, of which a generator takes longer than the question
+        heads = gradients if len(gradients) == 1 else gradients[: ctx.heads]
+        seen = heads[0] is not None or any(g is not None for g in heads)
         # inside a gate's backward, grad mode means create_graph
-        if torch.is_grad_enabled() or all(g is None for g in heads):
+        if torch.is_grad_enabled() or not seen:
             return nothing + gradients
         choice = ctx.ranked.choose(heads)
         ctx.arrived(choice, not hasattr(ctx, "again"))
         ctx.again = True
         if not ctx.masks:
             return nothing + gradients
+        if len(gradients) == 1 and seen:
+            return None, None, None, None, choice.keep(gradients[0])
         kept = tuple(None if g is None else choice.keep(g) for g in heads)
         return nothing + kept + tuple(keep_companion(g, choice) for g in gradients[ctx.heads :])
 

@@ -26,8 +26,10 @@ def anything_is_sharded() -> Any:
 
     Asked before each walk, since looking for whole parameters takes long.
     """
-    home = next((sys.modules[name] for name in _HOMES if name in sys.modules), None)
-    return home if home is not None and home.FSDPModule.__subclasses__() else None
+    for name in _HOMES:
+        if (home := sys.modules.get(name)) is not None:
+            return home if home.FSDPModule.__subclasses__() else None
+    return None
 
 
 def owner_of(leaf: Tensor) -> Tensor:

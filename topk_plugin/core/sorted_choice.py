@@ -48,9 +48,9 @@ class Sort:
         self.keys, self.order = torch.sort(self._turned(rows), stable=True)
 
     def _turned(self, values: Tensor) -> Tensor:
-        if isinstance(self.turn, Tensor):
-            return values * self.turn
-        return values.neg() if self.turn < 0 else values
+        if type(self.turn) is float:
+            return values.neg() if self.turn < 0 else values
+        return values * self.turn
 
     @cached_property
     def scores(self) -> Tensor:
@@ -78,18 +78,24 @@ class SortedChoice:
         ballots: Tensor | None = None,
     ) -> None:
         self.sort, self.k, self.ballot, self.ballots = sort, k, ballot, ballots
-        self.batch = sort.order.shape[0]
+        self.batch = len(sort.order)
         self.weight = self.batch / k if mean else 1.0
-        self._dropped = sort.order[k:] if k < self.batch else None
+
+    @property
+    def _dropped(self) -> Tensor | None:
+        """Positions (B - k,); None: nothing is."""
+        dropped = self.batch - self.k
+        return self.sort.order.narrow(0, self.k, dropped) if dropped else None
 
     def keep(self, gradient: Tensor) -> Tensor:
         """``gradient`` (B, ...) with the dropped rows zero and the kept rows weighted."""
-        if self._dropped is None:
+        dropped = self._dropped
+        if dropped is None:
             return gradient
         # a Python number multiplies 16 bits in float32 and is rounded once
         scaled = gradient * self.weight if self.weight != 1 else gradient.clone()
         # filled, not multiplied: 0 * NaN of a dropped row is NaN
-        return scaled.index_fill_(0, self._dropped, 0.0)
+        return scaled.index_fill_(0, dropped, 0.0)
 
     @property
     def scores(self) -> Tensor:
@@ -100,7 +106,8 @@ class SortedChoice:
     def kept(self) -> Tensor:
         """(B,) bool."""
         kept = torch.ones_like(self.sort.order, dtype=torch.bool)
-        return kept if self._dropped is None else kept.index_fill_(0, self._dropped, False)
+        dropped = self._dropped
+        return kept if dropped is None else kept.index_fill_(0, dropped, False)
 
     @property
     def cast(self) -> Tensor:

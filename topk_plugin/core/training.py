@@ -22,7 +22,7 @@ from topk_plugin.core.choice import BALLOT, GateState
 from topk_plugin.core.counts import Counts, Report, StepTally
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.graph import LiveIds
-from topk_plugin.core.parameters import owned_by
+from topk_plugin.core.parameters import Owned, owned_by
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.shielded_gate import Box, PathAudit
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -55,6 +55,8 @@ class Training:
         self.heads: list[str] = []  # that share one ranking, where several do
         self.ungated = 0  # steps of its optimizers since the latest one that was gated
         self._known = False  # which optimizer steps the generator
+        # the latest that did, and what it owned: nearly always the same again
+        self._latest: tuple[weakref.ref[Optimizer], Owned] | None = None
         self._epoch_ended = epoch_ended
 
     @property
@@ -64,10 +66,18 @@ class Training:
 
     def take(self, optimizer: Optimizer) -> None:
         """``optimizer`` stepped the generator."""
+        owned = owned_by(optimizer)
+        if self._latest is not None and self._latest[1] is owned and self.was_latest(optimizer):
+            return
         self._known = True
         self.optimizers.add(optimizer)
         self.rivals.discard(optimizer)
-        self.parameters.take_owned(owned_by(optimizer))
+        self.parameters.take_owned(owned)
+        self._latest = weakref.ref(optimizer), owned
+
+    def was_latest(self, optimizer: Optimizer) -> bool:
+        """Whether it stepped the generator last."""
+        return self._latest is not None and self._latest[0]() is optimizer
 
     def end_epoch(self, told_by: str) -> None:
         """One pass over the real data ended: k decays (paper, section 3.2).
@@ -235,7 +245,7 @@ class Trainings:
         """
         known = self.of_optimizer(optimizer)
         training = known or gated
-        if known is not None:
+        if known is not None and known.rivals:
             known.rivals.clear()  # it goes on: what was built since has some other use
         if optimizer is not None:
             training.take(optimizer)
@@ -253,6 +263,8 @@ class Trainings:
         """The one in which ``optimizer`` stepped the generator."""
         if optimizer is None:
             return None
+        if self.all[-1].was_latest(optimizer):
+            return self.all[-1]
         return next((t for t in reversed(self.all) if optimizer in t.optimizers), None)
 
     def built(self, optimizer: Optimizer) -> None:

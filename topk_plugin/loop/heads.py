@@ -43,10 +43,11 @@ class Heads:
         Args:
             batch: B, of what the critic was called with.
         """
-        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if any(resembles_score(leaf, batch) for leaf in leaves):
-            self.seen = True
-            return True
+        tensors = [output] if isinstance(output, Tensor) else tree_leaves(output)
+        for leaf in tensors:
+            if isinstance(leaf, Tensor) and resembles_score(leaf, batch):
+                self.seen = True
+                return True
         return not self.seen or bool(self.names) or self.line.names_scores(output)
 
     def of(
