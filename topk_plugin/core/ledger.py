@@ -143,14 +143,10 @@ class StepLedger:
     def settle(self, optimizer: Optimizer | None = None) -> None:
         """Count what is pending, or was just set aside, as one generator step of ``optimizer``."""
         calls = self.pending or self._recoverable()
-        choices = [*self.line]
-        if calls:
-            choices += [call.choice for call in calls]
-            self.pending = []
-        if self.aside:
-            self.aside = []
-        self.line_called, self.settled = False, True
+        choices = [*self.line, *[call.choice for call in calls]]
+        self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
+        self.settled = True
         self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
         self.counted(calls, choices, optimizer)
         for call in calls:
