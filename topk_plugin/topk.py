@@ -27,13 +27,7 @@ from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.hooks import Progress, Selection
-from topk_plugin.plugins.calls import (
-    first_result,
-    implementations_of,
-    observe,
-    replacing,
-    selection,
-)
+from topk_plugin.plugins.calls import first_result, if_any, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
 
 __all__ = ["Report", "TopK"]
@@ -76,8 +70,7 @@ class TopK:
         self.scope = Scope(self.config.scope, group, self.select is not kept_rows)
         self.trainings = Trainings(self._new_training)
         self.ledger = StepLedger(partial(_count, self), self.trainings)
-        asked = implementations_of(manager, "topk_scores")
-        ask = first_result(manager, "topk_scores") if asked else None
+        ask = if_any(manager, "topk_scores")
         to = (self.select, self.ledger, self.trainings, self.scope)
         self.line = LineGate(self.config.heads, ask, *to)
         self.observers: list[Callable[[Selection], None]] = []

@@ -58,6 +58,11 @@ def first_result(manager: PluginManager, hook: str, needed: bool = False) -> Cal
     return ask
 
 
+def if_any(manager: PluginManager, hook: str) -> Callable[..., Any] | None:
+    """The same, or None where no plugin implements the hook."""
+    return first_result(manager, hook) if implementations_of(manager, hook) else None
+
+
 def observe(manager: PluginManager, hook: str) -> Callable[..., None] | None:
     """One function of keywords that calls every plugin, or None where none implements the hook."""
     calls = implementations_of(manager, hook)
