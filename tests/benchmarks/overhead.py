@@ -1,7 +1,7 @@
 """What top-k costs a generator step, as ratios of interleaved pairs.
 
     python tests/benchmarks/overhead.py [--rounds 200] [--threads N] [--model dcgan] [--model mlp]
-        [--device cuda] [--steps 20] [--made compiled] [--json FILE]
+        [--device cuda] [--steps 20] [--made compiled] [--arm "line A"] [--json FILE]
     python tests/benchmarks/overhead.py --host
 
 Every round runs each arm once, in random order, on the same networks and noise. A row is the
@@ -303,6 +303,18 @@ MADE: dict[str, Callable[..., Arms]] = {"eager": eager, "compiled": compiled, "g
 """How the steps are made."""
 
 
+def only(arms: Arms, wanted: Sequence[str] | None) -> Arms:
+    """Those whose names hold one of ``wanted``, and what they are compared with."""
+    if wanted is None:
+        return arms
+    found: Arms = {}
+    for kind, of_kind in arms.items():
+        named = {arm for arm in of_kind if any(part in f"{arm}, {kind}" for part in wanted)}
+        if named:
+            found[kind] = {a: r for a, r in of_kind.items() if a in named | {NOTHING, HAND}}
+    return found
+
+
 def bootstrap(ratios: list[float], rounds: int = 2000) -> tuple[float, float]:
     """95% interval of the median."""
     medians = sorted(
@@ -376,7 +388,7 @@ def measure(
         arms = MADE[made](steps, **({"backend": options.backend} if made == "compiled" else {}))
         if made == "compiled":  # the first attachment has everything compiled anew, and the last
             stack.callback(attach(nn.Identity(), TopK(enabled=False)).remove)
-        rows = measured(arms, options.rounds, console, options.seconds)
+        rows = measured(only(arms, options.arm), options.rounds, console, options.seconds)
     show(f"{model}, {made}", rows, console)
     return [{"model": model, "made": made, **row} for row in rows]
 
@@ -387,6 +399,7 @@ def chosen(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a table, about")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--model", action="append", choices=MODELS)
+    parser.add_argument("--arm", action="append", help="only arms that are called so, in part")
     parser.add_argument("--made", action="append", choices=MADE, help="how; eager by default")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
