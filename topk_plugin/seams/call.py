@@ -210,7 +210,7 @@ class CallSeam:
             self._inside.a_loss = False
 
     def gated(self, output: Any) -> Any:
-        """What the critic returned in a generator step, with top-k on its way back."""
+        """The ``output`` of the critic in a generator step, with top-k on its way back."""
         self.called += 1
         return self._told(self.topk(output))
 
