@@ -68,7 +68,7 @@ ADAPTER = Adapter(
     upstream="lucidrains/lightweight-gan",
     distribution="lightweight-gan",
     versions=("1.2.1",),
-    install="pip install lightweight-gan==1.2.1",
+    install="pip install --no-deps lightweight-gan==1.2.1 && pip install einops fire kornia retry",
     seam="call",
     epoch="a pass of the trainer's data loader",
     counter="steps, the number of its checkpoints times save_every",

@@ -81,7 +81,8 @@ ADAPTER = Adapter(
     upstream="lucidrains/stylegan2-pytorch",
     distribution="stylegan2-pytorch",
     versions=("1.9.0",),
-    install="pip install stylegan2-pytorch==1.9.0",
+    install="pip install --no-deps stylegan2-pytorch==1.9.0 && "
+    "pip install einops fire kornia retry",
     seam="call",
     direction="low",
     epoch="a pass of the trainer's data loader",
