@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from topk_plugin.errors import ConfigError
-from topk_plugin.source.rules import Patch
+from topk_plugin.source.rules import Patch, Rule
 
 Seam = Literal["call", "source"]
 Direction = Literal["high", "low"]
@@ -62,6 +62,9 @@ class Adapter:
     # modules that upstream imports and that need not exist: {"torch._six": {"PY3": True}}
     stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     patch: Patch | None = None  # source rules, for `topk patch` too
+    # of a package: the least that it needs to run on today's torch, and on CPU; applied in memory
+    # alone, to files relative to the folder that holds the package. A checkout's are its patch's
+    modern: tuple[Rule, ...] = ()
     # what becomes of the critic's other outputs in dropped rows, unless the settings say
     companions: Companions = "keep"
     # upstream's flags for a configuration file that may have the settings

@@ -6,8 +6,10 @@ from losses import error
 
 STEPS = ["--every", "3"]
 OF_ADAPTER = {  # where the adapter's epochs are others than passes of a DataLoader
+    "lightweight_gan": STEPS,  # one that the end of training breaks off is none
     "meg": STEPS,
     "mimicry": STEPS,
+    "stylegan2_pytorch": STEPS,
     "studiogan": [*STEPS, "--companions", "follow"],
 }
 

@@ -87,8 +87,10 @@ class Audit:
         self.unaudited: list[str] = []  # of other generator steps, why
         self.of_critic: list[Pass] = []  # passes of critic steps
         self.losses: list[LossFinding] = []  # of a call seam, which sees the loss
-        called = seam.adapter is not None and seam.adapter.seam == "call"
-        self._tape = None if called else Tape()
+        wraps = () if seam.adapter is None else seam.adapter.wraps
+        # a loss that is gated is called again; of what a critic returns the loss is taken down
+        at_loss = any(hasattr(wrap.wrapper, "argument") for wrap in wraps)
+        self._tape = None if at_loss else Tape()
         self.companions: list[bool] = []  # of the critic's other outputs, whether they are gated
         self._open: list[Pass] = []  # no optimizer told yet whose they are
         self._counted: Selection | None = None

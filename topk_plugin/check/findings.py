@@ -190,7 +190,8 @@ def _companions(audit: Audit, found: Findings) -> None:
         return  # nothing but scores, or not seen
     setting = audit.topk.config.companions
     if (audit.seam.adapter.companions if setting == "auto" else setting) == "keep":
-        found.find("other outputs", "keep the gradient of all rows (companions)")
+        if not all(audit.companions):  # else they are scores, too
+            found.find("other outputs", "keep the gradient of all rows (companions)")
         return
     off = audit.companions.count(False)
     text = f"{off} of {len(audit.companions)} tensors do not follow the kept rows"

@@ -149,7 +149,8 @@ class CallSeam:
 
     def _rewritten(self, path: Path, rules: tuple[Rule, ...]) -> None:
         """A file was imported or run with the edits of ``rules``."""
-        if any(rule in self.adapter.patch.topk for rule in rules):  # type: ignore[union-attr]
+        patch = self.adapter.patch
+        if patch is not None and any(rule in patch.topk for rule in rules):
             self._wrapped_modules.add(str(path))
 
     @property
@@ -207,6 +208,16 @@ class CallSeam:
             return loss(self.topk(scores))
         finally:
             self._inside.a_loss = False
+
+    def gated(self, output: Any) -> Any:
+        """The ``output`` of the critic in a generator step, with top-k on its way back."""
+        self.called += 1
+        return self._told(self.topk(output))
+
+    def _told(self, gated: Any) -> Any:
+        if self._audit_output is not None:
+            self._audit_output(gated)
+        return gated
 
     def keep_record(self, critic: nn.Module) -> None:
         """Let the critic's checkpoints carry top-k's settings and votes; twice is fine."""

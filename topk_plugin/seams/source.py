@@ -32,19 +32,9 @@ class SourceSeam(CallSeam):
 
     # --- what the lines in the source call ------------------------------------------------------
 
-    def gated(self, output: Any) -> Any:
-        """What the critic returned in a generator step, with top-k on its way back."""
-        self.called += 1
-        return self._told(self.topk(output))
-
     def followed(self, output: Any) -> Any:
         """Another output of the critic for the samples of the latest gated one."""
         return self._told(self.topk.follow(output))
-
-    def _told(self, gated: Any) -> Any:
-        if self._audit_output is not None:
-            self._audit_output(gated)
-        return gated
 
     def end_epoch(self) -> None:
         """An epoch ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Upstream:
         if adapter.patch is not None and self.base is not None:
             rules = adapter.patch.modern + (adapter.patch.topk if gated else ())
             self._rewriter = Rewriter(rules, self.base, force, done)
+        elif adapter.modern and (folder := _folder_of_package(adapter, roots)) is not None:
+            self._rewriter = Rewriter(adapter.modern, folder, force, done)
 
     def check(self) -> list[str]:
         """Whether the topk rules find their places, before anything runs.
@@ -120,6 +123,16 @@ def find_checkout(adapter: Adapter, roots: Sequence[Path], parents: bool = True)
     # a main.py is in many folders
     sure = (base for base in found if patch.is_known(base) or (base / RECORD).is_file())
     return next(sure, found[0] if found else None)
+
+
+def _folder_of_package(adapter: Adapter, roots: Sequence[Path]) -> Path | None:
+    """The folder that holds an adapter's package, of the checkout or else as it is installed."""
+    package = adapter.wraps[0].module.partition(".")[0]
+    for root in roots:
+        if (root / package).is_dir():
+            return root
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parents[1] if spec is not None and spec.origin else None
 
 
 def unpatched(path: Path) -> str:

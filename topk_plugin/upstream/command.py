@@ -76,7 +76,8 @@ def listed(options: argparse.Namespace) -> int:
     else:
         table = Table(box=box.SIMPLE)
         for heading in ("adapter", "repository", "verified", "seam", "tested on"):
-            table.add_column(heading, overflow="fold")  # a cut name is of no use
+            # a cut name is of no use, and an adapter's is typed as it stands
+            table.add_column(heading, overflow="fold", no_wrap=heading == "adapter")
         for adapter in adapters().values():
             stated = _stated(adapter)
             table.add_row(*(stated[heading] for heading in list(stated)[:5]))
