@@ -69,7 +69,8 @@ def files(*pages: str) -> dict[str, str]:
 
 def shell(page: str) -> list[list[str]]:
     """The words of each command in a page's sh blocks."""
-    lines = [line for b in blocks(page) if b.language == "sh" for line in b.text.splitlines()]
+    shown = [b.text.replace("\\\n", " ") for b in blocks(page) if b.language == "sh"]
+    lines = [line for text in shown for line in text.splitlines()]
     return [words for line in lines for words in commands(line)]
 
 
