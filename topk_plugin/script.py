@@ -18,7 +18,7 @@ from torch import nn
 
 from topk_plugin import config
 from topk_plugin.config import TopKConfig
-from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream
 from topk_plugin.run.activation import Activation, Launch, running
 from topk_plugin.run.children import ending_exception
 from topk_plugin.run.execute import exit_status_of
@@ -84,6 +84,19 @@ class ScriptTopK:
         """Another output of the critic for the same samples; see TopK.follow()."""
         seam = active_seam()
         return output if seam is None else seam.followed(output)
+
+    def refuse(self, reason: str) -> None:
+        """A script of the repository that top-k can do nothing for: it ends here, if top-k is on.
+
+        Raises:
+            UnsupportedUpstream: with the ``reason``; an edited script ends with its message.
+        """
+        if (seam := active_seam()) is None:
+            return
+        error = UnsupportedUpstream(f"adapter {seam.adapter.name}: {reason}")
+        if seam.in_source:
+            sys.exit(exit_status_of(error))
+        raise error
 
     def end_epoch(self) -> None:
         """A pass over the real data ended."""
