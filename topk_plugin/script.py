@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,17 @@ class ScriptTopK:
         # multiprocessing's processes leave by os._exit, without what atexit has
         util.Finalize(None, _end, (activation,), exitpriority=0)
 
-    def __call__(self, output: Any) -> Any:
+    def __call__(self, output: Any, heads: Sequence[str | int] = ()) -> Any:
         """What the critic returned in a generator step, unchanged; k rows of its gradient stay.
 
         Args:
-            output: see :meth:`topk_plugin.TopK.__call__`.
+            output, heads: see :meth:`topk_plugin.TopK.__call__`.
 
         Raises:
             ScoreShapeError: no score per sample in it.
         """
         seam = active_seam()
-        return output if seam is None else seam.gated(output)
+        return output if seam is None else seam.gated(output, heads)
 
     def follow(self, output: Any) -> Any:
         """Another output of the critic for the same samples; see TopK.follow()."""

@@ -83,14 +83,18 @@ class LineGate:
         """Whether the settings or a plugin say what of ``output`` are scores."""
         return bool(self._heads) or self._ask_scores(output=output) is not None
 
-    def gate(self, output: Any, weigh: str, select: Select, follows: bool) -> Any:
+    def gate(
+        self, output: Any, weigh: str, select: Select, follows: bool,
+        names: Sequence[str | int] = (),
+    ) -> Any:  # fmt: skip
         """``output`` with its scores gated.
 
         Args:
+            names: of them, as in :meth:`heads_of`.
             weigh: see :class:`~topk_plugin.core.score_gate.ScoreGate`.
             follows: its other tensors lose the dropped rows' gradient too.
         """
-        heads, named = self.heads_of(output, None)
+        heads, named = self.heads_of(output, None, names)
         require_whole(heads)
         if not any(head.requires_grad for head in heads):
             return output

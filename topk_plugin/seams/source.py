@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ class SourceSeam(CallSeam):
 
     # --- what the lines in the source call ------------------------------------------------------
 
-    def gated(self, output: Any) -> Any:
+    def gated(self, output: Any, heads: Sequence[str | int] = ()) -> Any:
         """What the critic returned in a generator step, with top-k on its way back."""
         self.called += 1
-        return self._told(self.topk(output))
+        return self._told(self.topk(output, heads))
 
     def followed(self, output: Any) -> Any:
         """Another output of the critic for the samples of the latest gated one."""
