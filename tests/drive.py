@@ -42,11 +42,13 @@ def digits(number, size, channels=3):
     return images.expand(-1, channels, -1, -1), torch.tensor(data.target[:number])
 
 
-def narrow(*layers, factor=16, keep=()):
+def narrow(*layers, factor=16, keep=(), least=1):
     """Layers of these classes have a ``factor``-th of their 64 or more channels from now on."""
 
     def width(number):
-        return number // factor if number >= 64 and number not in keep else number
+        if not isinstance(number, int) or number < 64 or number in keep:
+            return number
+        return max(least, number // factor)
 
     def thinner(init):
         def build(self, *numbers, **options):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 
 from topk_plugin import config
 from topk_plugin.config import TopKConfig
-from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.errors import ConfigError, TopKError, UnsupportedUpstream
 from topk_plugin.run.activation import Activation, Launch, running
 from topk_plugin.run.children import ending_exception
 from topk_plugin.run.execute import exit_status_of
@@ -68,22 +68,35 @@ class ScriptTopK:
         # multiprocessing's processes leave by os._exit, without what atexit has
         util.Finalize(None, _end, (activation,), exitpriority=0)
 
-    def __call__(self, output: Any) -> Any:
+    def __call__(self, output: Any, heads: Sequence[str | int] = ()) -> Any:
         """What the critic returned in a generator step, unchanged; k rows of its gradient stay.
 
         Args:
-            output: see :meth:`topk_plugin.TopK.__call__`.
+            output, heads: see :meth:`topk_plugin.TopK.__call__`.
 
         Raises:
             ScoreShapeError: no score per sample in it.
         """
         seam = active_seam()
-        return output if seam is None else seam.gated(output)
+        return output if seam is None else seam.gated(output, heads)
 
     def follow(self, output: Any) -> Any:
         """Another output of the critic for the same samples; see TopK.follow()."""
         seam = active_seam()
         return output if seam is None else seam.followed(output)
+
+    def refuse(self, reason: str) -> None:
+        """A script of the repository that top-k can do nothing for: it ends here, if top-k is on.
+
+        Raises:
+            UnsupportedUpstream: with the ``reason``; an edited script ends with its message.
+        """
+        if (seam := active_seam()) is None:
+            return
+        error = UnsupportedUpstream(f"adapter {seam.adapter.name}: {reason}")
+        if seam.in_source:
+            sys.exit(exit_status_of(error))
+        raise error
 
     def end_epoch(self) -> None:
         """A pass over the real data ended."""

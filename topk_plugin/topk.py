@@ -143,21 +143,21 @@ class TopK:
 
     # --- gating ---------------------------------------------------------------------------------
 
-    def __call__(self, scores: Any) -> Any:
+    def __call__(self, scores: Any, heads: Sequence[str | int] = ()) -> Any:
         """The paper's one line: scores in, the same scores out, their gradient kept for k rows.
 
         The shape stays, so labels of the batch's size still fit.
 
         Args:
             scores: of the generator step: (B,), (B, 1), (B, 1, 1, 1), a patch map (B, 1, H, W), or
-                a tuple, list or dict that holds it.
+                a tuple, list or dict in which ``heads``, or else the settings, name the scores.
 
         Raises:
             ScoreShapeError: no score per sample in it.
         """
         if not self.config.enabled or self._paused or not torch.is_grad_enabled():
             return scores
-        return self.line.gate(scores, self.config.reduction, self.select, self.follows)
+        return self.line.gate(scores, self.config.reduction, self.select, self.follows, heads)
 
     def follow(self, output: Any) -> Any:
         """Another output of the critic for the samples of the latest gated call, unchanged.

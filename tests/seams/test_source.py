@@ -45,6 +45,7 @@ if __name__ == "__main__":
 PLUGIN = """
 from topk_plugin import Adapter, Enclose, Insert, Patch, Place, hookimpl
 
+NONE = 'topk.refuse("its batches hold one sample")'
 T = "trainer.py"
 
 @hookimpl
@@ -57,11 +58,14 @@ def topk_adapters():
         Enclose(Place(T, "Trainer.train", "self.D")),
     )
     patch = Patch("abc1234", rules)
-    inline = Patch("abc1234", (Enclose(Place("inline.py", "step", "critic")),))
+    step = Enclose(Place("inline.py", "step", "critic"))
+    inline = Patch("abc1234", (step,))
+    partly = Patch("abc1234", (step, Insert(Place("main.py", "main", "def"), NONE, "first")))
     common = dict(versions=("abc1234",), seam="source", wraps=(), epoch="", counter="", tested="")
     return [
         Adapter(name="toy", upstream="toy/gan", patch=patch, **common),
         Adapter(name="inline", upstream="toy/inline", patch=inline, **common),
+        Adapter(name="partly", upstream="toy/partly", patch=partly, **common),
     ]
 """
 INLINE = """\
@@ -101,7 +105,7 @@ VERDICT = re.compile(
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
-    """A folder with an installed distribution that offers the two adapters."""
+    """A folder with an installed distribution that offers the adapters."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "toy_source.py").write_text(PLUGIN)
     info = folder / "toy_source-2.0.dist-info"
@@ -251,3 +255,14 @@ def test_forks_of_a_patched_script_have_no_verdict(topk, plugin, tmp_path):
 def test_without_top_k_the_lines_do_nothing(topk):
     done = topk(*TOY, "--no-enabled", "--", "main.py")
     assert done == (0, "", "")
+
+
+def test_a_script_that_top_k_can_do_nothing_for_is_refused_with_the_reason(topk):
+    partly = ("run", "--adapter", "partly", "--gamma", "0.5")
+    done = topk(*partly, "--", "main.py", "9")
+    assert done.status == 3
+    assert "topk: UnsupportedUpstream: adapter partly: its batches hold one sample\n" in done.err
+    assert "Traceback" not in done.err
+    assert "top-k ACTIVE" not in done.err
+    assert topk(*partly, "--no-enabled", "--", "main.py", "9").status == 0
+    assert topk(*partly, "--", "inline.py").status == 0

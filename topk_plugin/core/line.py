@@ -87,16 +87,20 @@ class LineGate:
     def _answer(self, output: Any) -> Any:
         return None if self._ask_scores is None else self._ask_scores(output=output)
 
-    def gate(self, output: Any, weigh: str, select: Select, follows: bool) -> Any:
+    def gate(
+        self, output: Any, weigh: str, select: Select, follows: bool,
+        names: Sequence[str | int] = (),
+    ) -> Any:  # fmt: skip
         """``output`` with its scores gated.
 
         Args:
+            names: of them, as in :meth:`heads_of`.
             weigh: see :class:`~topk_plugin.core.score_gate.ScoreGate`.
             follows: its other tensors lose the dropped rows' gradient too.
         """
-        if not follows and self._is_known(output):
+        if not follows and not names and self._is_known(output):
             return self._gate_known(output, weigh)
-        heads, named = self.heads_of(output, None)
+        heads, named = self.heads_of(output, None, names)
         require_whole(heads)
         if not any(head.requires_grad for head in heads):
             return output

@@ -7,7 +7,7 @@ import inspect
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,10 +209,10 @@ class CallSeam:
         finally:
             self._inside.a_loss = False
 
-    def gated(self, output: Any) -> Any:
-        """The ``output`` of the critic in a generator step, with top-k on its way back."""
+    def gated(self, output: Any, heads: Sequence[str | int] = ()) -> Any:
+        """The critic's ``output`` in a generator step, gated; ``heads`` may name its scores."""
         self.called += 1
-        return self._told(self.topk(output))
+        return self._told(self.topk(output, heads))
 
     def _told(self, gated: Any) -> Any:
         if self._audit_output is not None:
