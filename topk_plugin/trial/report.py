@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -190,5 +191,5 @@ def pairs_figure(rows: Sequence[Outcome]) -> Figure:
         panel.set_xticks([0, 1], [PLAIN, row.arm])
         panel.set_xlim(-0.25, 1.25)
         better = f" ({row.better} is better)" if row.better else ""
-        panel.set_title(f"{row.metric}{better}", fontsize=9)
+        panel.set_title(textwrap.fill(f"{row.metric}{better}", 44), fontsize=9)
     return figure
