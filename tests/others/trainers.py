@@ -179,7 +179,7 @@ STOPPED = {
     " rows are dropped is a choice",
     "gemelo-ai/vocos": "nothing is found; with both critics named it is 4e-4 from top-k by hand,"
     " though `topk check` agrees: why is not known",
-    "descriptinc/descript-audio-codec": "nothing is found; with its critic named it is 2e-3 from top-k"
-    " by hand: why is not known",
+    "descriptinc/descript-audio-codec": "nothing is found; with its critic named it is"
+    " 2e-3 from top-k by hand: why is not known",
     "CUT itself": "at this size its weights are not numbers, also without top-k",
 }  # what was tried, and what stopped it
