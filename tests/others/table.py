@@ -16,7 +16,7 @@ FARTHEST = {
     "taesungp/contrastive-unpaired-translation": 0.0,
     "CompVis/taming-transformers": 0.0,
     "NVlabs/denoising-diffusion-gan": 0.0,
-    "jik876/hifi-gan": 3e-13,
+    "jik876/hifi-gan": 1e-15,
     "tianweiy/DMD2": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
