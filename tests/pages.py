@@ -14,7 +14,7 @@ PAGES = {
     for path in sorted(
         [
             ROOT / "README.md",
-            *ROOT.glob("adapters/README.md"),
+            *ROOT.glob("adapters/*.md"),
             *ROOT.glob("patches/README.md"),
             *ROOT.glob("topk_plugin/**/README.md"),
             *ROOT.glob("tests/**/README.md"),

@@ -14,7 +14,7 @@ import launched
 import tomllib
 from pages import ROOT, blocks, files, prose, shell
 
-ADAPTERS, PATCHES = "adapters/README.md", "patches/README.md"
+ADAPTERS, PATCHES = "adapters/WRITING.md", "patches/README.md"
 
 
 def written(folder: Path, *pages: str) -> Path:

@@ -1,11 +1,13 @@
-"""Runs a script with top-k by hand in it: python by_hand.py WRAPS SCRIPT ARGUMENTS...
+"""Runs a script with top-k by hand in it: python by_hand.py EPOCH WRAPS SCRIPT ARGUMENTS...
 
-WRAPS is a JSON list of :class:`pytorch_gan.Wrap`. The script's text stays; its tree gets a call
-around each of these expressions, whose value is the scores, or a call of the critic. Nothing of
-the plugin is used here.
+WRAPS is a JSON list of :class:`rows.Wrap`, EPOCH as ``rows.Row`` has it. The text of the script,
+and of the modules that it imports, stays; their trees get a call around each of these expressions,
+whose value is the scores, or a call of the critic. Nothing of the plugin is used here.
 """
 
 import ast
+import builtins
+import importlib.machinery
 import inspect
 import json
 import os
@@ -98,15 +100,26 @@ def keep_input(critic, x, epoch, low, heads):
 FORMS = {"scores": keep_scores, "inside": keep_inside, "input": keep_input}
 
 
+class Passes:
+    """Counts passes where no expression tells them: by the steps of each wrap."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def __call__(self, place, steps_a_pass):
+        self.steps[place] = self.steps.get(place, -1) + 1
+        return self.steps[place] // steps_a_pass
+
+
 class Wrapping(ast.NodeTransformer):
     """Puts the calls around the expressions of ``wraps``."""
 
-    def __init__(self, wraps):
-        self.wraps, self.seen = wraps, [0] * len(wraps)
+    def __init__(self, wraps, epoch):
+        self.wraps, self.epoch, self.seen = wraps, epoch, [0] * len(wraps)
 
     def visit(self, node):
         node = self.generic_visit(node)
-        if not isinstance(node, ast.expr):
+        if not isinstance(node, ast.expr) or isinstance(getattr(node, "ctx", None), ast.Store):
             return node
         text = ast.unparse(node)
         for place, wrap in enumerate(self.wraps):
@@ -114,32 +127,62 @@ class Wrapping(ast.NodeTransformer):
                 continue
             self.seen[place] += 1
             if self.seen[place] == wrap["occurrence"]:
-                return ast.copy_location(wrapped(node, wrap), node)
+                return ast.copy_location(self.wrapped(node, wrap, place), node)
         return node
 
+    def wrapped(self, node, wrap, place):
+        form, epoch = wrap["form"], self.epoch
+        what = f"lambda: {ast.unparse(node)}" if form == "inside" else ast.unparse(node)
+        if form == "input":
+            what = f"{ast.unparse(node.func)}, {', '.join(map(ast.unparse, node.args))}"
+        if isinstance(epoch, int):
+            epoch = f"by_hand_passes({wrap['file'], place}, {epoch})"
+        call = f"by_hand_{form}({what}, {epoch}, {wrap['low']}, {tuple(wrap['heads'])})"
+        return ast.parse(call, mode="eval").body
 
-def wrapped(node, wrap):
-    form = wrap["form"]
-    what = f"lambda: {ast.unparse(node)}" if form == "inside" else ast.unparse(node)
-    if form == "input":
-        what = f"{ast.unparse(node.func)}, {', '.join(map(ast.unparse, node.args))}"
-    call = f"__by_hand_{form}({what}, epoch, {wrap['low']}, {tuple(wrap['heads'])})"
-    return ast.parse(call, mode="eval").body
+
+def compiled(path, source, wraps, epoch):
+    """The code of a file."""
+    wrapping = Wrapping(wraps, epoch)
+    tree = ast.fix_missing_locations(wrapping.visit(ast.parse(source, path)))
+    for wrap, seen in zip(wraps, wrapping.seen, strict=True):
+        assert seen >= wrap["occurrence"], f"{path}: {wrap} was not found"
+    return compile(tree, path, "exec")
 
 
-def main(wraps, script, *arguments):
+def in_modules(wraps, epoch):
+    """Wrap what modules have, as they are imported; returns the files that were."""
+    files, met, get_code = {wrap["file"] for wrap in wraps}, set(), None
+
+    def with_top_k(loader, fullname):
+        path = loader.get_filename(fullname)
+        for file in files:
+            if path.endswith(f"/{file}"):
+                met.add(file)
+                mine = [wrap for wrap in wraps if wrap["file"] == file]
+                return compiled(path, loader.get_data(path), mine, epoch)
+        return get_code(loader, fullname)
+
+    get_code = importlib.machinery.SourceFileLoader.get_code
+    importlib.machinery.SourceFileLoader.get_code = with_top_k
+    return files, met
+
+
+def main(epoch, wraps, script, *arguments):
+    epoch, wraps = json.loads(epoch), json.loads(wraps)
+    for form, keep in FORMS.items():
+        setattr(builtins, f"by_hand_{form}", keep)
+    builtins.by_hand_passes = Passes()
+    files, met = in_modules([wrap for wrap in wraps if wrap["file"]], epoch)
     with open(script) as file:
-        tree = ast.parse(file.read(), script)
-    wrapping = Wrapping(json.loads(wraps))
-    tree = ast.fix_missing_locations(wrapping.visit(tree))
-    for wrap, seen in zip(wrapping.wraps, wrapping.seen, strict=True):
-        assert seen >= wrap["occurrence"], f"{script}: {wrap} was not found"
+        code = compiled(script, file.read(), [wrap for wrap in wraps if not wrap["file"]], epoch)
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     module = types.ModuleType("__main__")
+    module.__file__ = script
     sys.modules["__main__"] = module
-    module.__dict__.update({f"__by_hand_{form}": keep for form, keep in FORMS.items()})
-    exec(compile(tree, script, "exec"), module.__dict__)
+    exec(code, module.__dict__)
+    assert files == met, f"never imported: {files - met}"
 
 
 if __name__ == "__main__":

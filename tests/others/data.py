@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
+from scipy.io import wavfile
 from sklearn.datasets import load_digits
 
 IMAGES = 32
+RATE = 22050  # of tones, in Hz
+Writer = Callable[[Path], None]
 
 
 def digits(size: int, first: int = 0, many: int = IMAGES) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +85,107 @@ def faces(data: Path) -> None:
     _write(data / "faces", coloured(32, 0, 16), "jpg")
 
 
+def folder_of_images(data: Path) -> None:
+    """32 images of one class."""
+    _write(data / "images" / "digits", coloured(32))
+
+
+def array(size: int) -> Writer:
+    """32 images (32, 3, size, size) from -1 to 1, as one array."""
+
+    def write(data: Path) -> None:
+        data.mkdir(parents=True)
+        np.save(data / "array.npy", coloured(size).transpose(0, 3, 1, 2) / 127.5 - 1)
+
+    return write
+
+
+def lightning_mnist(data: Path) -> None:
+    """MNIST, where Lightning's own data module looks for it."""
+    mnist(data)
+    (data / "MNIST").symlink_to("mnist/MNIST")
+
+
+def unaligned(data: Path) -> None:
+    """Two folders of images of two kinds, beside each other."""
+    for number, domain in enumerate("AB"):
+        _write(data / "images" / f"train{domain}", coloured(32, 100 * number, 16))
+
+
+def for_diffusion(data: Path) -> None:
+    """32 images, and the folder of an experiment that was begun: then no code is copied to it."""
+    folder_of_images(data)
+    (data.parent / "saved_info" / "dd_gan" / "cifar10" / "out").mkdir(parents=True)
+
+
+def super_resolution(model: str) -> Writer:
+    """Images, small ones, and the options of a training of BasicSR or Real-ESRGAN."""
+    adam = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}
+
+    def write(data: Path) -> None:
+        _write(data / "large", coloured(32))
+        _write(data / "small", coloured(8))
+        images = {
+            "name": "digits", "type": "PairedImageDataset", "dataroot_gt": "data/large",
+            "dataroot_lq": "data/small", "io_backend": {"type": "disk"}, "gt_size": 32,
+            "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0,
+            "batch_size_per_gpu": 8,
+        }  # fmt: skip
+        training = {
+            "ema_decay": 0.9, "optim_g": dict(adam), "optim_d": dict(adam), "total_iter": 16,
+            "scheduler": {"type": "MultiStepLR", "milestones": [100], "gamma": 0.5},
+            "pixel_opt": {"type": "L1Loss", "loss_weight": 1e-2, "reduction": "mean"},
+            "gan_opt": {
+                "type": "GANLoss", "gan_type": "vanilla", "real_label_val": 1.0,
+                "fake_label_val": 0.0, "loss_weight": 5e-3,
+            },
+        }  # fmt: skip
+        options = {
+            "name": "out", "model_type": model, "scale": 4, "high_order_degradation": False,
+            "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False, "num_gpu": 0,
+            "manual_seed": 0,
+            "datasets": {"train": images}, "train": training,
+            "network_g": {
+                "type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8,
+                "num_block": 1, "upscale": 4,
+            },
+            "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 8},
+            "path": {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None},
+            "logger": {"print_freq": 100, "save_checkpoint_freq": 100, "use_tb_logger": False},
+        }  # fmt: skip
+        (data / "options.yml").write_text(yaml.safe_dump(options))
+
+    return write
+
+
+def tone(number: int) -> np.ndarray:
+    """6,000 samples: a tone, its octave, and a little noise."""
+    rng = np.random.default_rng(number)
+    turn = 2 * np.pi * rng.uniform(100, 800) * np.arange(6000) / RATE
+    return 0.5 * np.sin(turn) + 0.2 * np.sin(2 * turn) + 0.02 * rng.standard_normal(6000)
+
+
+def tones(data: Path) -> None:
+    """13 tones, the lists of them, and a small configuration of HiFi-GAN."""
+    data.mkdir(parents=True)
+    for number, wave in enumerate(tone(number) for number in range(13)):
+        wavfile.write(data / f"{number}.wav", RATE, (wave * 20000).astype(np.int16))
+    names = [f"{number}|x" for number in range(13)]
+    (data / "train.txt").write_text("\n".join(names[:12]))
+    (data / "val.txt").write_text(names[12])
+    configuration = {
+        "resblock": "2", "num_gpus": 0, "batch_size": 4, "learning_rate": 2e-4, "adam_b1": 0.8,
+        "adam_b2": 0.99, "lr_decay": 0.999, "seed": 1234, "upsample_rates": [8, 8],
+        "upsample_kernel_sizes": [16, 16], "upsample_initial_channel": 16,
+        "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 2]], "segment_size": 2048,
+        "num_mels": 80, "num_freq": 1025, "n_fft": 256, "hop_size": 64, "win_size": 256,
+        "sampling_rate": RATE, "fmin": 0, "fmax": 8000, "fmax_for_loss": None, "num_workers": 0,
+        "dist_config": {"dist_backend": "gloo", "dist_url": "tcp://localhost:54321",
+                        "world_size": 1},
+    }  # fmt: skip
+    (data / "small.json").write_text(json.dumps(configuration))
+
+
 def many_faces(data: Path) -> None:
     """Files of which the last 4,000 are held out: 16 images, again and again."""
     _repeated(data / "faces", 4000)
@@ -100,6 +206,3 @@ def _repeated(folder: Path, held_out: int) -> list[str]:
     for number in range(16, 16 + held_out):
         (folder / f"{number:06}.jpg").symlink_to(f"{number % 16:06}.jpg")
     return sorted(path.name for path in folder.glob("*.jpg"))
-
-
-Writer = Callable[[Path], None]

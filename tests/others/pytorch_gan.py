@@ -1,46 +1,25 @@
-"""The scripts of eriklindernoren/PyTorch-GAN: what is typed, what is found, and top-k by hand.
-
-Verified at commit 36d3c77e5ff20ebe0aeefd322326a134a279b93e.
-"""
+"""The scripts of eriklindernoren/PyTorch-GAN: what is typed, what is found, and top-k by hand."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from others import data
+from others.rows import Origin, Row, Wrap
 
-REPOSITORY = "eriklindernoren/PyTorch-GAN"
-
-
-class Wrap(NamedTuple):
-    """Where top-k by hand stands in a script."""
-
-    expression: str  # as ast.unparse writes it
-    occurrence: int = 1  # of that text in the script
-    low: bool = False  # low scores are the realistic ones
-    heads: tuple[int, ...] = ()  # of several outputs those that are ranked, by their average
-    form: Literal["scores", "inside", "input"] = "scores"  # see by_hand.py
-
-
-class Row(NamedTuple):
-    """One script."""
-
-    name: str
-    arguments: str
-    data: data.Writer
-    wraps: tuple[Wrap, ...]
-    found: str = "__main__:Discriminator"  # as the header says it
-    critic: str = "__main__:Discriminator"  # as it is named
-    asks: str = ""  # what the error says where nothing can be found
-    thin: int = 1  # by what the channels of wide convolutions are divided
-    flags: str = ""  # of top-k
-    script: str = ""  # where it is not implementations/NAME/NAME.py
+PYTORCH_GAN = Origin(
+    "eriklindernoren/PyTorch-GAN", "36d3c77e5ff20ebe0aeefd322326a134a279b93e", own_folder=True
+)
 
 
 def digits(name: str, *wraps: Wrap, **more: str) -> Row:
     """A script that trains on MNIST."""
     arguments = "--n_epochs 4 --batch_size 8 " + more.pop("arguments", "")
     return Row(name, arguments.strip(), data.mnist, wraps, **more)  # type: ignore[arg-type]
+
+
+def located(row: Row) -> Row:
+    """With where its script is."""
+    script = f"implementations/{row.script or f'{row.name}/{row.name}'}.py"
+    return row._replace(script=script, origin=PYTORCH_GAN, shims=("pytorch_gan",))
 
 
 ONE = Wrap("discriminator(gen_imgs)")
@@ -52,7 +31,7 @@ DECAY = "--decay_epoch 2"
 IMPORTED = {"found": "models:Discriminator", "critic": "models:Discriminator"}
 TWO = Wrap("discriminator(gen_imgs)", 2)
 
-ROWS = [
+SCRIPTS = [
     digits("gan", ONE),
     digits("dcgan", ONE),
     digits("lsgan", ONE),
@@ -69,12 +48,12 @@ ROWS = [
     digits("relativistic_gan", TWO),
     digits("softmax_gan", Wrap("discriminator(gen_imgs)", low=True, form="input")),
     digits(
-        "cluster_gan", Wrap("D_gen", 3), script="cluster_gan/clustergan",
+        "cluster_gan", Wrap("D_gen", 2), script="cluster_gan/clustergan",
         arguments="--n_critic 2", found="__main__:Discriminator_CNN",
         critic="__main__:Discriminator_CNN",
     ),
     digits(
-        "cluster_gan-wasserstein", Wrap("D_gen", 2, low=True), script="cluster_gan/clustergan",
+        "cluster_gan-wasserstein", Wrap("D_gen", low=True), script="cluster_gan/clustergan",
         arguments="--n_critic 2 --wass_flag", found="__main__:Discriminator_CNN",
         critic="__main__:Discriminator_CNN",
     ),
@@ -152,3 +131,5 @@ ROWS = [
         data.celeba, (Wrap("discriminator(gen_imgs)", heads=(0,)),), thin=16, **IMPORTED,
     ),
 ]  # fmt: skip
+
+ROWS = [located(row) for row in SCRIPTS]

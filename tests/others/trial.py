@@ -6,31 +6,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from others.pytorch_gan import REPOSITORY, Row
+import numpy as np
+from others.rows import HERE, OURS, Row, extra
 
-HERE = Path(__file__).parent
 SETTINGS = ("--gamma", "0.8", "--nu", "0.5")
 SAME = 1e-9
 """How far the weights may be from those of top-k by hand, in float64."""
 HEADER = re.compile(r"^top-k ACTIVE: (?:found )?critics? (.+?), direction ", re.M)
-VERDICT = re.compile(r"^top-k verdict: .* (\d+ of \d+) rows dropped.*; direction (\w+)", re.M)
-ASKED = re.compile(r"--critic [\w:.]+(?:=[\w.,]+)?")
+VERDICT = re.compile(
+    r"^top-k verdict: .* (\d+ of \d+) rows dropped, (\d+) epochs? ended.*; direction (\w+)", re.M
+)
 LIMIT = 600  # seconds a process
-
-
-def checkout() -> Path | None:
-    """The checkout, if it is in the folder that TOPK_UPSTREAMS names."""
-    path = Path(os.environ.get("TOPK_UPSTREAMS", ""), REPOSITORY.replace("/", "+"))
-    return path if os.environ.get("TOPK_UPSTREAMS") and path.is_dir() else None
+Weights = list[np.ndarray]
 
 
 class Failed(Exception):
@@ -45,9 +38,10 @@ class Outcome:
     found: str = ""  # as the header said it
     direction: str = ""
     dropped: str = ""
+    epochs: str = ""
     error: float = float("nan")  # of the weights, to those of top-k by hand
     changed: float = float("nan")  # by top-k by hand
-    typed: str = ""  # the flag that the error told, and that was typed then
+    typed: str = ""  # the flags that the error asked for, and that were typed then
     wrong: str = ""  # what is, in words; empty: nothing
     said: str = ""  # by the last run
 
@@ -55,54 +49,62 @@ class Outcome:
         """For the table."""
         found = f"asks; typed {self.typed}" if self.typed else self.found or "asks"
         far = [f"{x:.0e}" if x == x else "-" for x in (self.error, self.changed)]
-        numbers = f"{self.dropped or '-':>12}  {far[0]:>8}  {far[1]:>8}"
+        numbers = f"{self.dropped or '-':>12} {self.epochs or '-':>6}  {far[0]:>8}  {far[1]:>8}"
         return f"{self.row.name:24} {numbers}  {self.direction:4} {found}  {self.wrong}".rstrip()
 
 
 HEADING = (
-    f"{'script':24} {'dropped':>12}  {'to hand':>8}  {'changed':>8}  {'real':4} found\n{'-' * 100}"
+    f"{'training':24} {'dropped':>12} {'epochs':>6}  {'to hand':>8}  {'plain':>8}  real found\n"
+    + "-" * 110
 )
 
 
 class Trial:
     """Runs one row in a folder of its own."""
 
-    def __init__(self, row: Row, folder: Path, source: Path) -> None:
-        self.row = row
-        kind = (row.script or f"{row.name}/{row.name}").partition("/")
-        self.script = f"{kind[2]}.py"
-        self.folder = folder / "implementations" / kind[0]
-        shutil.copytree(source / "implementations" / kind[0], self.folder)
+    def __init__(self, row: Row, folder: Path) -> None:
+        self.row, source = row, row.origin.checkout()
+        ours = row.script.startswith(OURS)
+        self.script = (HERE if ours or source is None else source) / row.script
+        self.folder = folder / row.script.rpartition("/")[0] if row.origin.own_folder else folder
+        self.folder.mkdir(parents=True)
+        self.path = [HERE / "startup", *([source] if source else []), *extra()]
         row.data(folder / "data")
 
     def run(self, *command: str) -> tuple[int, str]:
         """Exit status and what was said of ``python COMMAND SCRIPT ARGUMENTS``."""
-        weights = self.folder / "weights.pt"
+        weights = self.folder / "weights.npz"
         weights.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "out", ignore_errors=True)  # where rows say that outputs go
         kept = {name: v for name, v in os.environ.items() if not name.startswith("TOPK_")}
         env = kept | {
-            "PYTHONPATH": str(HERE / "startup"),
+            "PYTHONPATH": os.pathsep.join(map(str, self.path)),
+            "PYTHONDONTWRITEBYTECODE": "1",
             "OTHERS_WEIGHTS": str(weights),
+            "OTHERS_SHIMS": " ".join(self.row.shims),
             "OTHERS_THIN": str(self.row.thin),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
         done = subprocess.run(
-            [sys.executable, *command, self.script, *self.row.arguments.split()],
+            [sys.executable, *command, str(self.script), *self.row.arguments.split()],
             cwd=self.folder, env=env, timeout=LIMIT, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
+        if "Error in sitecustomize" in done.stderr:  # Python goes on without it
+            raise Failed(done.stderr[:2000])
         return done.returncode, done.stderr
 
-    def weights(self, *command: str) -> list[torch.Tensor]:
+    def weights(self, *command: str) -> Weights:
         """All that is trained, after a run that has to succeed."""
         status, said = self.run(*command)
         if status:
             raise Failed(f"{command[:1]} ended with {status}: {said[-2000:]}")
         return self.written()
 
-    def written(self) -> list[torch.Tensor]:
-        return torch.load(self.folder / "weights.pt", weights_only=True)
+    def written(self) -> Weights:
+        with np.load(self.folder / "weights.npz") as file:
+            return list(file.values())
 
     def topk(self, *flags: str) -> tuple[int, str]:
         """Of `topk run FLAGS -- SCRIPT ARGUMENTS`."""
@@ -110,24 +112,36 @@ class Trial:
         return self.run("-m", "topk_plugin", "run", *own, "--")
 
 
-def difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+def difference(a: Weights, b: Weights) -> float:
     """The largest one of any weight.
 
     Not of biases: before an InstanceNorm their gradients are rounding, which Adam magnifies.
     """
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.dim() > 1]
-    return max((x - y).abs().max().item() for x, y in pairs)
+    assert {x.dtype.name for x in (*a, *b)} == {"float64"}
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.ndim > 1]
+    return max(float(np.abs(x - y).max()) for x, y in pairs)
 
 
-def compare(row: Row, folder: Path, source: Path, named: bool = False) -> Outcome:
+def typed(row: Row, named: bool = False) -> str:
+    """The command."""
+    flags = " ".join([*SETTINGS, *row.flags.split(), *(critics(row) if named else [])])
+    return f"topk run {flags} -- {row.typed()}"
+
+
+def critics(row: Row) -> list[str]:
+    """The flags that name the row's critics."""
+    return [word for critic in row.critic.split() for word in ("--critic", critic)]
+
+
+def compare(row: Row, folder: Path, named: bool = False) -> Outcome:
     """Run all arms of ``row``; ``wrong`` of the outcome says what is wrong.
 
     Args:
         named: with the row's critic named, where it has one.
     """
     outcome = Outcome(row)
-    trial = Trial(row, folder, source)
-    flags = ["--critic", row.critic] if named and row.critic else []
+    trial = Trial(row, folder)
+    flags = critics(row) if named else []
     try:
         status, outcome.said = trial.topk(*flags)
         asks = row.asks and not flags
@@ -140,7 +154,7 @@ def compare(row: Row, folder: Path, source: Path, named: bool = False) -> Outcom
         found = trial.written()
         plain = trial.weights()
         wraps = json.dumps([wrap._asdict() for wrap in row.wraps])
-        hand = trial.weights(str(HERE / "by_hand.py"), wraps)
+        hand = trial.weights(str(HERE / "by_hand.py"), json.dumps(row.epoch), wraps)
     except (Failed, subprocess.TimeoutExpired) as error:
         outcome.wrong = str(error)
         return outcome
@@ -150,18 +164,18 @@ def compare(row: Row, folder: Path, source: Path, named: bool = False) -> Outcom
 
 
 def _asked(outcome: Outcome, trial: Trial, status: int) -> str:
-    """What is wrong with a refusal; a flag that it tells is typed."""
+    """What is wrong with a refusal; after it the critics are named, as it asks for."""
     row = outcome.row
     if not status:
         return "did not ask"
     if row.asks not in outcome.said:
         return f"asked for another reason: {outcome.said[-2000:]}"
-    flag = ASKED.search(outcome.said.partition(row.asks)[2])
-    if flag is None or not row.critic:
+    flags = critics(row)
+    if not flags:
         return ""
-    outcome.typed = flag[0]
-    status, outcome.said = trial.topk(*shlex.split(flag[0]))
-    return f"{flag[0]} ended with {status}: {outcome.said[-2000:]}" if status else ""
+    outcome.typed = " ".join(flags)
+    status, outcome.said = trial.topk(*flags)
+    return f"{outcome.typed} ended with {status}: {outcome.said[-2000:]}" if status else ""
 
 
 def _read(outcome: Outcome, named: bool) -> None:
@@ -169,7 +183,8 @@ def _read(outcome: Outcome, named: bool) -> None:
     row, header = outcome.row, HEADER.search(outcome.said)
     verdict = VERDICT.search(outcome.said)
     outcome.found = header[1] if header else "no header"
-    outcome.dropped, outcome.direction = verdict.groups() if verdict else ("no verdict", "")
+    said = verdict.groups() if verdict else ("no verdict", "", "")
+    outcome.dropped, outcome.epochs, outcome.direction = said
     if not outcome.error <= SAME:
         outcome.wrong = "not top-k by hand"
     elif not outcome.changed > 1e-7:

@@ -1,0 +1,185 @@
+"""Trainings by others than PyTorch-GAN: what is typed, what is found, and top-k by hand.
+
+Where a repository has networks, losses or a trainer, and no script that small data and a CPU
+suffice for, the script is one of ours, in ``loops``, which only puts them together.
+"""
+
+from __future__ import annotations
+
+from others import data
+from others.rows import Origin, Row, Wrap
+
+IGNITE = Origin("pytorch/ignite", "de08e799cfb55a6cf4aa778575d6bad725385453")
+LIGHTNING = Origin(
+    "Lightning-AI/pytorch-lightning", "7f0c3436cd3f6ad3753125672024fc415cbcb414", ("lightning",)
+)
+ACCELERATE = Origin("accelerate", "1.15.0", ("accelerate",))
+VEGANS = Origin("vegans", "0.4.0", ("vegans",))
+R3GAN = Origin("brownvc/R3GAN", "19a7ddf463fbac2bd39b4c1c73d63f1c441c7403")
+BASICSR = Origin(
+    "XPixelGroup/BasicSR", "8d56e3a045f9fb3e1d8872f92ee4a4f07f886b0a",
+    ("cv2", "addict", "lmdb", "skimage"),
+)  # fmt: skip
+TAMING = Origin(
+    "CompVis/taming-transformers", "3ba01b241669f5ade541ce990f7650a3b8f65318", ("einops",)
+)
+DDGAN = Origin("NVlabs/denoising-diffusion-gan", "6818ded6443e10ab69c7864745457ce391d4d883")
+CUT = Origin(
+    "taesungp/contrastive-unpaired-translation", "b3ac297708dfb6f7589d04662277e53c0d579c27",
+    ("dominate",),
+)  # fmt: skip
+HIFIGAN = Origin(
+    "jik876/hifi-gan", "4769534d45265d52a904b850da5a622601885777", ("librosa", "soundfile")
+)
+REALESRGAN = Origin(
+    "xinntao/Real-ESRGAN", "a4abfb2979a7bbff3f69f58f58ae324608821e27", ("basicsr", "cv2")
+)
+
+DMD2 = Origin(
+    "tianweiy/DMD2", "8d8fa55633d47cfb81bbc7a892e7248f9518763f", ("accelerate", "diffusers", "lmdb")
+)
+ONE = Wrap("self.predict(x=fake_images)", file="vegans/models/unconditional/AbstractGAN1v1.py")
+
+
+def vegans(kind: str, *wraps: Wrap, **more: str) -> Row:
+    """One of vegans' GANs: what it predicts of generated samples, in the class's own file."""
+    more = {
+        "found": "vegans.utils.networks:Adversary",
+        "critic": "vegans.utils.networks:Adversary",
+    } | more
+    return Row(
+        f"vegans-{kind}", kind, data.array(8), wraps, script="loops/vegans_gan.py", origin=VEGANS,
+        epoch=4, shims=("double", "old_iterators"), **more,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def basicsr(model: str, file: str, **more: str) -> Row:
+    """One of BasicSR's models."""
+    critic = "basicsr.archs.discriminator_arch:UNetDiscriminatorSN"
+    return Row(
+        f"basicsr-{model}", "-opt data/options.yml", data.super_resolution(model),
+        (Wrap("self.net_d(self.output)", file=f"basicsr/models/{file}.py"),),
+        critic, critic, script="loops/basicsr_train.py", origin=BASICSR, epoch=4,
+        shims=("double", "basicsr"), **more,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def unpaired(model: str, script: str, *expressions: str) -> Row:
+    """A model of junyanz/pytorch-CycleGAN-and-pix2pix, which CUT has, too."""
+    critic, file = "models.networks:NLayerDiscriminator", f"models/{model}_model.py"
+    wraps = tuple(Wrap(expression, file=file) for expression in expressions)
+    return Row(
+        f"unpaired-{model}",
+        f"--dataroot data/images --checkpoints_dir out --name x --model {model} --gpu_ids -1"
+        " --batch_size 4 --load_size 36 --crop_size 32 --ngf 4 --ndf 4 --netG resnet_6blocks"
+        " --n_epochs 2 --n_epochs_decay 2 --num_threads 0 --display_id 0 --no_html",
+        data.unaligned, wraps, critic, critic, script=script, origin=CUT,
+        epoch="self.schedulers[0].last_epoch",
+    )  # fmt: skip
+
+
+ROWS = [
+    Row(
+        "ignite-dcgan",
+        "--dataset folder --dataroot data/images --workers 0 --batch-size 8 --epochs 4 --z-dim 8"
+        " --g-filters 8 --d-filters 8 --no-cuda --seed 1 --output-dir out",
+        data.folder_of_images, (Wrap("netD(fake)"),), script="examples/gan/dcgan.py",
+        origin=IGNITE, epoch="engine.state.epoch - 1",
+    ),
+    Row(
+        "lightning-gan", "--latent_dim 8", data.lightning_mnist,
+        (Wrap("self.discriminator(self(z))"),), origin=LIGHTNING, epoch="self.current_epoch",
+        script="examples/pytorch/domain_templates/generative_adversarial_net.py",
+        shims=("lightning_example",),
+    ),
+    Row(
+        "accelerate-accumulation", "", data.array(8), (Wrap("critic(fake)"),), "__main__:Critic",
+        "__main__:Critic", script="loops/accelerated.py", origin=ACCELERATE, epoch=4,
+    ),
+    Row(
+        "r3gan", "", data.array(16),
+        (Wrap("self.Discriminator(Preprocessor(FakeSamples), Conditions)",
+              file="R3GAN/Trainer.py"),),
+        "training.networks:Discriminator", "training.networks:Discriminator",
+        script="loops/r3gan.py", origin=R3GAN, epoch=4, shims=("double", "nvidia_ops"),
+    ),
+    basicsr("SRGANModel", "srgan_model"),
+    basicsr("ESRGANModel", "esrgan_model"),
+    unpaired(
+        "cycle_gan", "loops/unpaired.py", "self.netD_A(self.fake_B)", "self.netD_B(self.fake_A)"
+    ),
+    Row(
+        "taming-vqgan", "", data.array(16),
+        (Wrap("self.discriminator(reconstructions.contiguous())",
+              file="taming/modules/losses/vqperceptual.py"),),
+        "taming.modules.losses.vqperceptual:VQLPIPSWithDiscriminator.discriminator",
+        "taming.modules.discriminator.model:NLayerDiscriminator",
+        script="loops/vqgan.py", origin=TAMING, epoch=4, shims=("double", "taming"),
+    ),
+    Row(
+        "ddgan",
+        "--dataset cifar10 --exp out --batch_size 8 --num_epoch 3 --nz 8 --num_channels_dae 8"
+        " --ch_mult 1 1 --num_res_blocks 1 --z_emb_dim 8 --t_emb_dim 8 --ngf 4 --image_size 32",
+        data.for_diffusion, (Wrap("netD(x_pos_sample, t, x_tp1.detach())", 2),),
+        "score_sde.models.discriminator:Discriminator_small",
+        "score_sde.models.discriminator:Discriminator_small",
+        script="train_ddgan.py", origin=DDGAN,
+        shims=("double", "cpu", "nvidia_ops", "ddp_on_cpu", "cifar10"),
+    ),
+    Row(
+        "hifigan",
+        "--config data/small.json --input_wavs_dir data --input_training_file data/train.txt"
+        " --input_validation_file data/val.txt --training_epochs 4 --stdout_interval 1"
+        " --validation_interval 100000 --summary_interval 100000 --checkpoint_path out",
+        data.tones,
+        (Wrap("y_df_hat_g", 2, heads=(0, 1, 2, 3, 4)), Wrap("y_ds_hat_g", 2, heads=(0, 1, 2))),
+        "models:MultiPeriodDiscriminator=1.0,1.1,1.2,1.3,1.4,"
+        " models:MultiScaleDiscriminator=1.0,1.1,1.2", "",
+        script="train.py", origin=HIFIGAN, shims=("double", "cpu", "audio", "thin_audio"),
+    ),
+    Row(
+        "realesrgan", "-opt data/options.yml", data.super_resolution("RealESRGANModel"),
+        (Wrap("self.net_d(self.output)", file="realesrgan/models/realesrgan_model.py"),),
+        "realesrgan.archs.discriminator_arch:UNetDiscriminatorSN",
+        "realesrgan.archs.discriminator_arch:UNetDiscriminatorSN",
+        script="loops/realesrgan_train.py", origin=REALESRGAN, epoch=4,
+        shims=("double", "cpu", "basicsr"),
+    ),
+    Row(
+        "dmd2",
+        "--model_id data/edm.pkl --output_path out --real_image_path data/array.npy --batch_size 8"
+        " --resolution 16 --label_dim 10 --train_iters 17 --num_workers 0 --no_save"
+        " --wandb_name x --warmup_step 0 --generator_lr 1e-3 --guidance_lr 1e-3"
+        " --initialie_generator --gan_classifier --gen_cls_loss_weight 3e-3 --cls_loss_weight 1e-2",
+        data.array(16),
+        (Wrap("self.compute_cls_logits(image=fake_image, label=fake_labels)",
+              file="main/edm/edm_guidance.py"),),
+        "main.edm.edm_guidance:EDMGuidance.cls_pred_branch", "",
+        script="loops/dmd2.py", origin=DMD2, epoch=4, shims=("double", "dmd2"),
+    ),
+    vegans("VanillaGAN", ONE),
+    vegans("LSGAN", ONE),
+    vegans("KLGAN", ONE),
+    vegans("WassersteinGAN", ONE._replace(low=True)),
+    vegans("WassersteinGANGP", ONE._replace(low=True)),
+    vegans("InfoGAN", ONE._replace(file="vegans/models/unconditional/InfoGAN.py")),
+    vegans("LRGAN", ONE._replace(file="vegans/models/unconditional/LRGAN.py")),
+    vegans(
+        "AAE",
+        Wrap("self.predict(x=encoded_output)", file="vegans/models/unconditional/AAE.py"),
+    ),
+    vegans("EBGAN", asks="it returns an image", found="", critic=""),
+]  # fmt: skip
+
+STOPPED = {
+    "junyanz/pytorch-CycleGAN-and-pix2pix": "three gigabytes; its CycleGAN is run as"
+    " taesungp/contrastive-unpaired-translation has it",
+    "open-mmlab/mmgeneration": "needs mmcv 1.x, which does not build with today's setuptools",
+    "vegans' VAEGAN and BicycleGAN": "an encoder's loss goes through the critic, too; whether its"
+    " rows are dropped is a choice",
+    "gemelo-ai/vocos": "nothing is found; with both critics named it is 4e-4 from top-k by hand,"
+    " though `topk check` agrees: why is not known",
+    "descriptinc/descript-audio-codec": "nothing is found; with its critic named it is"
+    " 2e-3 from top-k by hand: why is not known",
+    "CUT itself": "at this size its weights are not numbers, also without top-k",
+}  # what was tried, and what stopped it
