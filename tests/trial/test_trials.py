@@ -19,7 +19,7 @@ from topk_plugin.cli import main
 from topk_plugin.pairs import paired_difference
 from topk_plugin.trial import runs as of_runs
 from topk_plugin.trial.arms import arms_of, flags_of
-from topk_plugin.trial.outcome import outcomes, sentence
+from topk_plugin.trial.outcome import outcomes, ratio, sentence
 from topk_plugin.trial.report import pairs_figure
 
 # what a run does in place of a training: quick, without torch
@@ -296,3 +296,15 @@ def test_the_title_of_a_long_metric_stays_in_its_figure():
     places = [panel.title.get_window_extent(canvas.get_renderer()) for panel in figure.axes]
     assert all(0 <= place.x0 < place.x1 <= figure.bbox.width for place in places)
     assert places[0].x1 < places[1].x0
+
+
+def test_a_ratio_of_times_is_geometric_and_never_negative():
+    plain, topk = {0: 1.0, 1: 10.0, 2: 3.0}, {0: 2.0, 1: 5.0, 2: 30.0, 3: 7.0}
+    found = ratio(plain, topk)
+    assert found.n == 3
+    assert found.mean == pytest.approx((2.0 * 0.5 * 10.0) ** (1 / 3))
+    low, high = found.interval
+    assert 0 < low < found.mean < high
+    assert low * high == pytest.approx(found.mean**2)
+    assert ratio(plain, {}) is None
+    assert ratio({0: 2.0}, {0: 1.0}) == (1, 0.5, None, None)

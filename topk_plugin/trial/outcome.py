@@ -61,8 +61,15 @@ def outcomes(
 
 
 def ratio(plain: Mapping[int, float], topk: Mapping[int, float]) -> Summary | None:
-    """Of seconds or bytes, top-k over plain, over the seeds that both have."""
-    return summary(topk[seed] / plain[seed] for seed in topk if plain.get(seed))
+    """Of seconds or bytes, top-k over plain, over the seeds that both have.
+
+    The geometric mean, and its interval: no ratio is below 0.
+    """
+    found = summary(math.log(topk[seed] / plain[seed]) for seed in topk if plain.get(seed))
+    if found is None:
+        return None
+    ends = found.interval and (math.exp(found.interval[0]), math.exp(found.interval[1]))
+    return Summary(found.n, math.exp(found.mean), None, ends)
 
 
 def sentence(outcome: Outcome) -> str:
