@@ -7,9 +7,11 @@ import pytest
 from contract import SETTINGS, Upstream, check_by_hand, needs
 
 NAME = "lightweight_gan"
-pytestmark = pytest.mark.skipif(
-    bool(needs(NAME)), reason=f"not installed: {', '.join(needs(NAME))}"
-)
+# its critic takes seconds to build; the contract has the shortest of its trainings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(needs(NAME)), reason=f"not installed: {', '.join(needs(NAME))}"),
+]
 
 
 @pytest.fixture
@@ -30,7 +32,6 @@ def schedule(upstream: Upstream, *arguments: str, flags=SETTINGS) -> list[tuple[
     return [(line["step"], line["epoch"], line["k"]) for line in lines]
 
 
-@pytest.mark.slow
 def test_its_own_command_trains_with_top_k(upstream):
     """With the whole critic, on a machine without CUDA, which it asserts that there is."""
     pytest.importorskip("retry")

@@ -24,6 +24,7 @@ def mimicry(tmp_path):
     return Upstream(tmp_path, "mimicry")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
