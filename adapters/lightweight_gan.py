@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from topk_plugin import Adapter, CallSeam, Insert, Place, Replace, Wrap
+from topk_plugin import Adapter, CallSeam, Insert, Place, Replace, Wrap, missing
 
 MODULE, FILE = "lightweight_gan.lightweight_gan", "lightweight_gan/lightweight_gan.py"
 _loaders: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of the endless iterators over them
@@ -59,10 +59,6 @@ def _scored(
     return scores[:, 0, 0], of_32x32, reconstruction
 
 
-def _missing(*args: Any, **kwargs: Any) -> Any:
-    raise ModuleNotFoundError("No module named 'adabelief_pytorch': the optimizer is in it")
-
-
 ADAPTER = Adapter(
     name="lightweight_gan",
     upstream="lucidrains/lightweight-gan",
@@ -85,7 +81,7 @@ ADAPTER = Adapter(
         Wrap(MODULE, "Trainer.train", "(self)", _step),
         Wrap(MODULE, "cycle", "(iterable)", _loader_taken),
     ),
-    stubs={"adabelief_pytorch": {"AdaBelief": _missing}},
+    stubs={"adabelief_pytorch": {"AdaBelief": missing("adabelief_pytorch")}},
     modern=(
         *(  # where it is asserted
             Replace(file, "torch.cuda.is_available()", "True", "")

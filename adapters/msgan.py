@@ -1,25 +1,15 @@
 """MSGAN, a conditional GAN with a mode-seeking term: its DCGAN and Pix2Pix variants."""
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from topk_plugin import Adapter
+from topk_plugin import Adapter, missing
 from topk_plugin.patches.msgan import PATCH
 
 
 def summary_writer(*args: Any, **kwargs: Any) -> Any:
     """torch's own, which has the methods of tensorboardX."""
     return import_module("torch.utils.tensorboard").SummaryWriter(*args, **kwargs)
-
-
-def missing(module: str) -> Callable[..., Any]:
-    """What ``--no_html`` does without."""
-
-    def use(*args: Any, **kwargs: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {module!r}: it is needed here", name=module)
-
-    return use
 
 
 ADAPTER = Adapter(

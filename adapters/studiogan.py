@@ -6,20 +6,10 @@ which is what StudioGAN's own top-k does.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
-from topk_plugin import Adapter
+from topk_plugin import Adapter, missing
 from topk_plugin.patches.studiogan import PATCH
-
-
-def _missing(module: str) -> Callable[..., Any]:
-    """What training does without, though it is imported."""
-
-    def use(*args: Any, **kwargs: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {module!r}: it is needed here", name=module)
-
-    return use
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -50,15 +40,15 @@ ADAPTER = Adapter(
     stubs={
         "wandb": dict.fromkeys(("init", "log", "finish", "Image"), _nothing),
         "tqdm": {"tqdm": _same, "trange": _same},
-        "seaborn": dict.fromkeys(("scatterplot", "color_palette"), _missing("seaborn")),
-        "h5py": {"File": _missing("h5py")},
-        "requests": {"Session": _missing("requests")},
+        "seaborn": dict.fromkeys(("scatterplot", "color_palette"), missing("seaborn")),
+        "h5py": {"File": missing("h5py")},
+        "requests": {"Session": missing("requests")},
         "timm.models.layers": dict.fromkeys(
-            ("DropPath", "to_2tuple", "trunc_normal_"), _missing("timm")
+            ("DropPath", "to_2tuple", "trunc_normal_"), missing("timm")
         ),
-        "kornia.filters": dict.fromkeys(("get_gaussian_kernel2d", "filter2d"), _missing("kornia")),
+        "kornia.filters": dict.fromkeys(("get_gaussian_kernel2d", "filter2d"), missing("kornia")),
         "pkg_resources": {"parse_version": _version},
-        "distutils.util": {"strtobool": _missing("distutils")},
+        "distutils.util": {"strtobool": missing("distutils")},
     },
     patch=PATCH,
 )

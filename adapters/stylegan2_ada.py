@@ -1,20 +1,7 @@
 """StyleGAN2-ADA: the critic's logits in the phases of the generator."""
 
-from collections.abc import Callable
-from typing import Any
-
-from topk_plugin import Adapter
+from topk_plugin import Adapter, missing
 from topk_plugin.patches.stylegan2_ada import PATCH
-
-
-def missing(module: str) -> Callable[..., Any]:
-    """What local data does without."""
-
-    def use(*args: Any, **kwargs: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {module!r}: it is needed here", name=module)
-
-    return use
-
 
 ADAPTER = Adapter(
     name="stylegan2_ada",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from topk_plugin import Adapter, CallSeam, Insert, Place, Replace, Wrap
+from topk_plugin import Adapter, CallSeam, Insert, Place, Replace, Wrap, missing
 from topk_plugin.errors import ConfigError, DirectionUnknown
 
 NAME, MODULE = "stylegan2_pytorch", "stylegan2_pytorch.stylegan2_pytorch"
@@ -72,10 +72,6 @@ def _scored(seam: CallSeam, wrapped: Call, instance: Any, args: Any, kwargs: Any
     return seam.gated(scores.reshape(-1)).reshape(scores.shape), of_quantizer  # () of a batch of 1
 
 
-def _missing(*args: Any, **kwargs: Any) -> Any:
-    raise ModuleNotFoundError("No module named 'vector_quantize_pytorch': fq_layers need it")
-
-
 ADAPTER = Adapter(
     name=NAME,
     upstream="lucidrains/stylegan2-pytorch",
@@ -103,7 +99,7 @@ ADAPTER = Adapter(
     ),
     stubs={
         "aim": {},  # for its log
-        "vector_quantize_pytorch": {"VectorQuantize": _missing},
+        "vector_quantize_pytorch": {"VectorQuantize": missing("vector_quantize_pytorch")},
     },
     modern=(
         Replace(FILE, "torch.cuda.is_available()", "True", ""),  # asserted

@@ -6,7 +6,7 @@ from pathlib import Path
 if not (Path(__file__).parent / "adapters").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
-from topk_plugin.adapter import Adapter, Wrap
+from topk_plugin.adapter import Adapter, Wrap, missing
 from topk_plugin.config import TopKConfig, add_arguments
 from topk_plugin.core.direction import VOTING_STEPS
 from topk_plugin.finding.live import find
@@ -35,6 +35,7 @@ __all__ = [
     "attach",
     "find",
     "hookimpl",
+    "missing",
     "scores_argument",
 ]
 __version__ = "0.1.0"

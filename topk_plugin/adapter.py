@@ -40,6 +40,19 @@ class Wrap:
             )
 
 
+def missing(module: str) -> Callable[..., Any]:
+    """What stands in for a function of a module that is gone, where training does without it.
+
+    Returns:
+        a function that raises ModuleNotFoundError when it is called.
+    """
+
+    def use(*args: Any, **kwargs: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {module!r}: it is needed here", name=module)
+
+    return use
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One upstream repository: where top-k goes in it, and what was verified.
