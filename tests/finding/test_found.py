@@ -112,6 +112,15 @@ def test_outputs_that_the_loss_reads_through_another_alone_are_no_heads(returned
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
 
 
+def test_a_score_that_features_end_with_is_named_at_both_places(tmp_path):
+    """It is the same tensor, and which of them the loss reads is not known."""
+    parts = PARTS.replace("RETURNED", "score = self.a(x); return [self.b(x), score], score")
+    with_loop(tmp_path, parts.replace(")[0]", ")[1]"))
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Several=0.1,1, direction high" in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
 PAIRS = """
 class Pair(nn.Module):
     def __init__(self):

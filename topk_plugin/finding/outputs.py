@@ -32,6 +32,7 @@ class Outputs(dict[str, Output]):
         self.beside: dict[str, tuple[int, ...]] = {}  # shapes of outputs for other samples alone
         self.listed = False  # they are a list
         self.copies = False  # several hold the same numbers
+        self.again: dict[str, set[str]] = {}  # where else the very tensor of an output is
         self.odd = ""  # what cannot rank samples
 
     def take(
@@ -47,12 +48,15 @@ class Outputs(dict[str, Output]):
         leaves: Leaves = {}
         beside: Leaves = {}
         mean = False
-        ids, places = set[int](), set[tuple[int, int]]()
+        first, places = dict[int, str](), set[tuple[int, int]]()
         for name, leaf in named_leaves(output):
-            if not (isinstance(leaf, Tensor) and leaf.requires_grad) or id(leaf) in ids:
+            if not (isinstance(leaf, Tensor) and leaf.requires_grad):
                 continue
             name = name or "0"
-            ids.add(id(leaf))  # a list of features may end with the score itself
+            if id(leaf) in first:  # a list of features may end with the score itself
+                self.again.setdefault(first[id(leaf)], set()).add(name)
+                continue
+            first[id(leaf)] = name
             rows = leaf.shape[:1] == (batch,) or (batch == 1 and leaf.numel() == 1)
             if nodes is not None and not reaches(leaf, nodes):
                 if rows:
@@ -124,7 +128,9 @@ class Outputs(dict[str, Output]):
         told = {n for n, o in self.items() if o.kind == "score" and o.raised + o.lowered}
         if {*heads} == told and not self.copies:
             return ()
-        return tuple(head.partition(" (")[0] for head in heads)
+        names = [head.partition(" (")[0] for head in heads]
+        # which of its places the loss reads is not known
+        return tuple(one for name in names for one in (name, *sorted(self.again.get(name, ()))))
 
 
 def _kind(leaf: Tensor, batch: int, shape: Sequence[int]) -> Kind:
