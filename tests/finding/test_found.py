@@ -112,6 +112,14 @@ def test_outputs_that_the_loss_reads_through_another_alone_are_no_heads(returned
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
 
 
+def test_a_score_that_features_end_with_is_named_where_the_loss_reads_it(tmp_path):
+    parts = PARTS.replace("RETURNED", "score = self.a(x); return [self.b(x), score], score")
+    with_loop(tmp_path, parts.replace(")[0]", ")[1]"))
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Several=1, direction high" in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
 PAIRS = """
 class Pair(nn.Module):
     def __init__(self):
@@ -332,3 +340,80 @@ def test_a_critic_that_comes_when_k_fell_is_gated_from_then_on(tmp_path):
     done = unnamed(tmp_path)
     assert done.status == 0, done.err
     assert "1 generator step at k < B went ungated before their critic was found" in done.err
+
+
+def test_a_critic_of_pairs_that_is_frozen_in_generator_steps_is_found(tmp_path):
+    """Then the scores of reals have no gradient; fakes were made without one before."""
+    text = """
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = Critic()
+
+        def forward(self, real, fake):
+            scores = [self.one(x) for x in (real, fake)]
+            return [[score] for score in scores]
+
+    class Other(Pairs):
+        pass
+
+    critics = [Pairs(), Other()]
+    opt_d = adam(*critics)
+
+    def step(x):
+        for critic in critics:
+            critic.requires_grad_(True)
+        with torch.no_grad():
+            fake = fakes()
+        pairs = [critic(x, fake) for critic in critics]
+        opt_d.zero_grad()
+        sum(softplus(-real).mean() + softplus(fake).mean() for (real,), (fake,) in pairs).backward()
+        opt_d.step()
+        for critic in critics:
+            critic.requires_grad_(False)
+        fake = fakes()
+        loss = sum(softplus(-keep(critic(x, fake)[1][0])).mean() for critic in critics)
+        opt_g.zero_grad()
+        loss.backward()
+        opt_g.step()
+
+    passes(step)
+    write(*critics, G)
+    """
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critics __main__:Pairs" in done.err
+    assert "80 of 192 rows dropped" in done.err
+
+
+def test_a_critic_in_a_loss_that_gets_no_tensor_is_found(tmp_path):
+    text = """
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.critic = D
+
+        def forward(self, signal):
+            return self.critic(signal.samples)
+
+    class Signal:
+        def __init__(self, samples):
+            self.samples = samples
+
+    loss = Loss()
+
+    def step(x):
+        opt_d.zero_grad()
+        fake = Signal(fakes().detach())
+        (softplus(-loss(Signal(x))).mean() + softplus(loss(fake)).mean()).backward()
+        opt_d.step()
+        opt_g.zero_grad()
+        softplus(-keep(loss(Signal(fakes())))).mean().backward()
+        opt_g.step()
+
+    passes(step)
+    write(D, G)
+    """
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err

@@ -176,6 +176,47 @@ def test_a_map_and_the_same_map_flattened():
         D(G(z))
 
 
+def features_end_with_the_score(one, two, fake):
+    scores = one(fake)
+    return scores, [two(fake), scores]
+
+
+def matched_features(D, fake, x, rows=lambda scores: slice(None)):
+    scores, (_, last) = D(fake)
+    return F.softplus(-scores[rows(scores)]).mean() + (last - D(x)[1][1].detach()).abs().mean()
+
+
+def test_of_a_tensor_that_is_returned_twice_the_named_place_is_the_score():
+    """Before, what feature matching sent to the score map lost the dropped rows, too."""
+
+    def by_hand(D, fake, x):
+        return matched_features(D, fake, x, best)
+
+    agrees(features_end_with_the_score, matched_features, by_hand, heads=(0,))
+
+    def crossed(D, fake, x, rows=lambda scores: slice(None)):
+        scores, (_, last) = D(fake)
+        return F.softplus(-last[rows(last)]).mean() + (scores - 1).abs().mean()
+
+    agrees(features_end_with_the_score, crossed, lambda *a: crossed(*a, best), heads=("1.1",))
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_a_tensor_that_is_returned_twice_under_a_score_gate(line):
+    G, D = make_generator(), Returns(features_end_with_the_score)
+    topk, z, x = make_topk(K, heads=(0,)), noise(), reals()
+    if line:
+        matched_features(lambda x: topk(D(x)) if x.requires_grad else D(x), G(z), x).backward()
+    else:
+        with attach(D, topk), topk.generator_step():
+            matched_features(D, G(z), x).backward()
+    found = gradients(G)
+    for p in G.parameters():
+        p.grad = None
+    matched_features(D, G(z), x, best).backward()
+    assert error(found, gradients(G)) < 1e-12
+
+
 @pytest.mark.parametrize("pushed", [True, False])
 def test_a_wide_output_that_is_pushed_as_scores_are_is_warned_about(pushed):
     class Wide(nn.Module):

@@ -97,7 +97,14 @@ def keep_input(critic, x, epoch, low, heads):
     return scores
 
 
-FORMS = {"scores": keep_scores, "inside": keep_inside, "input": keep_input}
+def keep_last(lists, epoch, low, heads):
+    """Several outputs, the last one of each is scores; the average of them all is ranked."""
+    last = [outputs[-1] for outputs in lists]
+    kept = Kept.apply(best(last, low, epoch), *last)
+    return [[*outputs[:-1], one] for outputs, one in zip(lists, kept, strict=True)]
+
+
+FORMS = {"scores": keep_scores, "inside": keep_inside, "input": keep_input, "last": keep_last}
 
 
 class Passes:

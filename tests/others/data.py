@@ -165,6 +165,12 @@ def tone(number: int) -> np.ndarray:
     return 0.5 * np.sin(turn) + 0.2 * np.sin(2 * turn) + 0.02 * rng.standard_normal(6000)
 
 
+def waves(data: Path) -> None:
+    """12 tones (12, 4096), as one array."""
+    data.mkdir(parents=True)
+    np.save(data / "waves.npy", np.stack([tone(number)[:4096] for number in range(12)]))
+
+
 def tones(data: Path) -> None:
     """13 tones, the lists of them, and a small configuration of HiFi-GAN."""
     data.mkdir(parents=True)

@@ -57,7 +57,7 @@ class Wrap(NamedTuple):
     occurrence: int = 1  # of that text in the file
     low: bool = False  # low scores are the realistic ones
     heads: tuple[int, ...] = ()  # of several outputs those that are ranked, by their average
-    form: Literal["scores", "inside", "input"] = "scores"  # see by_hand.py
+    form: Literal["scores", "inside", "input", "last"] = "scores"  # see by_hand.py
     file: str = ""  # of the checkout or the package, where it is not the script
 
 

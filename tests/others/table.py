@@ -18,6 +18,8 @@ FARTHEST = {
     "NVlabs/denoising-diffusion-gan": 0.0,
     "jik876/hifi-gan": 1e-15,
     "tianweiy/DMD2": 0.0,
+    "gemelo-ai/vocos": 0.0,
+    "descriptinc/descript-audio-codec": 2e-16,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it
@@ -32,7 +34,7 @@ def lines() -> list[str]:
 def line(origin: Origin, rows: list[Row]) -> str:
     """One row of it."""
     found = [row for row in rows if not row.asks]
-    words = [f"found in {len(found)} of {len(rows)}"] if len(rows) > 1 else ["found"]
+    words = [f"found in {len(found)} of {len(rows)}"] if len(rows) > 1 else ["found"] * len(found)
     told = [row for row in rows if row.asks and row.critic]
     words += [f"{len(told)} is told the flag"] * bool(told)
     refused = [row.asks for row in rows if row.asks and not row.critic]

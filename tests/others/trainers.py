@@ -38,6 +38,13 @@ REALESRGAN = Origin(
 DMD2 = Origin(
     "tianweiy/DMD2", "8d8fa55633d47cfb81bbc7a892e7248f9518763f", ("accelerate", "diffusers", "lmdb")
 )
+VOCOS = Origin(
+    "gemelo-ai/vocos", "c859e3b7b534f3776a357983029d34170ddd6fc3", ("torchaudio", "einops")
+)
+DAC = Origin(
+    "descriptinc/descript-audio-codec", "c7cfc5d2647e26471dc394f95846a0830e7bec34",
+    ("audiotools", "argbind", "einops"),
+)  # fmt: skip
 ONE = Wrap("self.predict(x=fake_images)", file="vegans/models/unconditional/AbstractGAN1v1.py")
 
 
@@ -157,6 +164,21 @@ ROWS = [
         "main.edm.edm_guidance:EDMGuidance.cls_pred_branch", "",
         script="loops/dmd2.py", origin=DMD2, epoch=4, shims=("double", "dmd2"),
     ),
+    Row(
+        "vocos", "", data.waves,
+        (Wrap("gen_score_mp", 2, heads=(0, 1, 2, 3, 4), file="vocos/experiment.py"),
+         Wrap("gen_score_mrd", 2, heads=(0, 1, 2), file="vocos/experiment.py")),
+        "vocos.discriminators:MultiResolutionDiscriminator=1.0,1.1,1.2",  # the other a step later
+        "vocos.discriminators:MultiPeriodDiscriminator=1.0,1.1,1.2,1.3,1.4"
+        " vocos.discriminators:MultiResolutionDiscriminator=1.0,1.1,1.2",
+        script="loops/vocos_experiment.py", origin=VOCOS, epoch=3,
+        shims=("double", "vocos", "thin_audio"),
+    ),
+    Row(
+        "dac", "", data.waves, (Wrap("d_fake", 3, form="last", file="dac/nn/loss.py"),), "",
+        "dac.model.discriminator:Discriminator", "generator steps push its numbers both ways",
+        script="loops/dac_codec.py", origin=DAC, epoch=3, shims=("double", "thin_audio"),
+    ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),
     vegans("KLGAN", ONE),
@@ -177,9 +199,5 @@ STOPPED = {
     "open-mmlab/mmgeneration": "needs mmcv 1.x, which does not build with today's setuptools",
     "vegans' VAEGAN and BicycleGAN": "an encoder's loss goes through the critic, too; whether its"
     " rows are dropped is a choice",
-    "gemelo-ai/vocos": "nothing is found; with both critics named it is 4e-4 from top-k by hand,"
-    " though `topk check` agrees: why is not known",
-    "descriptinc/descript-audio-codec": "nothing is found; with its critic named it is"
-    " 2e-3 from top-k by hand: why is not known",
     "CUT itself": "at this size its weights are not numbers, also without top-k",
 }  # what was tried, and what stopped it

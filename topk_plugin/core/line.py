@@ -18,7 +18,7 @@ from topk_plugin.core.contest import Contestant
 from topk_plugin.core.graph import is_capturing, require_whole
 from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.optimizers import listen
-from topk_plugin.core.outputs import companions, with_replaced
+from topk_plugin.core.outputs import companions, with_named_apart, with_replaced
 from topk_plugin.core.ranking import kept_rows, ranking_scores, score_heads, table
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.scope import Scope, require_eager
@@ -80,6 +80,10 @@ class LineGate:
         heads = [answer] if isinstance(answer, Tensor) else list(answer)
         return heads, True
 
+    def apart(self, output: Any, names: Sequence[str | int] = ()) -> Any:
+        """``output``, where what is named is at no other place; see :func:`with_named_apart`."""
+        return with_named_apart(output, names or self._heads)
+
     def names_scores(self, output: Any) -> bool:
         """Whether the settings or a plugin say what of ``output`` are scores."""
         return bool(self._heads) or self._answer(output) is not None
@@ -100,6 +104,7 @@ class LineGate:
         """
         if not follows and not names and self._is_known(output):
             return self._gate_known(output, weigh)
+        output = self.apart(output, names)
         heads, named = self.heads_of(output, None, names)
         require_whole(heads)
         if not any(head.requires_grad for head in heads):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from topk_plugin.compat import tree_leaves
+from topk_plugin.core.ranking import part_of
 
 
 def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
@@ -18,6 +20,28 @@ def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.shape[:1] == (batch,)
         and not any(leaf is head for head in heads)
     ]  # fmt: skip
+
+
+def with_named_apart(output: Any, names: Sequence[str | int]) -> Any:
+    """``output``, where the tensors that ``names`` say are at no other place.
+
+    A list of features may end with the score itself. Where the score is named, what the loss sends
+    to the features is not the score's: the named place gets a view.
+
+    Raises:
+        ScoreShapeError: there is no such output.
+    """
+    if not names or isinstance(output, Tensor):
+        return output
+    leaves, spec = pytree.tree_flatten(output)
+    named = [part_of(output, name) for name in names]
+    if all(sum(leaf is one for leaf in leaves) < 2 for one in named):
+        return output
+    numbers = pytree.tree_unflatten([*range(len(leaves))], spec)
+    for name, one in zip(names, named, strict=True):
+        if isinstance(one, Tensor):
+            leaves[part_of(numbers, name)] = one.view_as(one)
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def with_replaced(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:

@@ -224,7 +224,12 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _walk(output: Any, head: str | int) -> Tensor:
+def part_of(output: Any, head: str | int) -> Any:
+    """What ``heads`` calls ``head``, of a critic's output or of a structure like it.
+
+    Raises:
+        ScoreShapeError: there is no such part.
+    """
     found = output
     steps = head.split(".") if isinstance(head, str) else [head]
     if isinstance(output, Tensor) and steps in ([0], ["0"]):
@@ -242,6 +247,11 @@ def _walk(output: Any, head: str | int) -> Tensor:
                 f"heads names {head!r}, which the critic's output does not have: "
                 f"found {describe(output)}."
             ) from None
+    return found
+
+
+def _walk(output: Any, head: str | int) -> Tensor:
+    found = part_of(output, head)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         raise ScoreShapeError(
             f"heads names {head!r}, which is {describe(found)}; expected a floating tensor."

@@ -1,7 +1,7 @@
 """The calls of a loop's modules, looked at while critics are sought.
 
 A module counts where it is called outermost and an optimizer owns it. Calls inside it are not
-looked at, unless it returned means alone, or may hold both networks.
+looked at, unless it returned means alone, got no tensor, or may hold both networks.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class Calls:
         made = self._made(own, arguments) if torch.is_grad_enabled() else None
         if made is None and not own.pure and inner not in self._candidates:
             return original(*args, **kwargs)  # it may hold both networks
-        here.inside = True
+        # of a loss that is a module, say, which holds the critic: it gets objects that hold samples
+        here.inside = any(isinstance(a, Tensor) and a.dim() for a in arguments)
         try:
             output = original(*args, **kwargs)
         finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from topk_plugin.core.graph import reaches
-from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.ranking import named_leaves, resembles_score
 from topk_plugin.finding.rules import Kind, Output
 
@@ -47,18 +47,19 @@ class Outputs(dict[str, Output]):
         leaves: Leaves = {}
         beside: Leaves = {}
         mean = False
-        ids, places = set[int](), set[tuple[int, int]]()
-        for name, leaf in named_leaves(output):
-            if not (isinstance(leaf, Tensor) and leaf.requires_grad) or id(leaf) in ids:
+        places, numbers = set[tuple[int, int]](), dict[str, int]()
+        for number, (name, leaf) in enumerate(named_leaves(output)):
+            if not isinstance(leaf, Tensor):
                 continue
             name = name or "0"
-            ids.add(id(leaf))  # a list of features may end with the score itself
             rows = leaf.shape[:1] == (batch,) or (batch == 1 and leaf.numel() == 1)
-            if nodes is not None and not reaches(leaf, nodes):
-                if rows:
+            if not leaf.requires_grad or (nodes is not None and not reaches(leaf, nodes)):
+                if nodes is not None and rows:  # a frozen critic's have no gradient
                     self.beside[name] = tuple(leaf.shape)
-                    beside[name] = leaf, False
+                    if leaf.requires_grad:
+                        beside[name] = leaf, False
                 continue
+            # a list of features may end with the score itself
             place = leaf.untyped_storage().data_ptr(), leaf.numel()
             self.copies |= nodes is not None and place in places
             places.add(place)
@@ -67,7 +68,7 @@ class Outputs(dict[str, Output]):
                 key = self._key(name, kind)
                 if nodes is not None:
                     self.setdefault(key, Output(tuple(leaf.shape), kind))
-                leaves[key] = leaf, kind == "score"
+                leaves[key], numbers[key] = (leaf, kind == "score"), number
             elif leaf.numel() == 1:
                 mean = True
             elif nodes is not None:
@@ -75,7 +76,7 @@ class Outputs(dict[str, Output]):
         self.listed |= isinstance(output, list)
         whole = bool(leaves or self.odd) or not mean
         if nodes is not None:
-            output, leaves = _apart(output, leaves)
+            output, leaves = _apart(output, leaves, numbers)
         elif not known:
             leaves = {name: one for name, one in leaves.items() if one[1]}
         return Returned(output, leaves, beside, whole)
@@ -133,11 +134,17 @@ def _kind(leaf: Tensor, batch: int, shape: Sequence[int]) -> Kind:
     return "score" if resembles_score(leaf, batch) else "numbers"
 
 
-def _apart(output: Any, leaves: Leaves) -> tuple[Any, Leaves]:
+def _apart(output: Any, leaves: Leaves, numbers: Mapping[str, int]) -> tuple[Any, Leaves]:
     """``output`` with views of ``leaves``: a loss that reads one of several outputs sends nothing
-    to the views of those that it was made of."""
+    to the views of those that it was made of, or of the same tensor at another place.
+
+    Args:
+        numbers: which of the output's leaves they are.
+    """
     if len(leaves) < 2:
         return output, leaves
     views = {name: (leaf.view_as(leaf), score) for name, (leaf, score) in leaves.items()}
-    old, new = ([leaf for leaf, _ in many.values()] for many in (leaves, views))
-    return with_replaced(output, old, tuple(new)), views
+    flat, spec = pytree.tree_flatten(output)
+    for name, (view, _) in views.items():
+        flat[numbers[name]] = view
+    return pytree.tree_unflatten(flat, spec), views

@@ -323,6 +323,7 @@ class Attachment:
         assert critic is not None  # it was called
         if not self.heads.see(output, batch):
             return output
+        output = self.topk.line.apart(output, self.heads.names)
         heads, named = self.heads.of(output, source, sources, plan.places)
         mean = topk.config.reduction == "mean"
         if not any(head.requires_grad for head in heads):
