@@ -143,6 +143,7 @@ ROWS = [
         "models:MultiPeriodDiscriminator=1.0,1.1,1.2,1.3,1.4,"
         " models:MultiScaleDiscriminator=1.0,1.1,1.2", "",
         script="train.py", origin=HIFIGAN, shims=("double", "cpu", "audio", "thin_audio"),
+        flags="--find",  # there is an adapter
     ),
     Row(
         "realesrgan", "-opt data/options.yml", data.super_resolution("RealESRGANModel"),

@@ -9,11 +9,13 @@ torch.FloatTensor = lambda x: torch.as_tensor(np.asarray(x), dtype=torch.float64
 
 
 def real_stft(signal, *args, **kwargs):
-    return torch.view_as_real(stft(signal, *args, **kwargs | {"return_complex": True}))
+    if "return_complex" in kwargs:  # the adapter's rules were here
+        return stft(signal, *args, **kwargs)
+    return torch.view_as_real(stft(signal, *args, **kwargs, return_complex=True))
 
 
-def named_mel(sr, n_fft, n_mels, fmin, fmax):
-    return mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+def named_mel(*args, **kwargs):
+    return mel(**dict(zip(("sr", "n_fft", "n_mels", "fmin", "fmax"), args, strict=False)) | kwargs)
 
 
 torch.stft, librosa.filters.mel = real_stft, named_mel
