@@ -43,6 +43,13 @@ PATCH = Patch(
             "model.act1",
             "getattr(model, 'act1', nn.Identity())",
         ),
+        Replace(  # on GPU: torch 1.11 and later have no such operator, and need none
+            "torch_utils/ops/conv2d_gradfix.py",
+            "torch.backends.cudnn.enabled",
+            "(torch.backends.cudnn.enabled and "
+            "hasattr(torch.ops.aten, 'cudnn_convolution_backward_weight'))",
+            "_should_use_custom_op",
+        ),
         Replace(
             "dnnlib/util.py",
             "from distutils.util import strtobool",
