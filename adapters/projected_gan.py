@@ -1,20 +1,7 @@
 """Projected GAN: the logits of its four critics, one tensor, in the phases of the generator."""
 
-from collections.abc import Callable
-from typing import Any
-
-from topk_plugin import Adapter
+from topk_plugin import Adapter, missing
 from topk_plugin.patches.projected_gan import PATCH
-
-
-def missing(module: str) -> Callable[..., Any]:
-    """What local data does without."""
-
-    def use(*args: Any, **kwargs: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {module!r}: it is needed here", name=module)
-
-    return use
-
 
 ADAPTER = Adapter(
     name="projected_gan",
