@@ -158,12 +158,9 @@ BREAK = {
             chosen = original(*arguments)
             return chosen._replace(dropped=chosen.dropped.roll(1))
         score_gate.choose = choice.choose = choose
-        original_init = Sorted.__init__
-        def init(self, sort, k, *rest):
-            original_init(self, sort, k, *rest)
-            if k < len(sort.order):
-                self._dropped = sort.order.roll(1)[k:]
-        Sorted.__init__ = init
+        def dropped(self):
+            return self.sort.order.roll(1)[self.k:] if self.k < self.batch else None
+        Sorted._dropped = property(dropped)
     """,
     "nan": "put(lambda g, c: g * float('nan'))",
     "direction": """
