@@ -58,13 +58,14 @@ def test_a_training_with_nothing_named_is_top_k_by_hand(row, tmp_path):
 @pytest.mark.slow
 def test_a_script_is_told_from_top_k_in_another_direction(tmp_path, monkeypatch):
     monkeypatch.setenv("TOPK_UPSTREAMS", str(tmp_path))
-    source = tmp_path / "somebody+mine"
-    source.mkdir()
+    source = tmp_path / "somebody+mine" / "gans" / "mine"  # it reads ../../data
+    source.mkdir(parents=True)
     (source / "mine.py").write_text(textwrap.dedent(SCRIPT))
     wrap = Wrap("D(fake)", low=True)
     row = Row(
-        "mine", "--n_epochs 3", data.mnist, (wrap,), found="D (Linear)", script="mine.py",
-        origin=Origin("somebody/mine", "1" * 40), shims=("pytorch_gan",),
+        "mine", "--n_epochs 3", data.mnist, (wrap,), found="D (Linear)",
+        script="gans/mine/mine.py", origin=Origin("somebody/mine", "1" * 40, own_folder=True),
+        shims=("pytorch_gan",),
     )  # fmt: skip
     outcome = compare(row, tmp_path / "run")
     assert outcome.wrong == "not top-k by hand"
