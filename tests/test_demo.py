@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from topk_plugin import demo
+from topk_plugin import cli, demo
 from topk_plugin.errors import ConfigError, TopKError
 
 MISSING = [name for name in demo.NEEDED if demo.importlib.util.find_spec(name) is None]
@@ -179,3 +179,10 @@ def test_missing_package_names_the_install_line(name, tmp_path, monkeypatch):
 def test_none_of_them_is_a_config_error(tmp_path, what):
     with pytest.raises(ConfigError, match=f"{what} is 0"):
         demo.run_demo(tmp_path, **{what: 0})
+
+
+def test_no_command_takes_a_flag_for_another():
+    """As --seed would be for --seeds."""
+    [commands] = [a.choices for a in cli._parser()._actions if isinstance(a.choices, dict)]
+    assert {"demo", "run", "report"} <= {*commands}
+    assert not [name for name, parser in commands.items() if parser.allow_abbrev]

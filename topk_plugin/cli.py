@@ -126,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     patching.set_defaults(command=patch, parser=patching)
 
-    listing = commands.add_parser("adapters", help="list the repositories with an adapter")
+    listing = commands.add_parser(
+        "adapters", help="list the repositories with an adapter", allow_abbrev=False
+    )
     listing.add_argument("name", nargs="?", metavar="NAME", help="all that one of them states")
     listing.set_defaults(command=listed, parser=listing)
 
@@ -134,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_parsers(commands)
 
     demo = commands.add_parser(
-        "demo", help="train torch-mimicry's SN-GAN on digits without and with top-k (CPU, minutes)"
+        "demo",
+        help="train torch-mimicry's SN-GAN on digits without and with top-k (CPU, minutes)",
+        allow_abbrev=False,  # --seed is not --seeds
     )
     demo.add_argument("--out", type=Path, default=Path("topk-demo"), help="folder for the results")
     demo.add_argument("--steps", type=int, help="generator steps of each arm")

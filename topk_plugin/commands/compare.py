@@ -72,7 +72,9 @@ def add_parsers(commands: Any, add_seam: Callable[[argparse.ArgumentParser], Non
     trial.set_defaults(command=_compare, parser=trial)
 
     plot = commands.add_parser(
-        "plot", help="draw k, kept and dropped scores of a `topk run --log` file"
+        "plot",
+        help="draw k, kept and dropped scores of a `topk run --log` file",
+        allow_abbrev=False,
     )
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG")
     plot.add_argument("--out", type=Path, metavar="DIR", help="default: beside each log")

@@ -80,7 +80,9 @@ def add_parsers(commands: Any) -> None:
     reproduction.set_defaults(command=_reproduce, parser=reproduction)
 
     reporting = commands.add_parser(
-        "report", help="tables and figures of runs of `topk reproduce`, beside the paper's"
+        "report",
+        help="tables and figures of runs of `topk reproduce`, beside the paper's",
+        allow_abbrev=False,
     )
     reporting.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     reporting.set_defaults(command=_report, parser=reporting)
