@@ -70,10 +70,10 @@ class TopK:
         self.scope = Scope(self.config.scope, group, self.select is not kept_rows)
         self.trainings = Trainings(self._new_training)
         self.ledger = StepLedger(partial(_count, self), self.trainings)
-        ask = if_any(manager, "topk_scores")
         to = (self.select, self.ledger, self.trainings, self.scope)
-        self.line = LineGate(self.config.heads, ask, *to)
+        self.line = LineGate(self.config.heads, if_any(manager, "topk_scores"), *to)
         self.observers: list[Callable[[Selection], None]] = []
+        self.after_counting: list[Callable[[], None]] = []  # told of each generator step
         self.critics = self._paused = 0  # that are attached; depth of paused()
         self.found: list[list[Any]] = []  # critics that nobody named: see topk_plugin.finding
         self.distrusted: list[str] = []  # see topk_plugin.loop.places
@@ -308,6 +308,8 @@ def _count(
     made = [call.choice for call in calls]
     tally = training.count(made, [call.box for call in calls], optimizer)
     training.counts.saw(choices, topk.scope.batches)
+    for tell in list(topk.after_counting):
+        tell()
     if topk.observers or topk.tell_selected is not None:
         at, rows = training.progress, sum(call.batch for call in calls)
         labels = [None] * (len(choices) - len(calls)) + [call.labels for call in calls]

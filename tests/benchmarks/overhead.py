@@ -153,6 +153,7 @@ class Steps:
         found = loss or functools.partial(self.loss, line)
 
         def run() -> float:
+            self.timed(found)  # as in a training, a step like it went before; now it is listened
             seconds = self.timed(found)
             if isinstance(line, TopK):  # the other arms' optimizers have nobody to tell
                 unlisten(line.ledger)

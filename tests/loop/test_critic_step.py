@@ -415,7 +415,7 @@ def test_the_same_bits_with_and_without():
         with attach(loop.D, loop.topk) as attachment:
             if not looks:
                 attachment.witness._look_away()
-                loop.topk.observers.remove(attachment.witness._step_counted)
+                loop.topk.after_counting.remove(attachment.witness._step_counted)
             loop.train(8)
         ends.append([*loop.G.state_dict().values(), *loop.D.state_dict().values(), torch.rand(1)])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

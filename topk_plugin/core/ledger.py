@@ -36,6 +36,8 @@ from topk_plugin.errors import GeneratorStepUnknown, TopKError
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
 
+NO_IDS: frozenset[int] = frozenset()
+
 
 @dataclass(eq=False)
 class Arrival:
@@ -95,20 +97,15 @@ class StepLedger:
         self.before_call: list[Callable[[], None]] = []  # of the critic
         self.after_step: list[Callable[[Optimizer], None]] = []  # told when it was settled
         self.after_zeroing: list[Callable[[set[int]], None]] = []  # told ids of parameters
-        self._upstream: frozenset[int] = frozenset()  # of the calls that were settled last
+        self._upstream = NO_IDS  # of the calls that were settled last
         self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
 
     def arrive(self, arrival: Arrival) -> None:
         """A backward went through a gate."""
         self._forget(self.aside)
         self.settled = False
-        if arrival.parameter.grad is None:  # so what earlier passes left there was thrown away
-            self.pending = [
-                call
-                for call in self.pending
-                if call.task == arrival.task or call.parameter is not arrival.parameter
-            ]
-        self._once(arrival)
+        if self.pending:
+            self._met(arrival)
         self.pending.append(arrival)
         if len(self.pending) > UNSETTLED_LIMIT and self.optimized:
             del self.pending[0]  # something else than the two networks is being optimised
@@ -119,12 +116,18 @@ class StepLedger:
                 f"be told from critic steps. {HOW_TO_MARK}"
             )
 
-    def _once(self, arrival: Arrival) -> None:
-        """A second backward through one call is the same rows again; both vote."""
-        for other in self.pending:
+    def _met(self, arrival: Arrival) -> None:
+        """Another backward ran, perhaps through a call that is pending: then both vote."""
+        # no gradient, so what earlier passes left there was thrown away
+        gone = arrival.parameter if arrival.parameter.grad is None else None
+        pending, self.pending = self.pending, []
+        for other in pending:
+            if other.parameter is gone and other.task != arrival.task:
+                continue
             if other.box is arrival.box:
                 arrival.choice.votes_with(other.choice)
-        self.pending = [other for other in self.pending if other.box is not arrival.box]
+            else:
+                self.pending.append(other)
 
     def calling(self) -> None:
         """The critic is being called, and its k is not decided yet."""
@@ -147,7 +150,7 @@ class StepLedger:
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
         self.settled = True
-        self._upstream = frozenset[int]().union(*(call.upstream for call in calls))
+        self._upstream = NO_IDS.union(*[call.upstream for call in calls])
         self.counted(calls, choices, optimizer)
         for call in calls:
             call.counted()
@@ -216,8 +219,8 @@ class StepLedger:
 
     def _attribute(self, optimizer: Optimizer, owned: frozenset[int], calls: list[Arrival]) -> None:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
-        upstream = frozenset[int]().union(*(call.upstream for call in calls)) - self.of_critic
-        of_critic = frozenset[int]().union(*(call.critic for call in calls))
+        upstream = NO_IDS.union(*(call.upstream for call in calls)) - self.of_critic
+        of_critic = NO_IDS.union(*(call.critic for call in calls))
         # where the nearest parameter has an optimizer, that one decides: another may optimise
         # what lies behind it, latents for instance
         nearest = {id(call.parameter) for call in calls} & self.optimized & upstream

@@ -154,14 +154,20 @@ class LineGate:
     def _is_known(self, output: Any) -> bool:
         """Whether ``output`` is one score a sample, and the host knows all of how it is ranked."""
         return (
-            self._is_direct
-            and type(output) is Tensor
-            and self.trainings.current.vote.known != 0
+            self.trainings.current.vote.known != 0
+            and self.is_score(output)
             and output.requires_grad
-            and 0 < output.numel() == (output.shape or (0,))[0]
-            and output.is_floating_point()
             and not self.scope.is_shared
             and self._is_plain(output)
+        )
+
+    def is_score(self, output: Any, batch: int | None = None) -> bool:
+        """Whether ``output`` is one score for each of ``batch`` samples, and nobody is asked."""
+        if not self._is_direct or type(output) is not Tensor or not output.dim():
+            return False
+        rows = output.shape[0]
+        return output.is_floating_point() and 0 < output.numel() == rows == (
+            rows if batch is None else batch
         )
 
     def _gate_known(self, scores: Tensor, weigh: str) -> Tensor:
@@ -169,11 +175,13 @@ class LineGate:
         listen(self.ledger)
         if self.ledger.before_call:
             self.ledger.calling()
-        training = self.trainings.current
-        rows, mean = scores.detach().flatten(), weigh == "mean"
-        ranked = Sorted(rows, training.progress, training.vote, mean)
+        training, mean = self.trainings.current, weigh == "mean"
+
+        def rank(rows: Tensor) -> Sorted:
+            return Sorted(rows.flatten(), training.progress, training.vote, mean)
+
         told, masks = partial(self._arrived, training), weigh != "none"
-        gated: Tensor = SortedGate.apply(ranked, told, 1, masks, scores)[0]
+        gated: Tensor = SortedGate.apply(rank, told, 1, masks, scores)[0]
         return gated
 
     def _is_plain(self, order: Tensor) -> bool:
@@ -195,11 +203,15 @@ class LineGate:
             who: calls, where other ranks' rows may compete; see :meth:`Scope.contest_of`.
         """
         rows = ranking_scores(heads, batch, named)
+        contest = None if who is None else self.scope.contest_of(who)
+        plain = self._is_plain(rows)
+        if plain and contest is None and training.vote.known:
+            return Sorted(rows, training.progress, training.vote, mean)
         state = training.state(rows.device)
-        if who is not None and (contest := self.scope.contest_of(who)) is not None:
-            require_eager(compiled=not self._is_plain(rows))
+        if contest is not None:
+            require_eager(compiled=not plain)
             return Contestant(contest, rows.clone(), training.progress, state, mean)
-        if self._is_plain(rows):
+        if plain:
             return Sorted(rows, training.progress, training.vote, mean)
         return Ranked(rows.clone(), state, mean, self.select)
 

@@ -57,8 +57,7 @@ def unlisten(ledger: StepLedger) -> None:
 
 
 def _listening() -> list[StepLedger]:
-    alive = (reference() for reference in tuple(_ledgers.values()))
-    return [ledger for ledger in alive if ledger is not None]
+    return [one for known in tuple(_ledgers.values()) if (one := known()) is not None]
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -89,38 +89,37 @@ class SortedGate(torch.autograd.Function):
     """Line A's gate in a plain eager step: ``apply(ranked, arrived, heads, masks, *tensors)``.
 
     Of the tensors (B, ...) the first ``heads`` are scores, as in :class:`ScoreGate`; returns them
-    all unchanged, as a tuple. Each backward calls ``arrived``, with what it keeps and whether it is
-    the first one through this gate; unless it ``masks``, that is all it does.
+    all unchanged, as a tuple. ``ranked`` may be what makes it of the first of them, detached. Each
+    backward calls ``arrived``, with what it keeps and whether it is the first one through this
+    gate; unless it ``masks``, that is all it does.
     """
 
     # no setup_context, which torch.func needs: it takes longer than all the rest
     @staticmethod
     def forward(
-        ctx: Any, ranked: Sorted | Contestant, arrived: Callable[[AnyChoice, bool], None],
-        heads: int, masks: bool, *tensors: Tensor,
+        ctx: Any, ranked: Sorted | Contestant | Callable[[Tensor], Sorted],
+        arrived: Callable[[AnyChoice, bool], None], heads: int, masks: bool, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.ranked, ctx.arrived, ctx.heads, ctx.masks = ranked, arrived, heads, masks
+        gated = tuple([tensor.detach() for tensor in tensors])  # a generator takes longer
+        ctx.ranked = ranked(gated[0]) if callable(ranked) else ranked
+        ctx.arrived, ctx.heads, ctx.masks, ctx.first = arrived, heads, masks, True
         ctx.set_materialize_grads(False)
-        return tuple(tensor.detach() for tensor in tensors)
+        return gated
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 4
-        # nearly always one, of which a generator takes longer than the question
-        heads = gradients if len(gradients) == 1 else gradients[: ctx.heads]
-        seen = heads[0] is not None or any(g is not None for g in heads)
+        heads = gradients[: ctx.heads]
         # inside a gate's backward, grad mode means create_graph
-        if torch.is_grad_enabled() or not seen:
-            return nothing + gradients
+        if torch.is_grad_enabled() or all(g is None for g in heads):
+            return None, None, None, None, *gradients
         choice = ctx.ranked.choose(heads)
-        ctx.arrived(choice, not hasattr(ctx, "again"))
-        ctx.again = True
+        ctx.arrived(choice, ctx.first)
+        ctx.first = False
         if not ctx.masks:
-            return nothing + gradients
-        if len(gradients) == 1 and seen:
-            return None, None, None, None, choice.keep(gradients[0])
-        kept = tuple(None if g is None else choice.keep(g) for g in heads)
-        return nothing + kept + tuple(keep_companion(g, choice) for g in gradients[ctx.heads :])
+            return None, None, None, None, *gradients
+        kept = [None if g is None else choice.keep(g) for g in heads]
+        kept += [keep_companion(g, choice) for g in gradients[ctx.heads :]]
+        return None, None, None, None, *kept
 
 
 class Followed:

@@ -64,6 +64,8 @@ class Heads:
             ScoreShapeError: no score for each sample, or a named head that is none.
         """
         batch = source.shape[0]
+        if not self.names and self.line.is_score(output, batch):
+            return [output], False
         if isinstance(output, Tensor):
             heads, named = self.line.heads_of(output, batch, self.names)
         else:

@@ -20,7 +20,6 @@ from torch.utils.hooks import RemovableHandle
 
 from topk_plugin.compat import is_compiling, tree_leaves
 from topk_plugin.core.training import Training
-from topk_plugin.hooks import Selection
 from topk_plugin.loop.critic_step import CriticSteps
 from topk_plugin.loop.traced import something_is_compiled
 from topk_plugin.loop.ungated import Ungated
@@ -57,14 +56,15 @@ class Witness:
         """``critic`` is attached; the returned function says that it no longer is."""
         reference = weakref.ref(critic)
         if not self.critics and self.topk.config.enabled:
-            self.topk.observers.append(self._step_counted)
+            self.topk.after_counting.append(self._step_counted)
             self._look()
         self.critics.append(reference)
 
         def undo() -> None:
             self.critics.remove(reference)
-            if not self.critics and self._step_counted in self.topk.observers:
-                self.topk.observers.remove(self._step_counted)
+            told = self.topk.after_counting
+            if not self.critics and self._step_counted in told:
+                told.remove(self._step_counted)
                 self._look_away()
 
         return undo
@@ -82,7 +82,7 @@ class Witness:
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
                     leaf.register_hook(self.ungated.gate_pulled)
 
-    def _step_counted(self, step: Selection) -> None:
+    def _step_counted(self) -> None:
         training = self.topk.training
         progress, vote = training.progress, training.vote
         if self._hook is not None:
