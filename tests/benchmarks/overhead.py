@@ -1,7 +1,8 @@
 """What top-k costs a generator step, as ratios of interleaved pairs.
 
     python tests/benchmarks/overhead.py [--rounds 200] [--threads N] [--model dcgan] [--model mlp]
-        [--device cuda] [--steps 20] [--made compiled] [--arm "line A"] [--json FILE]
+        [--model sndcgan] [--device cuda] [--steps 20] [--made compiled] [--arm "line A"]
+        [--json FILE]
     python tests/benchmarks/overhead.py --host
 
 Every round runs each arm once, in random order, on the same networks and noise. A row is the
@@ -11,7 +12,8 @@ critic, loss, backward, Adam; or several in a row, as they follow each other on 
 the direction is over, as it is but for the first hundred steps of a training. The shielded gate is
 used where a generator step cannot be known in advance; it runs the critic's backward to its input
 twice where the critic's rows act on each other, as in the DCGAN's BatchNorm, until it was learned
-that the loop throws the critic's gradient away there; of the MLP's critic nothing need be learned.
+that the loop throws the critic's gradient away there; of the MLP's critic nothing need be learned,
+nor of one with spectral norms (sndcgan). A step is timed after one like it, as in a training.
 
 Steps are made eagerly, by torch.compile, or captured in a CUDA graph: all of it but Adam's step,
 and top-k's counting, which a replay does not do.
@@ -24,13 +26,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch.nn.functional import softplus
+from torch.nn.utils.parametrizations import spectral_norm
 
 from topk_plugin import TopK, attach
 from topk_plugin.core.optimizers import unlisten
@@ -49,15 +52,21 @@ Line = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[], float]  # the seconds of a step
 
 
-def dcgan() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
-    """32x32 DCGAN of width 64, batch 64; noise (B, 128, 1, 1)."""
+def dcgan(spectral: bool = False) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """32x32 DCGAN of width 64, batch 64; noise (B, 128, 1, 1).
+
+    Args:
+        spectral: the critic has spectral norms in place of BatchNorm, so its rows are apart.
+    """
 
     def up(n: int, m: int, first: bool = False) -> list[nn.Module]:
         place = {"stride": 1, "padding": 0} if first else {"stride": 2, "padding": 1}
         return [nn.ConvTranspose2d(n, m, 4, bias=False, **place), nn.BatchNorm2d(m), nn.ReLU(True)]
 
     def down(n: int, m: int) -> list[nn.Module]:
-        return [nn.Conv2d(n, m, 4, 2, 1, bias=False), nn.BatchNorm2d(m), nn.LeakyReLU(0.2, True)]
+        conv = nn.Conv2d(n, m, 4, 2, 1, bias=spectral)
+        normed = [spectral_norm(conv)] if spectral else [conv, nn.BatchNorm2d(m)]
+        return [*normed, nn.LeakyReLU(0.2, True)]
 
     generator = nn.Sequential(*up(128, 256, True), *up(256, 128), *up(128, 64))
     generator.append(nn.ConvTranspose2d(64, 3, 4, 2, 1)).append(nn.Tanh())
@@ -87,7 +96,7 @@ def tiny() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
     return net(2), net(1), (8, 2)
 
 
-MODELS = {"dcgan": dcgan, "mlp": mlp, "tiny": tiny}
+MODELS = {"dcgan": dcgan, "sndcgan": partial(dcgan, True), "mlp": mlp, "tiny": tiny}
 
 
 def half(**settings: str | bool) -> TopK:
@@ -150,7 +159,7 @@ class Steps:
 
     def by_line(self, line: Line, loss: Callable | None = None) -> Run:
         """With ``line`` on the scores; ``loss``: that has it in it already."""
-        found = loss or functools.partial(self.loss, line)
+        found = loss or partial(self.loss, line)
 
         def run() -> float:
             self.timed(found)  # as in a training, a step like it went before; now it is listened
@@ -167,8 +176,8 @@ class Steps:
     ) -> Run:  # fmt: skip
         """With an attached ``critic``."""
         topk, begun = half(spare=learn, **settings), []
-        loss = loss or functools.partial(self.loss, plain)
-        around = functools.partial(topk.generator_step, spare) if marked else contextlib.nullcontext
+        loss = loss or partial(self.loss, plain)
+        around = partial(topk.generator_step, spare) if marked else contextlib.nullcontext
 
         def run() -> float:
             with attach(critic or self.critic, topk):
@@ -266,7 +275,7 @@ def eager(steps: Steps) -> Arms:
 
 def compiled(steps: Steps, backend: str = "inductor") -> Arms:
     def whole(line: Line) -> Run:
-        loss = torch.compile(functools.partial(steps.loss, line), fullgraph=True, backend=backend)
+        loss = torch.compile(partial(steps.loss, line), fullgraph=True, backend=backend)
         return steps.by_line(line, loss)
 
     generator, critic = (
