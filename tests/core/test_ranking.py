@@ -12,7 +12,14 @@ from losses import BATCH, LATENT, WIDTH, best_rows, make_generator, make_topk
 from torch import nn
 
 from topk_plugin import TopK, attach
-from topk_plugin.core.ranking import ballot, kept_rows, per_sample, ranking_scores, score_heads
+from topk_plugin.core.ranking import (
+    ballot,
+    kept_rows,
+    per_sample,
+    ranking_scores,
+    rows_scored,
+    score_heads,
+)
 from topk_plugin.errors import ScoreShapeError
 
 NAN, INF = math.nan, math.inf
@@ -235,6 +242,32 @@ def test_shapes_that_hold_no_score_a_sample(output, words):
         per_sample(output, 5)
     for word in [*words, "(B,), (B, 1)", "(B, 1, H, W)"]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("output", "rows"),
+    [
+        (torch.ones(4, 1), 4),
+        (torch.ones(4), 4),
+        (torch.ones(4, 1, 1, 1), 4),
+        ((torch.ones(4, 1), torch.ones(4, 7)), 4),
+        ({"score": torch.ones(6)}, 6),
+        (torch.ones(12, 1), 12),
+        (torch.ones(12, 4), 12),
+        (torch.ones(1, 1), 12),  # an average
+        (torch.ones(()), 12),
+        (torch.ones(5, 1), 12),
+        (torch.ones(24, 1), 12),
+        (torch.ones(4, 2), 12),
+        ((torch.ones(12, 1), torch.ones(4)), 12),  # numbers of layers, say
+        ((torch.ones(4, 1), torch.ones(3)), 12),
+        ((torch.ones(4, 1), torch.ones(())), 12),
+        (torch.ones(4, dtype=torch.int64), 12),
+        (None, 12),
+    ],
+)
+def test_scores_of_packs_are_fewer_than_the_samples(output, rows):
+    assert rows_scored(output, 12) == rows
 
 
 @pytest.mark.parametrize("shape", [(5, 10), (5, 3, 8, 8)])

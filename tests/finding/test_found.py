@@ -417,3 +417,38 @@ def test_a_critic_in_a_loss_that_gets_no_tensor_is_found(tmp_path):
     with_loop(tmp_path, text)
     done = equals_by_hand(tmp_path)
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+PACKED = """
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net(4, 1)
+
+    def forward(self, x):
+        return self.net(x.reshape(-1, 4))
+
+D = Packed()
+opt_d = adam(D)
+
+def step(x):
+    opt_d.zero_grad()
+    of_all = D(torch.cat([fakes().detach(), x]))
+    (softplus(of_all[:4]).mean() + softplus(-of_all[4:]).mean()).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    scores = D(fakes()).flatten()
+    if sys.argv[1:]:
+        scores = scores.topk(max(1, int(hand.f * 4))).values
+    softplus(-scores).mean().backward()
+    opt_g.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+def test_a_critic_that_scores_packs_of_samples_is_found(tmp_path):
+    with_loop(tmp_path, PACKED)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Packed, direction high, k 4 of 4" in done.err

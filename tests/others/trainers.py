@@ -45,6 +45,8 @@ DAC = Origin(
     "descriptinc/descript-audio-codec", "c7cfc5d2647e26471dc394f95846a0830e7bec34",
     ("audiotools", "argbind", "einops"),
 )  # fmt: skip
+CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
+PACKED = Wrap("discriminator(torch.cat([fakeact, c1], dim=1))", file="ctgan/synthesizers/ctgan.py")
 ONE = Wrap("self.predict(x=fake_images)", file="vegans/models/unconditional/AbstractGAN1v1.py")
 
 
@@ -179,6 +181,11 @@ ROWS = [
         "dac", "", data.waves, (Wrap("d_fake", 3, form="last", file="dac/nn/loss.py"),), "",
         "dac.model.discriminator:Discriminator", "generator steps push its numbers both ways",
         script="loops/dac_codec.py", origin=DAC, epoch=3, shims=("double", "thin_audio"),
+    ),
+    Row(  # its critic scores packs of rows
+        "ctgan", "", data.array(8), (PACKED,),
+        "ctgan.synthesizers.ctgan:Discriminator", "ctgan.synthesizers.ctgan:Discriminator",
+        script="loops/ctgan_table.py", origin=CTGAN, epoch=4, flags="--every 4", shims=("double",),
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),

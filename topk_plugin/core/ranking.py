@@ -142,6 +142,28 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
     )
 
 
+def rows_scored(output: Any, batch: int) -> int:
+    """How many scores a critic gives for B samples: B, or B / p where each is of p samples.
+
+    Packed critics join the p samples of a pack (Lin et al., 2018, "PacGAN"; CTGAN's is one). Packs
+    are what is ranked then, since a loss sees no smaller part of a batch.
+
+    Args:
+        output: whatever the critic returned. All its tensors have a row for each pack, and one of
+            them has nothing else; a lone number is the mean of a batch.
+        batch: B.
+    """
+    if isinstance(output, Tensor) and output.shape[:1] == (batch,):
+        return batch  # nearly always
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    rows = {len(leaf) if leaf.dim() else 1 for leaf in leaves}
+    packs = min(rows, default=1)
+    if len(rows) > 1 or not 1 < packs < batch or batch % packs:
+        return batch
+    scored = any(leaf.is_floating_point() and leaf.numel() == packs for leaf in leaves)
+    return packs if scored else batch
+
+
 def resembles_score(leaf: Tensor, batch: int) -> bool:
     """Whether :func:`per_sample` would take ``leaf`` without its being named."""
     if not leaf.is_floating_point() or not (leaf.dim() or batch == 1):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import tree_leaves
-from topk_plugin.core.ranking import resembles_score
+from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
@@ -144,7 +144,11 @@ class Calls:
         copied = self._generated.by(samples) is None
         rows = self._samples.rows_in(samples, own.optimizers) if copied else None
         generated = theirs if rows is None else rows == slice(0, len(samples)) or rows
-        output, whole = candidate.returned(output, len(samples), samples.shape, made, generated)
+        batch = rows_scored(output, len(samples))
+        if isinstance(generated, slice):  # in packs, where these are scored
+            pack = len(samples) // max(batch, 1)
+            generated = slice(generated.start // pack, generated.stop // pack)
+        output, whole = candidate.returned(output, batch, samples.shape, made, generated)
         if not whole:
             self._averages.add(inner)
         return output
@@ -155,7 +159,8 @@ class Calls:
         """One optimizer owns every network: ``module`` may score what another of them made."""
         tensors = [a for a in arguments if isinstance(a, Tensor) and a.dim()]
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if not any(resembles_score(leaf, len(one)) for leaf in leaves for one in tensors[:1]):
+        rows = rows_scored(output, len(tensors[0])) if tensors else 0
+        if not any(resembles_score(leaf, rows) for leaf in leaves):
             return
 
         def accepts(node: Node) -> bool:

@@ -68,7 +68,7 @@ class Candidate:
 
     def __init__(self, scorer: nn.Module, owner: nn.Module, identity: Identity, topk: TopK) -> None:
         self.scorer, self.owner = weakref.ref(scorer), weakref.ref(owner)
-        self.identity, self.topk = identity, topk
+        self.identity, self.topk, self._called = identity, topk, called(owner, identity.part)
         self.like = like(owner)
         self.entrances: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # what was called for it
         self.own = Ownership(frozenset(), frozenset(), True)
@@ -93,7 +93,8 @@ class Candidate:
         """A call of it gave ``output``.
 
         Args:
-            batch, shape: of the samples that it was called with.
+            batch: scores of it; see :func:`~topk_plugin.core.ranking.rows_scored`.
+            shape: of the samples that it was called with.
             made: of them, by the generator; None: detached, or real.
             generated: they are the generator's, for all that is known, or where in the batch.
 
@@ -213,9 +214,10 @@ class Candidate:
     def name(self) -> str:
         """What it is called."""
         owner = self.owner()
-        if owner is None:
-            return "what is gone"
-        return called(owner, self.identity.part)
+        if owner is not None:
+            self._called = called(owner, self.identity.part)
+            return self._called
+        return f"{self._called}, which is gone"
 
     def flag(self, heads: Sequence[str] = ()) -> str | None:
         """How it is named on the command line, if it can be.

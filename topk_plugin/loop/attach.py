@@ -25,6 +25,7 @@ from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.parameters import ModuleParameters
+from topk_plugin.core.ranking import rows_scored
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -67,7 +68,8 @@ def attach(
 
     Args:
         critic: called as ``critic(x)`` or ``critic.forward(x)`` with x (B, ...); may be wrapped
-            in DataParallel, DistributedDataParallel or torch.compile.
+            in DataParallel, DistributedDataParallel or torch.compile. Where it scores packs of p
+            samples, (B / p, 1), the packs are ranked.
         topk: settings, schedule and statistics; may be shared by several critics.
         generator: the module whose parameters make a call a generator call; without it any
             parameter that is not the critic's.
@@ -305,7 +307,7 @@ class Attachment:
         if plan.mode == "shielded":
             # a branch that makes rows act on each other makes other nodes, too
             nodes = nodes_made() - nodes
-            self._rows.tell(box, parameters, (modes, nodes), inputs)
+            self._rows.tell(box, parameters, (modes, nodes), inputs, output)
             self._places.seen(visit, box.apart)
         if visit is not None:
             visit.returned(output, sources)
@@ -318,7 +320,8 @@ class Attachment:
         ends: list[Any], box: Box, visit: Visit | None,
     ) -> Any:  # fmt: skip
         """The critic's ``output`` for the samples ``source``, gated."""
-        topk, training, batch = self.topk, plan.training, source.shape[0]
+        topk, training, batch = self.topk, plan.training, rows_scored(output, source.shape[0])
+        labels = plan.labels if batch == source.shape[0] else None
         critic = self._critic()
         assert critic is not None  # it was called
         if not self.heads.see(output, batch):
@@ -345,7 +348,7 @@ class Attachment:
                 Arrival(
                     choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
                     plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
-                    plan.frozen, functools.partial(self.counted, visit), masks, plan.labels,
+                    plan.frozen, functools.partial(self.counted, visit), masks, labels,
                 )
             )  # fmt: skip
 

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from topk_plugin.compat import node_of, tree_leaves
 from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.parameters import GRADIENT
-from topk_plugin.core.ranking import resembles_score
+from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.training import Training, Trainings
 
 REMEMBERED = 1000
@@ -136,7 +136,7 @@ class CriticSteps:
             places = [place for place, one in enumerate(of) if one is not None]
             training = of[places[0]] if places else None
         tensors = (a for a in arguments if isinstance(a, Tensor) and a.dim())
-        batch = next((len(tensor) for tensor in tensors), 0)
+        batch = rows_scored(output, next((len(tensor) for tensor in tensors), 0))
         call = CriticCall(critic, training, places, detached)
         for place, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor) and leaf.requires_grad and resembles_score(leaf, batch):

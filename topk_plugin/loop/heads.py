@@ -12,7 +12,14 @@ from torch.utils import _pytree as pytree
 from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import reaches
 from topk_plugin.core.line import LineGate
-from topk_plugin.core.ranking import describe, named_leaves, plain, resembles_score, table
+from topk_plugin.core.ranking import (
+    describe,
+    named_leaves,
+    plain,
+    resembles_score,
+    rows_scored,
+    table,
+)
 from topk_plugin.errors import ScoreShapeError
 from topk_plugin.streams import warn
 
@@ -34,14 +41,15 @@ class Heads:
         """A call that is not gated gave ``output``, which may be scores too."""
         if not self.seen:
             batch = next((len(x) for x in arguments if isinstance(x, Tensor) and x.dim()), 0)
-            self.see(output, batch)
+            self.see(output, rows_scored(output, batch))
 
     def see(self, output: Any, batch: int) -> bool:
         """Whether ``output`` may be gated: a critic that returned scores before may return its
         features alone in another mode, and these are left as they are.
 
         Args:
-            batch: B, of what the critic was called with.
+            batch: B, of what the critic was called with, or packs of it; see
+                :func:`~topk_plugin.core.ranking.rows_scored`.
         """
         tensors = [output] if isinstance(output, Tensor) else tree_leaves(output)
         for leaf in tensors:
@@ -63,7 +71,7 @@ class Heads:
         Raises:
             ScoreShapeError: no score for each sample, or a named head that is none.
         """
-        batch = source.shape[0]
+        batch = rows_scored(output, source.shape[0])
         if not self.names and self.line.is_score(output, batch):
             return [output], False
         if isinstance(output, Tensor):

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.parameters import Owned
+from topk_plugin.core.ranking import rows_scored
 from topk_plugin.core.shielded_gate import Box
 
 PROBED = 3
@@ -83,13 +85,16 @@ class RowProbe:
         self._parameters: Owned | None = None
         self._inputs: dict[Hashable, list[_Input]] = {}
 
-    def tell(self, box: Box, parameters: Owned, ran: Hashable, inputs: list[Tensor]) -> None:
+    def tell(
+        self, box: Box, parameters: Owned, ran: Hashable, inputs: list[Tensor], output: Any
+    ) -> None:
         """Put what is known into the ``box`` of a shielded call, whose forward has run.
 
         Args:
             parameters: the critic's; with others it is another critic.
             ran: what of the critic did, in which rows may be coupled or apart.
-            inputs: that are gated.
+            inputs: (B, ...) that are gated.
+            output: whatever the critic returned; scores of packs couple the rows of a pack.
         """
         if parameters is not self._parameters:
             self._parameters = parameters
@@ -101,6 +106,8 @@ class RowProbe:
         apart = [one.apart() for one in known]
         if is_capturing(inputs[0]):  # nothing can be seen in it
             apart = [one is True for one in apart]
+        if rows_scored(output, len(inputs[0])) != len(inputs[0]):
+            apart = [False] * len(inputs)
         box.apart, box.seen = apart, partial(_seen, known)
 
 

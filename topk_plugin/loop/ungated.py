@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import leaves_of
-from topk_plugin.core.ranking import resembles_score
+from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.topk import TopK
@@ -191,6 +191,6 @@ def _scores(arguments: Any, output: Any) -> list[Tensor]:
         if isinstance(leaf, Tensor)
         and leaf.grad_fn is not None
         and leaf.dim()
-        and resembles_score(leaf, shapes[0][0] if shapes else len(leaf))
+        and resembles_score(leaf, rows_scored(output, shapes[0][0]) if shapes else len(leaf))
         and (leaf.numel() == len(leaf) or leaf.shape not in shapes)
     ]
