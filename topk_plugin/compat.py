@@ -18,7 +18,6 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 TORCH: tuple[int, ...] = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
 """(major, minor) of the torch that runs."""
@@ -128,14 +127,6 @@ def _bare(step: Any) -> Any:
     """What runs between the hooks of a step; None: it has none."""
     is_hook = getattr(step, "__code__", None) is Optimizer.profile_hook_step(id).__code__
     return step.__wrapped__ if is_hook else None
-
-
-# --- trees --------------------------------------------------------------------------------------
-
-
-def tree_leaves(tree: Any) -> list[Any]:
-    """``pytree.tree_leaves``: 2.2."""
-    return pytree.tree_flatten(tree)[0]
 
 
 # --- checkpoints --------------------------------------------------------------------------------

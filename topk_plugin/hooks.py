@@ -106,8 +106,8 @@ class Hooks:
         :func:`topk_plugin.core.ranking.score_heads` holds.
 
         The scores are replaced by gated ones, so they have to be the output's own tensors, and
-        the output a tensor, tuple, list, dict, or of a class that is registered with
-        ``torch.utils._pytree``.
+        the output a tensor, tuple, list, dict, dataclass, namespace, of a subclass of list, dict or
+        UserDict, or of a class that is registered with ``torch.utils._pytree``.
         """
 
     @hookspec(firstresult=True)

@@ -92,9 +92,9 @@ def keep_input(critic, x, epoch, low, heads):
     The same for critics that have no BatchNorm, where one backward is both networks'.
     """
     masks = []
-    scores = critic(KeptInput.apply(x, masks))
-    masks.append(best([scores], low, epoch))
-    return scores
+    output = critic(KeptInput.apply(x, masks))
+    masks.append(best([output[head] for head in heads] or [output], low, epoch))
+    return output
 
 
 def keep_last(lists, epoch, low, heads):

@@ -56,7 +56,7 @@ class Wrap(NamedTuple):
     expression: str  # as ast.unparse writes it
     occurrence: int = 1  # of that text in the file
     low: bool = False  # low scores are the realistic ones
-    heads: tuple[int, ...] = ()  # of several outputs those that are ranked, by their average
+    heads: tuple[int | str, ...] = ()  # of several outputs those that are ranked, by their average
     form: Literal["scores", "inside", "input", "last"] = "scores"  # see by_hand.py
     file: str = ""  # of the checkout or the package, where it is not the script
 

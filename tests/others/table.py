@@ -21,6 +21,8 @@ FARTHEST = {
     "gemelo-ai/vocos": 0.0,
     "descriptinc/descript-audio-codec": 2e-16,
     "ctgan": 0.0,
+    "monai": 0.0,
+    "pythae": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it

@@ -46,6 +46,13 @@ DAC = Origin(
     ("audiotools", "argbind", "einops"),
 )  # fmt: skip
 CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
+MONAI = Origin("monai", "1.6.1", ("monai", "ignite"))
+PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydantic"))
+AFTER_A_TRIAL = "max(0, by_hand_passes('call', 1) - 1) // 4"  # one call, before the four of a pass
+SCORED = Wrap(
+    "self.discriminator(z)", heads=("embedding",), form="input",
+    file="pythae/models/adversarial_ae/adversarial_ae_model.py",
+)  # fmt: skip
 PACKED = Wrap("discriminator(torch.cat([fakeact, c1], dim=1))", file="ctgan/synthesizers/ctgan.py")
 ONE = Wrap("self.predict(x=fake_images)", file="vegans/models/unconditional/AbstractGAN1v1.py")
 
@@ -186,6 +193,18 @@ ROWS = [
         "ctgan", "", data.array(8), (PACKED,),
         "ctgan.synthesizers.ctgan:Discriminator", "ctgan.synthesizers.ctgan:Discriminator",
         script="loops/ctgan_table.py", origin=CTGAN, epoch=4, flags="--every 4", shims=("double",),
+    ),
+    Row(
+        "monai-gan", "", data.array(8), (Wrap("D(fake)"),),
+        "monai.networks.nets.classifier:Discriminator",
+        "monai.networks.nets.classifier:Discriminator",
+        script="loops/monai_gan.py", origin=MONAI, epoch=4, shims=("double",),
+    ),
+    Row(  # its critic returns a dict of a class of its own
+        "pythae-aae", "", data.array(8), (SCORED,),
+        "pythae.models.nn.default_architectures:Discriminator_MLP",
+        "pythae.models.nn.default_architectures:Discriminator_MLP",
+        script="loops/pythae_aae.py", origin=PYTHAE, epoch=AFTER_A_TRIAL, shims=("double",),
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),

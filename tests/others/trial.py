@@ -18,7 +18,7 @@ from others.rows import HERE, OURS, Row, extra
 SETTINGS = ("--gamma", "0.8", "--nu", "0.5")
 SAME = 1e-9
 """How far the weights may be from those of top-k by hand, in float64."""
-HEADER = re.compile(r"^top-k ACTIVE: (?:found )?critics? (.+?), direction ", re.M)
+HEADER = re.compile(r"top-k ACTIVE: (?:found )?critics? (.+?), direction ")
 VERDICT = re.compile(
     r"^top-k verdict: .* (\d+ of \d+) rows dropped, (\d+) epochs? ended.*; direction (\w+)", re.M
 )

@@ -25,9 +25,10 @@ from topk_plugin.check.formula import (
 from topk_plugin.check.kept_loss import LossFinding, loss_finding
 from topk_plugin.check.literal import Gated, Pass, audited
 from topk_plugin.check.tape import Tape, taken_down
-from topk_plugin.compat import keep_buffers, tree_leaves
+from topk_plugin.compat import keep_buffers
 from topk_plugin.core.direction import lead_of
 from topk_plugin.core.score_gate import FollowGate, ScoreGate, SortedGate
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.hooks import Selection
 from topk_plugin.monkeypatch import stands_in
 from topk_plugin.seams import Seam

@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from topk_plugin.check.formula import brief
-from topk_plugin.compat import autocast_of, is_compiling, tree_leaves
+from topk_plugin.compat import autocast_of, is_compiling
 from topk_plugin.core.score_gate import ScoreGate, SortedGate
 from topk_plugin.core.shielded_gate import OutputGate
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.monkeypatch import PatchLog, stands_in
 
 SHAPED = {

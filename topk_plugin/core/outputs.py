@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from topk_plugin.compat import tree_leaves
 from topk_plugin.core.ranking import part_of
+from topk_plugin.core.trees import flatten, tree_leaves
 
 
 def companions(output: Any, heads: list[Tensor], batch: int) -> list[Tensor]:
@@ -33,22 +32,22 @@ def with_named_apart(output: Any, names: Sequence[str | int]) -> Any:
     """
     if not names or isinstance(output, Tensor):
         return output
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, rebuild = flatten(output)
     named = [part_of(output, name) for name in names]
     if all(sum(leaf is one for leaf in leaves) < 2 for one in named):
         return output
-    numbers = pytree.tree_unflatten([*range(len(leaves))], spec)
+    numbers = rebuild([*range(len(leaves))])
     for name, one in zip(names, named, strict=True):
         if isinstance(one, Tensor):
             leaves[part_of(numbers, name)] = one.view_as(one)
-    return pytree.tree_unflatten(leaves, spec)
+    return rebuild(leaves)
 
 
 def with_replaced(output: Any, old: list[Tensor], new: tuple[Tensor, ...]) -> Any:
     """``output`` with the tensors ``old`` in it replaced by ``new``, all else as it is."""
     if isinstance(output, Tensor):
         return new[0]
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, rebuild = flatten(output)
     for tensor, gated in zip(old, new, strict=True):
         leaves = [gated if leaf is tensor else leaf for leaf in leaves]
-    return pytree.tree_unflatten(leaves, spec)
+    return rebuild(leaves)

@@ -5,15 +5,14 @@ Pure functions of tensors: nothing here reads the device from the host.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from topk_plugin.compat import is_compiling, tree_leaves
+from topk_plugin.compat import is_compiling
+from topk_plugin.core.trees import fields_of, parts_of, tree_leaves
 from topk_plugin.errors import ScoreShapeError
 
 _EXPECTED = (
@@ -84,25 +83,14 @@ def table(
 
 def named_leaves(output: Any) -> list[tuple[str, Any]]:
     """The parts of a critic's output, each with the name that ``heads`` takes."""
-    flatten = pytree.SUPPORTED_NODES.get(pytree._get_node_type(output))
-    if flatten is None:
+    parts = parts_of(output)
+    if parts is None:
         return [("", output)]
-    parts = list(flatten.flatten_fn(output)[0])
     return [
         (f"{name}.{inner}" if inner else str(name), leaf)
-        for name, part in zip(_names_in(output, len(parts)), parts, strict=True)
+        for name, part in parts
         for inner, leaf in named_leaves(part)
     ]
-
-
-def _names_in(container: Any, size: int) -> Sequence[Any]:
-    """What its ``size`` parts are called."""
-    names = list(container) if isinstance(container, Mapping) else []
-    if hasattr(container, "_fields"):
-        names = list(container._fields)
-    elif dataclasses.is_dataclass(container):
-        names = [field.name for field in dataclasses.fields(container)]
-    return names if len(names) == size else range(size)
 
 
 def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
@@ -260,7 +248,7 @@ def part_of(output: Any, head: str | int) -> Any:
         try:
             if isinstance(found, Tensor):
                 raise KeyError  # indexing would take a row
-            if hasattr(type(found), "_fields") and step in type(found)._fields:
+            if step in fields_of(found):
                 found = getattr(found, str(step))
             else:
                 found = found[int(step) if isinstance(found, Sequence) else step]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from topk_plugin.compat import tree_leaves
 from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.sharded import owner_of
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership

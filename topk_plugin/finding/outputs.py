@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from topk_plugin.core.graph import reaches
 from topk_plugin.core.ranking import named_leaves, resembles_score
+from topk_plugin.core.trees import flatten
 from topk_plugin.finding.rules import Kind, Output
 
 Leaves = dict[str, tuple[Tensor, bool]]
@@ -144,7 +144,7 @@ def _apart(output: Any, leaves: Leaves, numbers: Mapping[str, int]) -> tuple[Any
     if len(leaves) < 2:
         return output, leaves
     views = {name: (leaf.view_as(leaf), score) for name, (leaf, score) in leaves.items()}
-    flat, spec = pytree.tree_flatten(output)
+    flat, rebuild = flatten(output)
     for name, (view, _) in views.items():
         flat[numbers[name]] = view
-    return pytree.tree_unflatten(flat, spec), views
+    return rebuild(flat), views

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from topk_plugin.compat import tree_leaves
+from topk_plugin.core.trees import tree_leaves
 
 RECENT = 16
 """Outputs of modules of which the ends are remembered."""

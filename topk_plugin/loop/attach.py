@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
-from topk_plugin.compat import keep_buffers, nodes_made, tree_leaves
+from topk_plugin.compat import keep_buffers, nodes_made
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
@@ -29,6 +28,7 @@ from topk_plugin.core.ranking import rows_scored
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
 from topk_plugin.core.sorted_choice import AnyChoice
+from topk_plugin.core.trees import flatten, tree_leaves
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
@@ -277,7 +277,7 @@ class Attachment:
 
     def _call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        leaves, spec = ([*args], None) if alone else pytree.tree_flatten((args, kwargs))
+        leaves, rebuild = ([*args], None) if alone else flatten((args, kwargs))
         critic, parameters = self._critic(), self._parameters.owned
         assert critic is not None  # it is being called
         assert parameters is not None
@@ -298,7 +298,7 @@ class Attachment:
             gated, ends = gate_inputs(inputs, box)
             for place, tensor in zip(plan.places, gated, strict=True):
                 leaves[place] = tensor
-            args, kwargs = (leaves, {}) if spec is None else pytree.tree_unflatten(leaves, spec)
+            args, kwargs = (leaves, {}) if rebuild is None else rebuild(leaves)
         sources = [tensor.grad_fn for tensor in inputs]  # the critic may change them in place
         modes = self._parameters.modes if plan.mode == "shielded" else ()
         nodes = nodes_made()

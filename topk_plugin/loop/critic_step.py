@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 
-from topk_plugin.compat import node_of, tree_leaves
+from topk_plugin.compat import node_of
 from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.parameters import GRADIENT
 from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.training import Training, Trainings
+from topk_plugin.core.trees import tree_leaves
 
 REMEMBERED = 1000
 """Tensors and gradients that are remembered: more come only where no optimizer is seen."""

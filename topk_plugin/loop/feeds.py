@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topk_plugin.compat import tree_leaves
 from topk_plugin.core.training import Training
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import TopKError
 from topk_plugin.loop.kept_batches import Length
 from topk_plugin.loop.named_loader import NamedLoader

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
-from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import reaches
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.ranking import (
@@ -20,6 +18,7 @@ from topk_plugin.core.ranking import (
     rows_scored,
     table,
 )
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import ScoreShapeError
 from topk_plugin.streams import warn
 
@@ -77,9 +76,9 @@ class Heads:
         if isinstance(output, Tensor):
             heads, named = self.line.heads_of(output, batch, self.names)
         else:
-            leaves, spec = pytree.tree_flatten(output)
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            shape = (spec, [tensor.shape for tensor in tensors], list(places))
+            parts = [(n, leaf) for n, leaf in named_leaves(output) if isinstance(leaf, Tensor)]
+            tensors = [leaf for _, leaf in parts]
+            shape = ([(name, leaf.shape) for name, leaf in parts], list(places))
             if self._known[0] != shape:  # the walk takes longer than the gate
                 nodes = {*sources}
                 self._known = shape, [reaches(tensor, nodes) for tensor in tensors]

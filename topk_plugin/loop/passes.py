@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
-from topk_plugin.compat import tree_leaves
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.monkeypatch import ClassPatches
 
 

@@ -31,11 +31,12 @@ from torch.autograd import Variable
 from torch.autograd.graph import Node
 from torch.optim import Optimizer
 
-from topk_plugin.compat import is_probe, node_of, tree_leaves
+from topk_plugin.compat import is_probe, node_of
 from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.optimizers import before_step
 from topk_plugin.core.parameters import GRADIENT, Owned, owned_by
 from topk_plugin.core.training import Training
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.loop.frozen import checkpointed, learners
 from topk_plugin.loop.gradients import watch_gradients

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topk_plugin.compat import TORCH, is_exporting, tree_leaves
+from topk_plugin.compat import TORCH, is_exporting
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import SeamNotFound
 
 CANNOT_BE_TRACED = (

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topk_plugin.compat import tree_leaves
 from topk_plugin.core.graph import leaves_of
 from topk_plugin.core.ranking import resembles_score, rows_scored
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.loop.wrappers import unwrapped
 from topk_plugin.topk import TopK

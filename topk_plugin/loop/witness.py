@@ -18,8 +18,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from topk_plugin.compat import is_compiling, tree_leaves
+from topk_plugin.compat import is_compiling
 from topk_plugin.core.training import Training
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.loop.critic_step import CriticSteps
 from topk_plugin.loop.traced import something_is_compiled
 from topk_plugin.loop.ungated import Ungated

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from topk_plugin.adapter import Adapter
-from topk_plugin.compat import is_compiling, tree_leaves
+from topk_plugin.compat import is_compiling
 from topk_plugin.config import TopKConfig
 from topk_plugin.core.choice import Select
 from topk_plugin.core.ranking import describe, kept_rows
+from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import ConfigError, HookError
 from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.bundled import PaperTopK
