@@ -58,3 +58,23 @@ def test_why_no_row_was_dropped():
     assert len(verdict(steps=3, every=2)) == 1
     with pytest.warns(UserWarning, match="could never fall"):  # which says it all
         assert len(verdict(steps=3, ends=1, rows=1)) == 1
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["one critic", "two critics"])
+def test_two_trainings_that_rank_one_critics_scores_from_both_ends_are_told(other):
+    topk = TopK(gamma=0.5, nu=0.5)
+    D, E = nn.Linear(2, 1), nn.Linear(2, 1)
+    with attach(D, topk), attach(E, topk):
+        for sign, critic in ((-1, D), (1, E if other else D)):
+            G = nn.Linear(2, 2)
+            optimizer = SGD(G.parameters(), 0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                (sign * critic(G(torch.randn(4, 2)))).mean().backward()
+                optimizer.step()
+    first, second = topk.trainings.all
+    tracker = EpochTracker(topk)
+    said = [line for line in lines_of(second, tracker) if "other end" in line]
+    assert [*filter(lambda line: "other end" in line, lines_of(first, tracker))] == []
+    assert len(said) == (not other)
+    assert all("training 1" in line and "direction high" in line for line in said)

@@ -135,6 +135,14 @@ class Training:
             f"{self.progress.steps} gated ones, had no gradient from a critic that is gated"
         )
 
+    def opposes(self, other: Training) -> bool:
+        """Whether both go by the scores of one critic, and each by another end of them, which that
+        critic's own steps do not confirm of both (the device is waited for)."""
+        if self.critics.isdisjoint(other.critics):
+            return False
+        sure = self.vote.confirmed and other.vote.confirmed
+        return not sure and {self.direction, other.direction} == {"high", "low"}
+
     @property
     def can_drop(self) -> bool:
         """Whether a row of its batches could ever be dropped, however long it went on."""

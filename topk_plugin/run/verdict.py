@@ -51,6 +51,13 @@ def lines_of(
         )
     if report.direction == "undecided":
         yield "the loss never told the direction; is it saturated, without a gradient?"
+    for other in tracker.topk.trainings.all[: training.number - 1]:
+        if training.opposes(other):
+            yield (
+                f"training {other.number} ranks the scores of the same critic from the other end, "
+                f"direction {other.direction}: losses that pull scores to a target ask for either. "
+                "Set it: --direction high if the critic gives real samples high scores, else low"
+            )
     if training.left:
         yield training.left
     own = training.vote.of_critic
