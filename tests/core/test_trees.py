@@ -10,6 +10,7 @@ import pytest
 import torch
 from losses import BATCH, Critic, error, gradients, make_generator, make_topk, noise
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from topk_plugin import attach
 from topk_plugin.core.ranking import named_leaves, part_of
@@ -139,3 +140,22 @@ def test_a_critic_that_is_given_and_returns_it_is_gated_as_by_hand(made, mode, s
         optimizer.step()
     assert error(found, expected) < 1e-12
     assert (topk.report().rows, topk.report().dropped) == (BATCH, BATCH - 3)
+
+
+class Registered(UserDict):
+    """A mapping that is no dict, which its library registered with torch."""
+
+
+# public since torch 2.2
+register = getattr(pytree, "register_pytree_node", None) or pytree._register_pytree_node
+register(
+    Registered,
+    lambda d: (list(d.values()), list(d)),
+    lambda parts, keys: Registered(zip(keys, parts, strict=True)),
+)
+
+
+def test_a_mapping_that_is_registered_has_its_keys_for_names():
+    tree = Registered(score=torch.ones(1), rest=2)
+    assert [name for name, _ in named_leaves(tree)] == ["score", "rest"]
+    assert part_of(tree, "score") is tree["score"]

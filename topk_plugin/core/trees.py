@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import UserDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -44,13 +44,15 @@ def parts_of(container: Any) -> list[tuple[str | int, Any]] | None:
     if known is None:
         return _named(container) if _is_unknown(container) else None
     parts = list(known.flatten_fn(container)[0])
-    names: Sequence[Any] = list(container) if isinstance(container, dict) else fields_of(container)
+    names: Sequence[Any] = fields_of(container)
+    if isinstance(container, Mapping):
+        names = list(container)
     return list(zip(names if len(names) == len(parts) else range(len(parts)), parts, strict=True))
 
 
 def fields_of(container: Any) -> Sequence[str]:
     """Names of its parts that are attributes; none where they are items."""
-    if isinstance(container, (dict, type)):
+    if isinstance(container, (Mapping, type)):
         return ()
     if isinstance(container, SimpleNamespace):
         return list(vars(container))
