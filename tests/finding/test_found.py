@@ -452,3 +452,37 @@ def test_a_critic_that_scores_packs_of_samples_is_found(tmp_path):
     with_loop(tmp_path, PACKED)
     done = equals_by_hand(tmp_path)
     assert "ACTIVE: found critic __main__:Packed, direction high, k 4 of 4" in done.err
+
+
+MAPS_OF_SCALES = """
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = net(2, 4), net(2, 1)
+
+    def forward(self, x):
+        return self.a(x), [self.b(torch.cat([x, x / 2])).reshape(-1, 1, 1, 1).repeat(1, 1, 2, 2)]
+
+D = Scales()
+opt_d = adam(D)
+
+def loss(output, sign):
+    return softplus(sign * output[0]).mean() + softplus(sign * output[1][0]).mean()
+
+def step(x):
+    opt_d.zero_grad()
+    (loss(D(x), -1) + loss(D(fakes().detach()), 1)).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    loss(D(fakes()), -1).backward()
+    opt_g.step()
+
+passes(step)
+"""
+
+
+def test_scores_with_several_rows_for_a_sample_are_told_where_others_were_found(tmp_path):
+    with_loop(tmp_path, MAPS_OF_SCALES)
+    said = unnamed(tmp_path).err
+    assert "ACTIVE: found critic __main__:Scales=0, direction high" in said
+    assert said.count("2 rows for each sample") == 1

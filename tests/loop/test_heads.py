@@ -241,6 +241,46 @@ def test_a_wide_output_that_is_pushed_as_scores_are_is_warned_about(pushed):
     assert all("1: float64(8, 5)" in text for text in told)
 
 
+def test_maps_with_several_rows_for_a_sample_are_warned_about():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(WIDTH, 1).double()
+
+        def forward(self, x):
+            halves = torch.cat([x, x / 2])
+            return self.a(x), halves[:, None, :2] * self.a.weight.sum()
+
+    G, D, topk = make_generator(), Scales(), TopK()
+    optimizer = SGD(G.parameters(), 0.1)
+    with attach(D, topk), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        a, b = D(G(noise()))
+        (-a.mean() - b.mean()).backward()
+        optimizer.step()
+    (told,) = [str(w.message) for w in caught if "one way" in str(w.message)]
+    assert "2 rows for each sample" in told
+
+
+def test_maps_of_reals_are_not_warned_about():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(WIDTH, 6).double()
+
+        def forward(self, real, fake):
+            return self.a(real)[:, None], self.a(fake)[:, None]
+
+    G, D, topk = make_generator(), Pair(), TopK()
+    optimizer = SGD(G.parameters(), 0.1)
+    with attach(D, topk), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        real, fake = D(reals(), G(noise()))
+        F.softplus(real - fake).mean().backward()
+        optimizer.step()
+    assert topk.steps == 1
+
+
 def test_a_critic_of_pixels_is_named_or_told():
     G, D = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
     with attach(D, TopK()), pytest.raises(ScoreShapeError, match=r"--heads 0 or TopK"):

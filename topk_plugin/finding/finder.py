@@ -231,7 +231,7 @@ class Finder:
         modules = {id(m): m for one in (*called_by, scorer) for m in entrances(one)}
         free = [module for module in modules.values() if not is_intercepted(module)]
         attachment = Attachment(free, owner, self.topk, heads=heads)
-        attachment.heads.seen = True  # that it returns scores
+        attachment.heads.seen = attachment.heads.found = True
         record = attachment.record
         record.loaded, record.found = scorer in self._loaded, self._record.found
         title = called(owner, identity.part)

@@ -34,7 +34,7 @@ from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.frozen import frozen, learners, watch_checkpointing
-from topk_plugin.loop.heads import Heads, names_of, warn_of_scores_left
+from topk_plugin.loop.heads import Heads, names_of
 from topk_plugin.loop.intercept import intercept, is_intercepted
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.places import Places, Visit
@@ -363,8 +363,8 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
-        if plan.audit and others and not named:
-            call.look = functools.partial(warn_of_scores_left, output, others, batch)
+        if plan.audit and others and (self.heads.found or not named):
+            call.look = self.heads.beside(output, others, batch)
         gated = gate_outputs(call, heads, others, ends)
         return with_replaced(output, [*heads, *others][: len(gated)], gated)
 

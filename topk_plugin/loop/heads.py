@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,7 @@ class Heads:
         self.line, self.names = line, names
         self._known: tuple[Any, list[bool]] = (None, [])  # a structure, which of its leaves depend
         self.seen = False  # a call returned something that is shaped like a score
+        self.found = False  # nobody named them: what was seen of the loop did
 
     def look(self, output: Any, arguments: Sequence[Any]) -> None:
         """A call that is not gated gave ``output``, which may be scores too."""
@@ -97,6 +99,16 @@ class Heads:
             )
         return heads, named
 
+    def beside(
+        self, output: Any, left: Sequence[Tensor], batch: int
+    ) -> Callable[[Sequence[Tensor | None]], None]:
+        """To be told the gradients of ``left``, those of ``output`` that are not gated; after
+        :meth:`of`. See :func:`warn_of_scores_left`."""
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        known = {id(t): yes for t, yes in zip(tensors, self._known[1], strict=True)}
+        generated = [known[id(leaf)] for leaf in left]
+        return functools.partial(warn_of_scores_left, output, left, generated, batch)
+
     def _refuse_copies(
         self, output: Any, tensors: Sequence[Tensor], heads: Sequence[Tensor], named: bool
     ) -> None:
@@ -121,8 +133,9 @@ def names_of(output: Any, tensors: Sequence[Tensor]) -> list[str]:
 
 
 def warn_of_scores_left(
-    output: Any, left: Sequence[Tensor], batch: int, gradients: Sequence[Tensor | None]
-) -> None:
+    output: Any, left: Sequence[Tensor], generated: Sequence[bool], batch: int,
+    gradients: Sequence[Tensor | None],
+) -> None:  # fmt: skip
     """Looks at what the loss sends to outputs that are not gated; in a run's first steps only.
 
     Gradients of class logits add up to nothing in each row, and those of most features are mixed;
@@ -130,23 +143,30 @@ def warn_of_scores_left(
 
     Args:
         left: outputs that are not gated.
-        batch: B.
+        generated: of each, whether it depends on the generator's samples; reals' scores do not.
+        batch: B; an output may have several rows for each sample, one after another.
         gradients: of the loss by each of them.
     """
-    for leaf, gradient in zip(left, gradients, strict=True):
-        if gradient is None or leaf.shape[:1] != (batch,):
+    for leaf, depends, gradient in zip(left, generated, gradients, strict=True):
+        if gradient is None or not depends or not leaf.dim() or len(leaf) % batch:
             continue
-        rows = plain(gradient).double().reshape(batch, -1)  # (B,) may be the scores of reals
+        rows = plain(gradient).double().reshape(len(leaf), -1)
         size = rows.abs().sum(1)
         told = size > 0
         if rows.shape[1] < 2 or not bool(told.any()):
             continue
         if bool((rows.sum(1).abs()[told] / size[told]).mean() > 0.99):
             (name,) = names_of(output, [leaf])
+            each = len(leaf) // batch
+            advice = (
+                "If it is a score, name all that are: --heads, or TopK(heads=...)."
+                if each == 1
+                else f"It has {each} rows for each sample, and it is not known which, so that this "
+                "part of the loss trains on all samples."
+            )
             warn(
                 f"the loss pushes all numbers of the critic's output {name}, {describe(leaf)}, one "
                 "way, as it does with scores, and top-k leaves it alone. The critic returns:"
-                f"{table(output)}\nIf it is a score, name all that are: --heads, or "
-                "TopK(heads=...).",
+                f"{table(output)}\n{advice}",
                 stacklevel=2,
             )
