@@ -141,19 +141,79 @@ def test_what_is_not_known_for_a_fake_is_not_read(fakes, asked):
     assert not loop.topk.training.vote.confirmed
 
 
-def test_reals_and_fakes_in_one_call_are_not_read():
+@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("order", ["reals first", "fakes first", "reals around"])
+def test_reals_and_fakes_in_one_call(order, detached):
     loop = Loop(generator_loss=AWAY["low"])
 
-    def critic_step(detach):
+    def critic_step():
         loop.opt_D.zero_grad()
         fake = loop.G(noise())
-        both = loop.D(torch.cat([reals(), fake.detach() if detach else fake]))
-        loop.critic_loss(both[:BATCH], both[BATCH:]).backward()
+        fake = fake.detach() if detached else fake
+        parts = {
+            "reals first": [reals() + 1, fake],
+            "fakes first": [fake, reals() + 1],
+            "reals around": [reals()[:3] + 1, fake, reals()[3:] + 1],
+        }[order]
+        at = {"reals first": BATCH, "fakes first": 0, "reals around": 3}[order]
+        both = loop.D(torch.cat(parts))
+        of_reals = torch.cat([both[:at], both[at + BATCH :]])
+        loop.critic_loss(of_reals, both[at : at + BATCH]).backward()
         loop.opt_D.step()
 
     with attach(loop.D, loop.topk):
-        for step in range(12):
-            critic_step(detach=step % 2 == 0)
+        for _ in range(12):
+            critic_step()
+            loop.generator_step()
+        assert loop.says == "high"
+        with pytest.raises(DirectionUnknown, match="asks for low scores .*--direction high"):
+            loop.topk.end_epoch()
+
+
+def test_a_condition_beside_the_samples():
+    """As a critic of pairs of images gets them, joined by their channels."""
+    loop = Loop(generator_loss=AWAY["low"])
+    judge = nn.Conv2d(2, 1, 2).double()
+
+    def score(image, condition):
+        return judge(torch.cat([condition, image.reshape(BATCH, 1, 2, -1)], 1)).mean((1, 2, 3))
+
+    optimizer = SGD(judge.parameters(), 0.01)
+    with attach(judge, loop.topk):
+        for _ in range(12):
+            fake, real = loop.G(noise()), reals() + 1
+            condition = torch.rand(BATCH, 1, 2, fake.shape[1] // 2, dtype=torch.float64)
+            optimizer.zero_grad()
+            of_fakes = score(fake.detach(), condition)
+            loop.critic_loss(score(real, condition), of_fakes).backward()
+            optimizer.step()
+            loop.opt_G.zero_grad()
+            loop.generator_loss(score(fake, condition)).backward()
+            loop.opt_G.step()
+        with pytest.raises(DirectionUnknown, match="critic's own steps"):
+            loop.topk.end_epoch()
+
+
+def test_blank_samples_are_no_copies():
+    """A layer of the generator gives zeros, and so are the ends of real batches."""
+    loop = Loop()
+    loop.fakes = UNREADABLE["augmented"]
+    width = reals().shape[1]
+    blank = nn.Linear(3, width, bias=False).double()
+    blank.weight.data.zero_()
+    loop.opt_G.param_groups[0]["params"].extend(blank.parameters())
+
+    def critic_step():
+        loop.opt_D.zero_grad()
+        blank(noise()[:, :3])
+        real = reals() + 1
+        real[[0, -1]] = 0
+        loop.critic_loss(loop.D(real), loop.D(loop.G(noise()).detach() + 0.1)).backward()
+        loop.opt_D.step()
+
+    with attach(loop.D, loop.topk):
+        for _ in range(12):
+            critic_step()
             loop.generator_step()
         loop.topk.end_epoch()
     assert loop.says == "unread"

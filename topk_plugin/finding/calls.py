@@ -22,8 +22,8 @@ from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership
 from topk_plugin.finding.passes import Passes
-from topk_plugin.finding.samples import Samples
-from topk_plugin.loop.critic_step import Generated
+from topk_plugin.loop.critic_step import scores_of
+from topk_plugin.loop.generated import Generated
 from topk_plugin.loop.generator_graph import parameters_upstream
 from topk_plugin.loop.intercept import Interceptor
 from topk_plugin.loop.traced import inside
@@ -51,7 +51,7 @@ class Calls:
         self.topk, self.owners, self.places, self._attach = topk, owners, places, attach
         self.passes = Passes(topk.training)
         self._here = _Here()
-        self._generated, self._samples = Generated(self._maker), Samples()
+        self._generated = Generated(self._maker)
         self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
         self._candidates = weakref.WeakKeyDictionary()
         self._averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that return means alone
@@ -119,7 +119,6 @@ class Calls:
             if len(self.owners) == 1:
                 self._one_optimizer(inner, own, arguments, output)
         self._generated.returned(module, arguments, output)
-        self._samples.returned(output, own.optimizers)
         return output
 
     def _returned(
@@ -141,13 +140,12 @@ class Calls:
         makers = [self._generated.by(tensor) for tensor in tensors]
         theirs = made is not None or any(m is not None and m - own.optimizers for m in makers)
         samples = tensors[0] if made is None else made.sources[0]
-        copied = self._generated.by(samples) is None
-        rows = self._samples.rows_in(samples, own.optimizers) if copied else None
-        generated = theirs if rows is None else rows == slice(0, len(samples)) or rows
         batch = rows_scored(output, len(samples))
-        if isinstance(generated, slice):  # in packs, where these are scored
-            pack = len(samples) // max(batch, 1)
-            generated = slice(generated.start // pack, generated.stop // pack)
+        generated: bool | Tensor = theirs
+        if self._generated.by(samples) is None:
+            copied = self._generated.copied_to(samples, lambda whose: bool(whose - own.optimizers))
+            rows = None if copied is None else scores_of(copied[1], batch)
+            generated = (theirs or copied is not None) if rows is None else rows
         output, whole = candidate.returned(output, batch, samples.shape, made, generated)
         if not whole:
             self._averages.add(inner)

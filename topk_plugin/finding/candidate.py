@@ -88,7 +88,7 @@ class Candidate:
 
     def returned(
         self, output: Any, batch: int, shape: Sequence[int], made: Made | None,
-        generated: bool | slice,
+        generated: bool | Tensor,
     ) -> tuple[Any, bool]:  # fmt: skip
         """A call of it gave ``output``.
 
@@ -96,7 +96,8 @@ class Candidate:
             batch: scores of it; see :func:`~topk_plugin.core.ranking.rows_scored`.
             shape: of the samples that it was called with.
             made: of them, by the generator; None: detached, or real.
-            generated: they are the generator's, for all that is known, or where in the batch.
+            generated: they are the generator's, for all that is known, or (B,) bool: which scores
+                are of such.
 
         Returns:
             what the loop gets for it, and whether there are numbers of each sample in it: else
@@ -108,7 +109,7 @@ class Candidate:
         return seen.output, seen.whole
 
     def _watch(
-        self, seen: Returned, batch: int, made: Made | None, generated: bool | slice
+        self, seen: Returned, batch: int, made: Made | None, generated: bool | Tensor
     ) -> None:
         leaves = seen.leaves
         names = [*leaves, *seen.beside]

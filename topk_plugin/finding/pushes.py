@@ -44,15 +44,14 @@ def pushes(present: Gradients) -> Pushes:
 
 
 def parted(
-    present: Gradients, generated: bool | slice, batch: int
+    present: Gradients, generated: bool | Tensor, batch: int
 ) -> Iterator[tuple[bool, Pushes]]:
     """The gradients for generated samples, and those for others, of a ``batch`` that holds both."""
-    if isinstance(generated, slice) and all(g.shape[:1] == (batch,) for _, g in present):
-        before, after = generated.start, generated.stop
+    if isinstance(generated, Tensor) and all(g.shape[:1] == (batch,) for _, g in present):
         yield True, pushes([(name, g[generated]) for name, g in present])
-        yield False, pushes([(name, torch.cat([g[:before], g[after:]])) for name, g in present])
+        yield False, pushes([(name, g[~generated]) for name, g in present])
     else:
-        yield bool(generated), pushes(present)
+        yield isinstance(generated, Tensor) or generated, pushes(present)
 
 
 def nothing_dropped(choice: AnyChoice) -> AnyChoice:

@@ -1,25 +1,24 @@
 """What the critic's own step says of the direction: it lowers fakes' scores and raises reals'.
 
 A step of the critic is read where calls of it are known to be of fakes: those whose input reaches
-the generator's parameters, and those whose input shares its storage with what a module of the
-generator returned (``fake.detach()``, ``fake.data``, a fake made under ``no_grad()``). All other
-calls of that step are taken for reals. It says something only where the two are pushed opposite
-ways, so a loss that seeks a target, and now raises both, says nothing. What was computed on from
-a detached fake (augmented, concatenated) is not known for a fake, and such steps are not read.
+the generator's parameters, and those whose input is what a module of the generator returned
+(``fake.detach()``, ``fake.data``, a fake made under ``no_grad()``), or holds a copy of it. All
+other calls of that step are taken for reals, and so are the other rows of a batch that has copies
+of fakes. It says something only where the two are pushed opposite ways, so a loss that seeks a
+target, and now raises both, says nothing. What was computed on from a detached fake (augmented,
+say) is not known for a fake, and such steps are not read.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 
 from topk_plugin.compat import node_of
@@ -28,48 +27,10 @@ from topk_plugin.core.parameters import GRADIENT
 from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.core.trees import tree_leaves
+from topk_plugin.loop.generated import Generated
 
 REMEMBERED = 1000
-"""Tensors and gradients that are remembered: more come only where no optimizer is seen."""
-
-
-Whose = TypeVar("Whose")
-
-
-class Generated(Generic[Whose]):
-    """Which tensors are what a module of a generator returned; holds none of them.
-
-    Args:
-        whose: says of what generator a module is, if it is of one.
-    """
-
-    def __init__(self, whose: Callable[[nn.Module], Whose | None]) -> None:
-        self._whose = whose
-        self._lock = threading.Lock()  # DataParallel's replicas run in threads
-        self._of: dict[StorageWeakRef, Whose] = {}
-
-    def returned(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        """``module(*arguments)`` gave ``output``; noted if it is of a generator."""
-        whose = self._whose(module)
-        if whose is None:
-            return
-        given = _storages(arguments)  # it may hand it on
-        made = {storage: whose for storage in _storages(output) if storage not in given}
-        with self._lock:
-            if len(self._of) > REMEMBERED:
-                alive = {key: of for key, of in self._of.items() if not key.expired()}
-                self._of = alive if len(alive) <= REMEMBERED else {}
-            self._of |= made
-
-    def by(self, tensor: Any) -> Whose | None:
-        """Whose generator returned ``tensor``, or what it is a view of."""
-        storage = storage_of(tensor) if self._of else None
-        return None if storage is None else self._of.get(storage)
-
-    def clear(self) -> None:
-        """Forget them."""
-        with self._lock:
-            self._of = {}
+"""Gradients that are remembered: more come only where no optimizer is seen."""
 
 
 class CriticCall:
@@ -131,23 +92,42 @@ class CriticSteps:
             places: of the arguments that reach the generator, if any do.
             training: theirs.
         """
-        detached = not places
+        tensors = {p: a for p, a in enumerate(arguments) if isinstance(a, Tensor) and a.dim()}
+        if not tensors:
+            return
+        detached, rows = not places, None
         if detached:
-            of = [self.generated.by(argument) for argument in arguments]
-            places = [place for place, one in enumerate(of) if one is not None]
-            training = of[places[0]] if places else None
-        tensors = (a for a in arguments if isinstance(a, Tensor) and a.dim())
-        batch = rows_scored(output, next((len(tensor) for tensor in tensors), 0))
-        call = CriticCall(critic, training, places, detached)
+            places = [p for p, tensor in tensors.items() if self.generated.by(tensor) is not None]
+            training = self.generated.by(tensors[places[0]]) if places else None
+        size = len(next(iter(tensors.values())))
+        batch = rows_scored(output, size)
+        whole = bool(places) and self.generated.by(arguments[places[0]]) is not None
+        for place in () if whole else places[:1] or tensors:
+            tensor = tensors.get(place)
+            if tensor is not None and len(tensor) == size:
+                copied = self.generated.copied_to(tensor)
+                if copied is not None:
+                    training, places = training or copied[0], places or [place]
+                    rows = scores_of(copied[1], batch)
+                    break
+        calls = [(CriticCall(critic, training, places, detached), rows)]
+        if rows is not None:
+            calls.append((CriticCall(critic, None, (), detached), ~rows))
         for place, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor) and leaf.requires_grad and resembles_score(leaf, batch):
-                leaf.register_hook(partial(self._pulled, call, place))
+                leaf.register_hook(partial(self._pulled, calls, place))
 
-    def _pulled(self, call: CriticCall, place: int, gradient: Tensor | None) -> None:
+    def _pulled(
+        self, calls: Sequence[tuple[CriticCall, Tensor | None]], place: int,
+        gradient: Tensor | None,
+    ) -> None:  # fmt: skip
+        """A backward reached a score of ``calls``, each of which has some (B,) of its rows."""
         if gradient is None:  # the loss reads other outputs of the call
             return
+        call, _ = calls[0]
         if torch.is_grad_enabled():  # inside a backward: create_graph
-            call.differentiated = True
+            for call, _ in calls:
+                call.differentiated = True
             return
         if call.places and not call.detached:
             self._read_aside()  # nothing recovers them any more
@@ -158,7 +138,9 @@ class CriticSteps:
         if GRADIENT.__get__(reached) is None:  # so what earlier passes left there was thrown away
             self.zeroed({id(reached)}, but=task)
         wide = torch.promote_types(gradient.dtype, torch.float32)  # 16 bits overflow
-        self._pulls.append(Pull(call, place, gradient.sum(dtype=wide), task))
+        for call, rows in calls:
+            here = gradient if rows is None else gradient[rows]
+            self._pulls.append(Pull(call, place, here.sum(dtype=wide), task))
 
     def zeroed(self, parameters: set[int], but: int | None = None) -> None:
         """Gradients of ``parameters``, by id, were set to zero: what led to them is gone."""
@@ -216,6 +198,16 @@ class CriticSteps:
         self.generated.clear()
 
 
+def scores_of(rows: Tensor, batch: int) -> Tensor | None:
+    """Of ``batch`` scores (of samples, or of packs of them) those of ``rows`` (B,) bool.
+
+    Returns:
+        (batch,) bool; None where that is all of them (the device is waited for).
+    """
+    scores = rows.reshape(batch, -1).all(1) if batch else rows
+    return None if bool(scores.all()) else scores
+
+
 def opposition(fakes: Iterable[Pull], others: Iterable[Pull]) -> Tensor | None:
     """What one step of a critic says, by all pulls at the scores of fakes and of others.
 
@@ -253,18 +245,3 @@ def reached_of(parameters: Iterable[Tensor]) -> Tensor | None:
         if parameter.requires_grad and executes(node_of(parameter)):
             return parameter
     return None
-
-
-def _storages(tree: Any) -> set[StorageWeakRef]:
-    found = (storage_of(leaf) for leaf in tree_leaves(tree))
-    return {storage for storage in found if storage is not None}
-
-
-def storage_of(value: Any) -> StorageWeakRef | None:
-    """A weak reference to what holds a tensor's numbers; None where that cannot be told."""
-    if not isinstance(value, Tensor):
-        return None
-    try:
-        return StorageWeakRef(value.untyped_storage())
-    except (RuntimeError, NotImplementedError):  # sparse tensors, and those inside vmap, have none
-        return None
