@@ -32,6 +32,7 @@ from topk_plugin.core.trees import flatten, tree_leaves
 from topk_plugin.errors import ConfigError, TopKError
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.coupling_probe import CouplingProbe, coupled_rows
+from topk_plugin.loop.ending import warn_of_nothing
 from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.frozen import frozen, learners, watch_checkpointing
 from topk_plugin.loop.heads import Heads, names_of
@@ -44,7 +45,7 @@ from topk_plugin.loop.row_probe import RowProbe
 from topk_plugin.loop.traced import enter_critic, inside
 from topk_plugin.loop.witness import as_warning, witness_of
 from topk_plugin.loop.wrappers import entrances
-from topk_plugin.streams import count, warn
+from topk_plugin.streams import warn
 from topk_plugin.topk import TopK
 
 
@@ -202,28 +203,7 @@ class Attachment:
         if error is None:
             if self._tracker is not None:
                 self._tracker.check()
-            steps, optimizer_steps = self._before
-            ran = self.topk.ledger.optimizer_steps - optimizer_steps
-            for training in self.topk.trainings.all:
-                training.audit.check()
-            if ran and self.topk.trainings.steps == steps:
-                warn(
-                    f"attach: {count(ran, 'optimizer step')} ran and no generator step was gated. "
-                    "Expected loss = f(critic(generator(z))), its backward, and a step of an "
-                    "optimizer that owns the generator's parameters.",
-                    stacklevel=2,
-                )
-            begun = [t for t in self.topk.trainings.all if t.progress.begun]
-            for said in filter(None, (training.left for training in begun)):
-                warn(f"attach: {said}. Was it replaced? Attach its successor, too.", stacklevel=2)
-            decays = self.topk.config.gamma < 1
-            if begun and decays and not any(training.can_drop for training in begun):
-                warn(
-                    "attach: k could never fall below the batch of "
-                    f"{count(begun[0].counts.largest, 'row')} with nu = {self.topk.config.nu:g}, "
-                    "so top-k did nothing.",
-                    stacklevel=2,
-                )
+            warn_of_nothing(self.topk, *self._before)
 
     def _detached(self) -> None:
         self.topk.critics -= 1
