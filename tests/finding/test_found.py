@@ -486,3 +486,49 @@ def test_scores_with_several_rows_for_a_sample_are_told_where_others_were_found(
     said = unnamed(tmp_path).err
     assert "ACTIVE: found critic __main__:Scales=0, direction high" in said
     assert said.count("2 rows for each sample") == 1
+
+
+ONE_BATCH = """
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.out = net(2, 4), net(4, 3)
+
+    def forward(self, x):
+        features = self.features(x)
+        return [[features, self.out(features)[:, None]]]
+
+D = Scales()
+opt_d = adam(D)
+
+def halves(fake, x):
+    ((_, scores),) = D(torch.cat(ORDER))
+    return (scores[:8], scores[8:]) if ORDER[0] is fake else (scores[-8:], scores[:-8])
+
+def step(x):
+    opt_d.zero_grad()
+    of_fakes, of_reals = halves(DETACHED, x)
+    (softplus(of_fakes).mean() + softplus(-of_reals).mean()).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    of_fakes, of_reals = halves(fakes(), x)
+    if sys.argv[1:]:
+        best = of_fakes.mean((1, 2)).topk(max(1, int(hand.f * 8))).indices
+        of_fakes = of_fakes[best]
+    (softplus(-of_fakes).mean() + LOSS).backward()
+    opt_g.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+@pytest.mark.parametrize("loss", ["0", "of_reals.square().mean()"], ids=["fakes'", "and reals'"])
+@pytest.mark.parametrize("detached", ["fakes()", "fakes().detach()"])
+@pytest.mark.parametrize("order", ["(fake, x)", "(x[:5], fake)"])
+def test_generated_samples_in_one_batch_with_others_in_both_steps(order, detached, loss, tmp_path):
+    text = ONE_BATCH.replace("ORDER", order).replace("DETACHED", detached).replace("LOSS", loss)
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Scales, direction high, k 8 of 8" in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err

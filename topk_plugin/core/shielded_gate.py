@@ -197,6 +197,7 @@ class GatedCall:
         self.box, self.audit, self.follow = box, audit, follow
         # told what the loss sends to outputs that are no heads; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
+        self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
         # places in the graph, not the tensors: no activation outlives the backward for our sake
         self.outputs: tuple[Any, ...] = ()
         self.inputs: tuple[Any, ...] = ()
@@ -226,6 +227,7 @@ class GatedCall:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
         self.box.begin()
         heads, others = gradients[:scores], gradients[scores:]
+        here = len(others) - self.beside
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
         if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
             return gradients
@@ -233,7 +235,7 @@ class GatedCall:
         self.arrived(choice, [place for place, g in enumerate(heads) if g is not None])
         self.box.looked_at = self.audit
         if self.look is not None:
-            self.look(others)
+            self.look(others[:here])
             self.look = None
         if self.mode == "observe":
             if self.inputs:  # rehearsed
@@ -245,7 +247,7 @@ class GatedCall:
         if alone and not self.audit and self.box.mask_inputs(choice):
             return gradients
         if self.follow:
-            others = tuple(keep_companion(g, choice) for g in others)
+            others = (*(keep_companion(g, choice) for g in others[:here]), *others[here:])
         masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
         if self.mode == "score":
             return masked

@@ -24,7 +24,7 @@ from topk_plugin.finding.owners import Owners, Ownership
 from topk_plugin.finding.passes import Passes
 from topk_plugin.loop.critic_step import scores_of
 from topk_plugin.loop.generated import Generated
-from topk_plugin.loop.generator_graph import parameters_upstream
+from topk_plugin.loop.generator_graph import generated_rows, parameters_upstream
 from topk_plugin.loop.intercept import Interceptor
 from topk_plugin.loop.traced import inside
 from topk_plugin.topk import TopK
@@ -142,7 +142,10 @@ class Calls:
         samples = tensors[0] if made is None else made.sources[0]
         batch = rows_scored(output, len(samples))
         generated: bool | Tensor = theirs
-        if self._generated.by(samples) is None:
+        if made is not None and made.rows is not None and batch == len(samples):
+            generated = torch.zeros(batch, dtype=torch.bool, device=samples.device)
+            generated[made.rows] = True
+        elif self._generated.by(samples) is None:
             copied = self._generated.copied_to(samples, lambda whose: bool(whose - own.optimizers))
             rows = None if copied is None else scores_of(copied[1], batch)
             generated = (theirs or copied is not None) if rows is None else rows
@@ -166,7 +169,7 @@ class Calls:
             return owner in self.owners.table and owner not in own.parameters
 
         ledger = self.topk.ledger
-        made = any(parameters_upstream(one, accepts, ledger, False)[0] for one in tensors)
+        made = any(parameters_upstream(one.grad_fn, accepts, ledger, False)[0] for one in tensors)
         self._scored.setdefault(module, set()).add(made)
 
     def _maker(self, module: nn.Module) -> frozenset[int] | None:
@@ -187,7 +190,7 @@ class Calls:
                 continue
             if sources and len(tensor) != len(sources[0]):
                 continue
-            found, parameters = parameters_upstream(tensor, accepts, self.topk.ledger, True)
+            found, parameters = parameters_upstream(tensor.grad_fn, accepts, self.topk.ledger, True)
             # of two that share an optimizer, the critic has to have another one for itself
             theirs = {p for p in parameters if table.get(p, frozenset[int]()) - own.optimizers}
             if found is not None and own.optimizers - self.owners.all_of(theirs):
@@ -195,7 +198,9 @@ class Calls:
                 nearest, upstream = nearest or found, upstream | parameters
         if nearest is None:
             return None
-        return Made(sources, [tensor.grad_fn for tensor in sources], nearest, upstream, accepts)
+        rows = generated_rows(sources[0], accepts, self.topk.ledger)
+        nodes = [tensor.grad_fn for tensor in sources]
+        return Made(sources, nodes, nearest, upstream, accepts, rows)
 
 
 def _owner(node: Node) -> int:

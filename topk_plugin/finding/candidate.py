@@ -48,6 +48,7 @@ class Made(NamedTuple):
     nearest: Any  # accumulator of the nearest of those parameters
     upstream: frozenset[int]  # ids of all parameters there
     accepts: Callable[[Any], bool]  # whether a node is the accumulator of one that is theirs
+    rows: slice | None  # of the batch that were; None: all
 
 
 class Settled(NamedTuple):
@@ -115,7 +116,11 @@ class Candidate:
         names = [*leaves, *seen.beside]
         tensors = [tensor for tensor, _ in (*leaves.values(), *seen.beside.values())]
         latest: list[Pushes] = []  # of the running backward, for what it arrives at
-        call = None if made is None else self._gate(tensors[: len(leaves)], batch, made, latest)
+        rows = slice(0, batch)  # that would be ranked
+        if made is not None and made.rows is not None and len(made.sources[0]) == batch:
+            rows = made.rows
+        mine = tensors[: len(leaves)]
+        call = None if made is None else self._gate(mine, batch, rows, made, latest)
 
         def pulled(gradients: Sequence[Tensor | None]) -> None:
             # grad mode is on inside a backward with create_graph
@@ -124,7 +129,8 @@ class Candidate:
             present = [(n, g) for n, g in zip(names, gradients, strict=True) if g is not None]
             if not present or is_capturing(present[0][1]):
                 return
-            latest[:] = [pushes(present)]
+            of_theirs = [(n, g[rows] if g.shape[:1] == (batch,) else g) for n, g in present]
+            latest[:] = [pushes(of_theirs)]
             if reached_of(self._parameters()) is not None:
                 task = torch._C._current_graph_task_id()
                 parts = parted(present, generated, batch)
@@ -134,18 +140,20 @@ class Candidate:
                 scores = any(leaves[name][1] for name, _ in present if name in leaves)
                 if self.outputs.hold_scores and not any(score for _, score in leaves.values()):
                     return  # its features alone, in another mode
-                read = zip(leaves, gradients, strict=False)
-                votes = [g if leaves[name][1] or not scores else None for name, g in read]
+                read = dict(of_theirs)
+                votes = [read.get(n) if leaves[n][1] or not scores else None for n in leaves]
                 call.backward(tuple(votes), len(votes))
 
         register_multi_grad_hook(tensors, pulled)
 
     def _gate(
-        self, outputs: list[Tensor], batch: int, made: Made, latest: list[Pushes]
+        self, outputs: list[Tensor], batch: int, rows: slice, made: Made, latest: list[Pushes]
     ) -> GatedCall:
         """What a gate would do with a call while k = B: arrive at the ledger."""
         owner, ids = self.owner(), self.own.parameters
         assert owner is not None  # it was called
+        if rows != slice(0, batch):
+            outputs, batch = [o.detach()[rows] for o in outputs], rows.stop - rows.start
         training = self.topk.trainings.of(made.upstream - ids, owner)
         known, box = self.topk.ledger.is_marked, Box()
         frozen = not any(parameter.requires_grad for parameter in self._parameters())

@@ -37,6 +37,7 @@ from topk_plugin.loop.epochs import EpochTracker
 from topk_plugin.loop.frozen import frozen, learners, watch_checkpointing
 from topk_plugin.loop.heads import Heads, names_of
 from topk_plugin.loop.intercept import intercept, is_intercepted
+from topk_plugin.loop.mixed import Mixed
 from topk_plugin.loop.passes import loaders_in
 from topk_plugin.loop.places import Places, Visit
 from topk_plugin.loop.plan import Plan, planned
@@ -287,19 +288,30 @@ class Attachment:
         if plan.mode == "shielded":
             # a branch that makes rows act on each other makes other nodes, too
             nodes = nodes_made() - nodes
-            self._rows.tell(box, parameters, (modes, nodes), inputs, output)
+            self._rows.tell(box, parameters, (modes, nodes), inputs, output, plan.rows)
             self._places.seen(visit, box.apart)
         if visit is not None:
             visit.returned(output, sources)
-        gated = self._gate(output, plan, leaves[plan.places[0]], sources, ends, box, visit)
+        source, beside = leaves[plan.places[0]], list[Tensor]()
+        mixed = None if plan.rows is None else Mixed(output, plan.rows, len(source))
+        if mixed is not None and mixed.is_one:
+            plan, source, beside = plan.of_rows(), source[plan.rows], mixed.others()
+            gated = self._gate(mixed.generated(), plan, source, sources, ends, box, visit, beside)
+            gated = mixed.joined(gated, beside)
+        else:
+            gated = self._gate(output, plan, source, sources, ends, box, visit, beside)
         self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
         return gated
 
     def _gate(
         self, output: Any, plan: Plan, source: Tensor, sources: list[Node],
-        ends: list[Any], box: Box, visit: Visit | None,
+        ends: list[Any], box: Box, visit: Visit | None, beside: list[Tensor],
     ) -> Any:  # fmt: skip
-        """The critic's ``output`` for the samples ``source``, gated."""
+        """The critic's ``output`` for the samples ``source``, gated.
+
+        Args:
+            beside: what it returned for other samples of the batch; becomes that of the gate.
+        """
         topk, training, batch = self.topk, plan.training, rows_scored(output, source.shape[0])
         labels = plan.labels if batch == source.shape[0] else None
         critic = self._critic()
@@ -345,8 +357,11 @@ class Attachment:
         ]
         if plan.audit and others and (self.heads.found or not named):
             call.look = self.heads.beside(output, others, batch)
-        gated = gate_outputs(call, heads, others, ends)
-        return with_replaced(output, [*heads, *others][: len(gated)], gated)
+        call.beside, ours = len(beside), [*heads, *others]
+        gated = gate_outputs(call, heads, [*others, *beside], ends)
+        if len(gated) > len(ours):
+            beside[:] = gated[len(ours) :]
+        return with_replaced(output, ours[: len(gated)], gated[: len(ours)])
 
 
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()

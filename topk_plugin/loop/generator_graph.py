@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.core.ledger import StepLedger
+from topk_plugin.core.ranking import plain
 from topk_plugin.core.sharded import anything_is_sharded, owner_of
 
 
@@ -41,9 +42,9 @@ def generator_test(
 
 
 def parameters_upstream(
-    tensor: Tensor, accepts: Callable[[Node], bool], ledger: StepLedger, whole: bool
+    node: Node | None, accepts: Callable[[Node], bool], ledger: StepLedger, whole: bool
 ) -> tuple[Node | None, frozenset[int]]:
-    """What parameters ``tensor`` was computed from.
+    """What parameters a tensor was computed from that ``node`` made.
 
     Breadth first: the generator's last layer is a few nodes away.
 
@@ -57,7 +58,7 @@ def parameters_upstream(
     """
     found = None
     leaves: set[int] = set()
-    queue, seen = deque([tensor.grad_fn]), {tensor.grad_fn}
+    queue, seen = deque([node]), {node}
     sharded = anything_is_sharded()
     while queue:
         node = queue.popleft()
@@ -76,3 +77,51 @@ def parameters_upstream(
                 seen.add(parent)
                 queue.append(parent)
     return found, frozenset(leaves)
+
+
+SAME_ROWS = {
+    f"{name}Backward0"
+    for name in (
+        "ToCopy", "Alias", "Clone", "View", "UnsafeView", "ReshapeAlias", "Add", "Sub", "Mul", "Div",
+    )
+}  # fmt: skip
+"""Nodes after which a row is of the same sample as before, of one tensor and perhaps numbers."""
+
+
+def generated_rows(
+    tensor: Tensor, accepts: Callable[[Node], bool], ledger: StepLedger
+) -> slice | None:
+    """Which rows of a batch that ``torch.cat`` joined from several the generator made.
+
+    Args:
+        tensor: (B, ...) that a critic is called with, some of it made by the generator.
+        accepts: whether a node is the gradient accumulator of a generator parameter.
+
+    Returns:
+        None if all did, or nothing can be told: rows that were joined in another way, computed on
+        since by more than arithmetic, or generated ones with others between them.
+    """
+    node = tensor.grad_fn
+    while node is not None and node.name() in SAME_ROWS:
+        before = [parent for parent, _ in node.next_functions if parent is not None]
+        node = before[0] if len(before) == 1 else None
+    if node is None or node.name() != "CatBackward0":
+        return None
+    dim: int = node._saved_dim  # type: ignore[attr-defined]  # of what has grad_fn CatBackward0
+    if (dim - 2**64 if dim >= 2**63 else dim) % tensor.dim():
+        return None  # channels, say
+    parents = [parent for parent, _ in node.next_functions]
+    made = [
+        parent is not None and parameters_upstream(parent, accepts, ledger, False)[0] is not None
+        for parent in parents
+    ]
+    first, last = made.index(True), len(made) - 1 - made[::-1].index(True)
+    if all(made) or not all(made[first : last + 1]):
+        return None
+    # the node itself says what is whose: what backward() of it would give
+    zeros = plain(tensor.detach()).new_zeros(()).expand_as(tensor)
+    parts = node(zeros)  # type: ignore[operator]
+    sizes = [0 if part is None else len(part) for part in parts]
+    if sum(sizes) != len(tensor):
+        return None
+    return slice(sum(sizes[:first]), sum(sizes[: last + 1]))

@@ -12,7 +12,11 @@ from torch.autograd.graph import Node
 from topk_plugin.core.parameters import Owned
 from topk_plugin.core.shielded_gate import Mode
 from topk_plugin.core.training import Training
-from topk_plugin.loop.generator_graph import generator_test, parameters_upstream
+from topk_plugin.loop.generator_graph import (
+    generated_rows,
+    generator_test,
+    parameters_upstream,
+)
 from topk_plugin.topk import TopK
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -36,6 +40,12 @@ class Plan(NamedTuple):
     frozen: bool  # no parameter of the critic's gets a gradient
     masks: bool  # in a step of the critic's it would mask that one's own gradient
     labels: Tensor | None  # (B,) integers beside the samples
+    rows: slice | None  # of the batch that are the generator's; None: all
+
+    def of_rows(self) -> Plan:
+        """The same for those alone."""
+        labels = self.labels if self.rows is None or self.labels is None else self.labels[self.rows]
+        return self._replace(rows=None, labels=labels)
 
 
 def planned(
@@ -63,7 +73,7 @@ def planned(
             continue
         if places and leaf.shape[0] != leaves[places[0]].shape[0]:
             continue
-        found, behind = parameters_upstream(leaf, accepts, topk.ledger, whole)
+        found, behind = parameters_upstream(leaf.grad_fn, accepts, topk.ledger, whole)
         if found is not None:
             places.append(place)
             node = node or found
@@ -93,6 +103,7 @@ def planned(
     return Plan(
         mode, places, node, upstream, critic_ids, accepts, topk.ledger.is_marked, unshielded,
         training, audit, rehearsed, frozen, masks, _labels(leaves, leaves[places[0]].shape[0]),
+        generated_rows(leaves[places[0]], accepts, topk.ledger),
     )  # fmt: skip
 
 

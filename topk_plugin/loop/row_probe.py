@@ -86,8 +86,9 @@ class RowProbe:
         self._inputs: dict[Hashable, list[_Input]] = {}
 
     def tell(
-        self, box: Box, parameters: Owned, ran: Hashable, inputs: list[Tensor], output: Any
-    ) -> None:
+        self, box: Box, parameters: Owned, ran: Hashable, inputs: list[Tensor], output: Any,
+        rows: slice | None = None,
+    ) -> None:  # fmt: skip
         """Put what is known into the ``box`` of a shielded call, whose forward has run.
 
         Args:
@@ -95,6 +96,7 @@ class RowProbe:
             ran: what of the critic did, in which rows may be coupled or apart.
             inputs: (B, ...) that are gated.
             output: whatever the critic returned; scores of packs couple the rows of a pack.
+            rows: that are ranked; the others of the batch are not to be masked.
         """
         if parameters is not self._parameters:
             self._parameters = parameters
@@ -106,7 +108,7 @@ class RowProbe:
         apart = [one.apart() for one in known]
         if is_capturing(inputs[0]):  # nothing can be seen in it
             apart = [one is True for one in apart]
-        if rows_scored(output, len(inputs[0])) != len(inputs[0]):
+        if rows is not None or rows_scored(output, len(inputs[0])) != len(inputs[0]):
             apart = [False] * len(inputs)
         box.apart, box.seen = apart, partial(_seen, known)
 
