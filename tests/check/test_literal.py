@@ -312,3 +312,34 @@ def test_loss_that_takes_no_other_batch(folder):
     done = check_tiny(folder, "binary_cross_entropy_with_logits(scores, torch.ones(8, 1))")
     assert done.status == 0, done.out + done.err
     assert line(done, "loss on kept scores").startswith("not audited: ValueError")
+
+
+@pytest.mark.parametrize("companions", ["keep", "follow"])
+def test_generated_samples_in_one_batch_with_others(folder, companions):
+    text = """
+    from gan import *
+    torch.set_default_dtype(torch.float64)
+    from torch.nn.functional import softplus
+    D, G = Critic(), nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    opt = torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())
+
+    def scores():
+        fake, real = G(torch.randn(8, 3)), torch.randn(8, 2)
+        return D(torch.cat([real, fake])).split(8)
+
+    for _ in range(20):
+        opt[1].zero_grad()
+        of_reals, of_fakes = scores()
+        (softplus(-of_reals) + softplus(of_fakes)).mean().backward()
+        opt[1].step()
+        opt[0].zero_grad()
+        of_reals, of_fakes = scores()
+        (softplus(-of_fakes).mean() + of_reals.square().mean()).backward()
+        opt[0].step()
+    """
+    done = check(folder, textwrap.dedent(text), "--companions", companions)
+    assert done.status == 0, done.out + done.err
+    assert error(done) <= 1e-12
+    assert line(done, "rows").startswith("those of a plain sort")
+    assert line(done, "critic's own gradient") == "untouched, bit by bit"
+    assert "joined with those of other samples" in line(done, "loss on kept scores")

@@ -60,6 +60,7 @@ class Gated:
     dtypes: set[torch.dtype]  # of the heads' gradients
     heads: int
     follow: bool  # what is no head loses the dropped rows, too
+    beside: int  # outputs, the last ones, that are of samples which are not ranked
     ballot: int
     saturated: bool  # no row got a gradient
     kept: list[bool]
@@ -83,6 +84,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     Args:
         votes: of line A's gates earlier in this backward.
     """
+    beside = 0
     if kind_of(node) is ScoreGate:
         (ranking,), state = node.saved_tensors, GateState(*node.state)
         # what is in the inbox has not reached the vote yet
@@ -96,7 +98,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
     else:
         call = node.call
         ranked, heads, follow, mode = call.ranked, gradients[: node.scores], call.follow, call.mode
-        votes = 0.0
+        votes, beside = 0.0, call.beside
         if not call.reached():
             return None
     given = [g for g in heads if g is not None]
@@ -119,6 +121,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         dtypes={g.dtype for g in given},
         heads=len(heads),
         follow=follow,
+        beside=beside,
         ballot=ballot,
         saturated=not any(rows),
         kept=sorted_rows(ranking.tolist(), k, math.copysign(1.0, sign)),
@@ -219,9 +222,10 @@ def audited(
                 heads = 0 if it is None else it.heads
             if it is None:
                 return gradients
+            followers = range(heads, len(gradients) - it.beside) if it.follow else ()
             return tuple(
                 literal_gradient(g, it.kept, it.weight)
-                if g is not None and (i < heads or (it.follow and g.shape[:1] == (it.batch,)))
+                if g is not None and (i < heads or (i in followers and g.shape[:1] == (it.batch,)))
                 else g
                 for i, g in enumerate(gradients)
             )
@@ -306,6 +310,8 @@ def _on_kept_scores(
 ) -> LossFinding:
     """The loss of the scores that one gate keeps, beside what the gate keeps of the loss."""
     kept = torch.tensor(it.kept, device=it.ranking.device)
+    if it.beside:
+        return LossFinding(reason="the scores are joined with those of other samples")
     try:
         again = tape.gradient(node, backward.given)
         gradients = [

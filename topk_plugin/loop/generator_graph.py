@@ -79,12 +79,9 @@ def parameters_upstream(
     return found, frozenset(leaves)
 
 
-SAME_ROWS = {
-    f"{name}Backward0"
-    for name in (
-        "ToCopy", "Alias", "Clone", "View", "UnsafeView", "ReshapeAlias", "Add", "Sub", "Mul", "Div",
-    )
-}  # fmt: skip
+ARITHMETIC = "Add", "Sub", "Mul", "Div"
+MOVED = "ToCopy", "Alias", "Clone", "View", "UnsafeView", "ReshapeAlias"
+SAME_ROWS = {f"{name}Backward0" for name in (*ARITHMETIC, *MOVED)}
 """Nodes after which a row is of the same sample as before, of one tensor and perhaps numbers."""
 
 
