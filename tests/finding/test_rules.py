@@ -76,6 +76,24 @@ def test_of_several_outputs_those_are_heads_that_are_pushed_one_way():
     assert taken(critic(outputs=outputs)) == [("validity", "other")]
 
 
+@pytest.mark.parametrize(
+    ("other", "heads"),
+    [
+        ((160, 0), ("0", "1")),
+        ((150, 10), ("0",)),  # class logits, say
+        ((0, 160), ("0",)),
+    ],
+)
+def test_flattened_maps_beside_others_are_heads(other, heads):
+    outputs = {"0": score(shape=(8, 1, 4)), "1": score(*other, "numbers", (8, 10))}
+    assert taken(critic(outputs=outputs)) == [heads]
+
+
+def test_flattened_maps_in_a_list_with_others_are_heads():
+    outputs = {"x.0": score(15, 1), "x.1": score(76, 4, "numbers", (8, 10))}
+    assert taken(critic(outputs=outputs)) == [("x.0", "x.1")]
+
+
 def test_scores_that_are_pushed_in_opposite_directions_are_not_clear():
     (verdict,) = judge([critic(outputs={"a": score(), "b": score(0, 16)})])
     assert "a, b in opposite directions" in verdict.why

@@ -142,13 +142,22 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
     if not share:
         return (), "the loss sent no gradient to it"
     heads = [name for name in scores if share[name] >= alike]
-    heads = heads or [name for name in share if share[name] >= UNANIMOUS]
+    beside = {_group(name, seen.listed) for name in heads}
+    ways = {_way(seen, [name]) for name in heads}
+    # a flattened map beside others; or nothing else is a score
+    heads += [
+        name
+        for name in share
+        if name not in scores
+        and (share[name] >= UNANIMOUS or _group(name, seen.listed) in beside)
+        and (not ways or _way(seen, [name]) in ways)
+    ]
     if not heads:
         most = max(share[name] for name in scores or share)
         return (), f"generator steps push its numbers both ways ({most:.0%} of them one way)"
     if len({_way(seen, [name]) for name in heads}) == 2:
         return (), f"generator steps push {', '.join(heads)} in opposite directions"
-    return tuple(heads), ""
+    return tuple(name for name in share if name in heads), ""
 
 
 def _group(name: str, listed: bool) -> str:
