@@ -532,3 +532,25 @@ def test_generated_samples_in_one_batch_with_others_in_both_steps(order, detache
     done = equals_by_hand(tmp_path)
     assert "ACTIVE: found critic __main__:Scales, direction high, k 8 of 8" in done.err
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+BALANCED = """
+def step(x):
+    critic_step(x)
+    opt_g.zero_grad()
+    fake = fakes()
+    losses = softplus(-keep(D(fake))).mean(), (fake - x).abs().mean()
+    sent = [torch.autograd.grad(loss, fake, retain_graph=True)[0] for loss in losses]
+    fake.backward(sum(one / one.norm(dim=1).mean() for one in sent))
+    opt_g.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+def test_a_critic_whose_gradient_is_balanced_with_others_is_found(tmp_path):
+    with_loop(tmp_path, BALANCED)
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic gan:Critic, direction high, k 8 of 8" in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err

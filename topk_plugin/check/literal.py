@@ -99,7 +99,7 @@ def observed(node: Any, gradients: tuple[Tensor | None, ...], votes: float) -> G
         call = node.call
         ranked, heads, follow, mode = call.ranked, gradients[: node.scores], call.follow, call.mode
         votes, beside = 0.0, call.beside
-        if not call.reached():
+        if not call.reached() and not (call.stops() and call.sent_on()):
             return None
     given = [g for g in heads if g is not None]
     if not given:

@@ -10,24 +10,27 @@ ran, and the next optimizer settles it:
                                                                      backwarded before either step
 
 A call whose gradient was thrown away by ``zero_grad()`` before the step counts for nothing.
+
+A backward may also end at the samples, whose gradient the loop weighs against other losses' and
+sends on to the generator by hand (loss balancers do). Where the generator's optimizer then steps,
+and no backward went through a gate to the generator, it is known of the training from then on.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.parameters import owned_by
+from topk_plugin.core.running import Running
 from topk_plugin.core.shielded_gate import Box
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
@@ -57,6 +60,7 @@ class Arrival:
     spared: bool
     counted: Callable[[], None]  # told when a generator step counts it
     masks: bool = False  # its gate would mask a critic step's own gradient
+    stopped: bool = False  # it ended at the samples, and nothing says that it will be sent on
     labels: Tensor | None = None  # (B,) of its samples, if the critic got them
 
 
@@ -77,6 +81,7 @@ class StepLedger:
         self.counted, self.trainings = counted, trainings
         self.pending: list[Arrival] = []
         self.aside: list[tuple[Arrival, Tensor | None]] = []  # with the parameter's gradient then
+        self.stopped: deque[Arrival] = deque(maxlen=100)  # at the samples; penalties stop there too
         self.line_called = False  # a gate of line A saw a backward
         # its latest choices: only a loop whose optimizers nobody sees makes more
         self.line: deque[AnyChoice] = deque(maxlen=100)
@@ -98,10 +103,13 @@ class StepLedger:
         self.after_step: list[Callable[[Optimizer], None]] = []  # told when it was settled
         self.after_zeroing: list[Callable[[set[int]], None]] = []  # told ids of parameters
         self._upstream = NO_IDS  # of the calls that were settled last
-        self._stack: list[tuple[weakref.ref[Optimizer], FrameType]] = []
+        self.running = Running()
 
     def arrive(self, arrival: Arrival) -> None:
         """A backward went through a gate."""
+        if arrival.stopped:
+            self.stopped.append(arrival)
+            return
         self._forget(self.aside)
         self.settled = False
         if self.pending:
@@ -149,6 +157,7 @@ class StepLedger:
         choices = [*self.line, *[call.choice for call in calls]]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
+        self.stopped.clear()
         self.settled = True
         self._upstream = NO_IDS.union(*[call.upstream for call in calls])
         self.counted(calls, choices, optimizer)
@@ -208,14 +217,16 @@ class StepLedger:
             self.settle(optimizer)
             return
         calls = self.pending or self._recoverable()
-        if not calls:
+        if not calls and not self.explicit and (sent := sent_on(self.stopped, owned)):
+            self.pending = sent
+            self.settle(optimizer)
+        elif not calls:
             if self.trainings and self.settled and not self._upstream.isdisjoint(owned):
                 self.trainings.joined(optimizer)
-            return
-        if self.explicit:
+        elif self.explicit:
             self._set_aside(calls)
-            return
-        self._attribute(optimizer, owned, calls)
+        else:
+            self._attribute(optimizer, owned, calls)
 
     def _attribute(self, optimizer: Optimizer, owned: frozenset[int], calls: list[Arrival]) -> None:
         """Whose step it was, by what the optimizer ``owned`` of either network."""
@@ -262,7 +273,7 @@ class StepLedger:
 
     def zeroed(self, parameters: Iterable[Tensor]) -> None:
         """Gradients were set to zero: what calls left there is gone."""
-        if self._stack or not (self.pending or self.aside or self.after_zeroing):
+        if self.running or not (self.pending or self.aside or self.after_zeroing):
             return  # an optimizer that does it inside its step has used them
         gone = {id(parameter) for parameter in parameters}
         for tell in self.after_zeroing:
@@ -294,19 +305,10 @@ class StepLedger:
             if gradient is None or call.parameter.grad is gradient
         ]
 
-    def enter(self, optimizer: Optimizer, frame: FrameType) -> None:
-        """An optimizer's step begins; it may hold closures and the steps of inner optimizers."""
-        while self._stack and not _is_running(self._stack[-1][1]):
-            self._stack.pop()  # that step ended by an exception
-        self._stack.append((weakref.ref(optimizer), frame))
-
     def leave(self, optimizer: Optimizer) -> None:
         """An optimizer's step ended; only the outermost one settles."""
-        while self._stack:
-            entered, _ = self._stack.pop()
-            if entered() is optimizer:
-                break
-        if not self._stack:
+        self.running.leave(optimizer)
+        if not self.running:
             self.optimizer_stepped(optimizer)
             for tell in list(self.after_step):
                 tell(optimizer)
@@ -319,6 +321,25 @@ def hand_over(learned: StepLedger, to: StepLedger) -> None:
     to._critics.update(learned._critics)
     to.pending += learned.pending
     to.aside += learned.aside
+
+
+def sent_on(stopped: Iterable[Arrival], owned: frozenset[int]) -> list[Arrival]:
+    """Calls whose backward ended at the samples, where a generator steps that owns ``owned``.
+
+    Raises:
+        GeneratorStepUnknown: rows were to be dropped, and it was not known before.
+    """
+    sent = [call for call in stopped if not call.upstream.isdisjoint(owned)]
+    for call in sent:
+        call.training.by_samples = True
+        if call.training.progress.fraction < 1 and getattr(call.choice, "k", 0) < call.batch:
+            raise GeneratorStepUnknown(
+                "the gradient of the generator's loss is formed by its samples and sent on by hand "
+                "(autograd.grad, as loss balancers do), which shows only in a step that was gated: "
+                "no row was dropped in this one. Expected it to be seen while k is B. "
+                f"{HOW_TO_MARK}"
+            )
+    return sent
 
 
 def require_shield(calls: Iterable[Arrival]) -> None:
@@ -354,12 +375,3 @@ def _optimizable() -> set[int]:
     # by type: isinstance asks lazy objects for their class, and some warn
     alive = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
     return {id(p) for o in alive for group in o.param_groups for p in group["params"]}
-
-
-def _is_running(frame: FrameType) -> bool:
-    running: FrameType | None = sys._getframe(1)
-    while running is not None:
-        if running is frame:
-            return True
-        running = running.f_back
-    return False

@@ -82,7 +82,7 @@ def _enter(optimizer: Optimizer) -> None:
     for tell in list(before_step):
         tell(optimizer)
     for ledger in _listening():
-        ledger.enter(optimizer, step)
+        ledger.running.enter(optimizer, step)
 
 
 def _leave(optimizer: Optimizer) -> None:

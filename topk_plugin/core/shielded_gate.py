@@ -177,24 +177,26 @@ class GatedCall:
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
-        arrived: told the choice, and which heads got a gradient, on the host, when a backward went
-            through; it must not hold the call, whose graph no collector would free then.
+        arrived: told the choice, which heads got a gradient, and whether it stops at the samples
+            for all that is known, on the host, when a backward went through; it must not hold the
+            call, whose graph no collector would free then.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
         follow: outputs that are no heads lose the dropped rows' gradient too.
+        sent_on: whether a gradient by the samples goes on to the generator by hand.
     """
 
     def __init__(
         self, mode: Mode, ranked: Ranked | Sorted | Contestant, generator_node: Node,
         sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[AnyChoice, list[int]], None], box: Box,
-        audit: bool = False, follow: bool = False,
+        arrived: Callable[[AnyChoice, list[int], bool], None], box: Box,
+        audit: bool = False, follow: bool = False, sent_on: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.mode, self.ranked = mode, ranked
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
-        self.box, self.audit, self.follow = box, audit, follow
+        self.box, self.audit, self.follow, self.sent_on = box, audit, follow, sent_on
         # told what the loss sends to outputs that are no heads; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
         self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
@@ -206,7 +208,7 @@ class GatedCall:
         """Whether the running backward goes on to the generator's parameters.
 
         It does not for an input gradient (anomaly scores, latent optimisation): those are no
-        generator steps and have to stay as they are.
+        generator steps and have to stay as they are, but where it is :attr:`sent_on`.
         """
         if executes(self.generator_node):
             return True
@@ -223,16 +225,30 @@ class GatedCall:
             queue += parents
         return False
 
+    def stops(self) -> bool:
+        """Whether the running backward ends at the samples, the critic's input."""
+        ends = [node for node in self.sources if executes(node)]
+        return bool(ends) and not any(
+            parent is not None and executes(parent)
+            for node in ends
+            for parent, _ in node.next_functions
+        )
+
     def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
         self.box.begin()
         heads, others = gradients[:scores], gradients[scores:]
         here = len(others) - self.beside
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
-        if torch.is_grad_enabled() or all(g is None for g in heads) or not self.reached():
+        if torch.is_grad_enabled() or all(g is None for g in heads):
             return gradients
-        choice = self.ranked.choose(heads)
-        self.arrived(choice, [place for place, g in enumerate(heads) if g is not None])
+        reached = self.reached()
+        if not reached and not self.stops():
+            return gradients
+        choice, unknown = self.ranked.choose(heads), not reached and not self.sent_on()
+        self.arrived(choice, [place for place, g in enumerate(heads) if g is not None], unknown)
+        if unknown:
+            return gradients
         self.box.looked_at = self.audit
         if self.look is not None:
             self.look(others[:here])

@@ -54,6 +54,8 @@ class Training:
         self.rivals: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # built since, for its networks
         self.heads: list[str] = []  # that share one ranking, where several do
         self.ungated = 0  # steps of its optimizers since the latest one that was gated
+        # its loss is differentiated by the samples, whose gradient is sent on by hand
+        self.by_samples = False
         self._known = False  # which optimizer steps the generator
         # the latest that did, and what it owned: nearly always the same again
         self._latest: tuple[weakref.ref[Optimizer], Owned] | None = None
@@ -167,11 +169,13 @@ class Training:
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"epoch": self.progress.ended, "steps": self.progress.steps, **self.vote.state()}
+        saved = {"epoch": self.progress.ended, "steps": self.progress.steps, **self.vote.state()}
+        return saved | ({"by_samples": True} if self.by_samples else {})
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was :meth:`saved`."""
         self.vote.load(saved)
+        self.by_samples = bool(saved.get("by_samples", self.by_samples))
         self.progress.begin_at(int(saved["epoch"]), int(saved["steps"]))
 
     def state(self, device: torch.device) -> GateState:

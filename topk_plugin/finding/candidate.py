@@ -158,7 +158,7 @@ class Candidate:
         known, box = self.topk.ledger.is_marked, Box()
         frozen = not any(parameter.requires_grad for parameter in self._parameters())
 
-        def arrived(choice: AnyChoice, read: list[int]) -> None:
+        def arrived(choice: AnyChoice, read: list[int], stopped: bool) -> None:
             task = torch._C._current_graph_task_id()
             self._pushed[task] = added(self._pushed.get(task, {}), latest[0])
             if training.progress.fraction < 1:
@@ -166,13 +166,16 @@ class Candidate:
             self.ledger.arrive(
                 Arrival(
                     choice, batch, owner_of(made.nearest.variable), made.upstream - ids, ids,
-                    known, task, box, False, training, frozen, lambda: None,
+                    known, task, box, False, training, frozen, lambda: None, stopped=stopped,
                 )
             )  # fmt: skip
 
         mean = self.topk.config.reduction == "mean"
         ranked = self.topk.line.ranked(outputs, batch, True, training, mean)
-        return GatedCall("observe", ranked, made.nearest, made.nodes, made.accepts, arrived, box)
+        return GatedCall(
+            "observe", ranked, made.nearest, made.nodes, made.accepts, arrived, box,
+            sent_on=lambda: known or training.by_samples,
+        )  # fmt: skip
 
     def _parameters(self) -> list[nn.Parameter]:
         owner = self.owner()

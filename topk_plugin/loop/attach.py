@@ -327,7 +327,7 @@ class Attachment:
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
-        def arrived(choice: AnyChoice, read: list[int]) -> None:
+        def arrived(choice: AnyChoice, read: list[int], stopped: bool) -> None:
             if names:
                 training.heads = [names[place] for place in read]
             self.record.training = training
@@ -340,13 +340,13 @@ class Attachment:
                 Arrival(
                     choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
                     plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
-                    plan.frozen, functools.partial(self.counted, visit), masks, labels,
+                    plan.frozen, functools.partial(self.counted, visit), masks, stopped, labels,
                 )
             )  # fmt: skip
 
         call = GatedCall(
             plan.mode, ranked, plan.node, sources, plan.accepts, arrived, box, plan.audit,
-            topk.follows,
+            topk.follows, lambda: plan.known or training.by_samples,
         )  # fmt: skip
         others = [
             leaf
