@@ -554,3 +554,44 @@ def test_a_critic_whose_gradient_is_balanced_with_others_is_found(tmp_path):
     done = equals_by_hand(tmp_path)
     assert "ACTIVE: found critic gan:Critic, direction high, k 8 of 8" in done.err
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+IN_TWO_BACKWARDS = """
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.score = net(2, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        features = self.features(x)
+        return [[features, self.score(features)[:, :, None]]]
+
+D = Pair()
+opt_d = adam(D)
+
+def step(x):
+    opt_d.zero_grad()
+    (softplus(-D(x)[0][1]).mean() + softplus(D(fakes().detach())[0][1]).mean()).backward()
+    opt_d.step()
+    opt_g.zero_grad()
+    of_fakes, of_reals = D(fakes())[0], D(x)[0]
+    score = keep(of_fakes[1][:, 0])
+    matching = mse_loss(of_fakes[0], of_reals[0].detach())
+    if APART:
+        softplus(-score).mean().backward(retain_graph=True)
+        matching.backward()
+    else:
+        (softplus(-score).mean() + matching).backward()
+    opt_g.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["two backwards", "one"])
+def test_scores_that_features_stand_before_which_are_in_the_loss_too(apart, tmp_path):
+    with_loop(tmp_path, IN_TWO_BACKWARDS.replace("APART", str(apart)))
+    done = equals_by_hand(tmp_path)
+    assert "ACTIVE: found critic __main__:Pair, direction high" in done.err
+    assert "12 generator steps gated, 40 of 96 rows dropped" in done.err

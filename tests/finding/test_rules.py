@@ -7,7 +7,7 @@ from topk_plugin import TopK
 from topk_plugin.core.choice import BALLOT, DROPPED_SUM, KEPT, KEPT_SUM, NONFINITE, ROWS, Ranked
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.core.sorted_choice import Sorted, tally_of
-from topk_plugin.finding.pushes import nothing_dropped
+from topk_plugin.finding.pushes import Push, nothing_dropped
 from topk_plugin.finding.rules import Output, Seen, heads_of, judge
 
 
@@ -92,6 +92,30 @@ def test_flattened_maps_beside_others_are_heads(other, heads):
 def test_flattened_maps_in_a_list_with_others_are_heads():
     outputs = {"x.0": score(15, 1), "x.1": score(76, 4, "numbers", (8, 10))}
     assert taken(critic(outputs=outputs)) == [("x.0", "x.1")]
+
+
+def test_numbers_that_the_loss_reads_otherwise_are_no_heads():
+    logits = Output((8, 10), "numbers", 160, 0, alike=False)
+    (verdict,) = judge([critic(outputs={"0": logits})], last=True)
+    assert "as it does class logits" in verdict.why
+    column = score(0, 0, "numbers", (8, 2))
+    column.take(Push(8, 0, -1.0, True, torch.tensor([False, True])))
+    assert not heads_of(critic(outputs={"0": column}), 0.9)[0]
+    column.take(Push(8, 0, -1.0, True, torch.tensor([True, False])))
+    assert heads_of(critic(outputs={"0": column}), 0.9)[0] == ("0",)
+
+
+def test_scores_that_features_stand_before_are_found_where_nothing_else_is():
+    outputs = {
+        f"{one}.{place}": score(*pushed, kind)
+        for one in (0, 1)
+        for place, kind, pushed in ((0, "numbers", (80, 70)), (1, "score", (16, 0)))
+    }
+    assert taken(critic(outputs=outputs, steps=2)) == [()]
+    assert taken(critic(outputs=outputs, steps=3)) == [("0.1", "1.1")]
+    assert taken(critic(outputs=outputs, steps=3, contrast=2)) == [()]
+    other = critic(outputs=outputs | {"1.1": score(15, 1)}, steps=3)
+    assert taken(other) == [("0.1",)]
 
 
 def test_scores_that_are_pushed_in_opposite_directions_are_not_clear():

@@ -33,6 +33,45 @@ UNCLEAR = {  # a loop, what the error says, and how many steps it takes at most
         + ["--critic __main__:Net"],
         8,
     ),
+    "a critic with a logit for each class, of which one is generated": (
+        """
+        D = Net(2, 3)
+        opt_d = adam(D)
+
+        def step(x):
+            opt_d.zero_grad()
+            made, real = torch.zeros(8).long(), torch.ones(8).long()
+            (cross_entropy(D(x), real) + cross_entropy(D(fakes().detach()), made)).backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            cross_entropy(D(fakes()), real).backward()
+            opt_g.step()
+        """,
+        ["__main__:Net: output 0 (8, 3), 64 of 96 numbers", "as it does class logits"]
+        + ["their mean ranks no samples: gate what the script makes of them, topk(score)\n"],
+        8,
+    ),
+    "a critic whose first number is the score, and others class logits": (
+        """
+        D = Net(2, 4)
+        opt_d = adam(D)
+
+        def step(x):
+            labels = torch.randint(3, (8,))
+            opt_d.zero_grad()
+            of_reals = D(x)
+            cross_entropy(of_reals[:, 1:], labels).backward(retain_graph=True)
+            (softplus(-of_reals[:, 0]) + softplus(D(fakes().detach())[:, 0])).mean().backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            of_fakes = D(fakes())
+            cross_entropy(of_fakes[:, 1:], labels).backward(retain_graph=True)
+            softplus(-of_fakes[:, 0]).mean().backward()
+            opt_g.step()
+        """,
+        ["__main__:Net: output 0 (8, 4)", "as it does class logits", "their mean ranks no samples"],
+        8,
+    ),
     "a critic that returns an image": (
         """
         D = Net(2, 2)

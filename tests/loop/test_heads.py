@@ -11,6 +11,7 @@ from torch import nn
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import DirectionUnknown, ScoreShapeError
+from topk_plugin.loop.heads import read_alike
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -309,3 +310,54 @@ def test_each_critic_has_its_own_heads():
     of_a = F.softplus(-a[0]).mean() + F.softplus(-a[1][rows]).mean()
     (of_a + F.softplus(-b[best(b)]).mean()).backward()
     assert error(found, gradients(G)) < 1e-12
+
+
+def matched(s):
+    return (s[:, 0] - s[:, 1]).square().mean()
+
+
+ALIKE = {
+    "hinge": lambda s: -s.mean(),
+    "hinge, cut": lambda s: (1 - s).relu().mean(),
+    "least squares": lambda s: (s - 1).square().sum(),
+    "non-saturating": lambda s: F.softplus(-s).mean(),
+    "saturating": lambda s: -F.softplus(s).mean(),
+    "means of samples": lambda s: F.softplus(-s.mean(1)).mean(),
+}
+UNLIKE = {
+    "one of two classes": lambda s: F.cross_entropy(s[:, :2], torch.ones(BATCH).long()),
+    "a log-probability": lambda s: -F.log_softmax(s, 1)[:, 1].mean(),
+    "the logsumexp of classes": lambda s: F.softplus(-s.logsumexp(1)).mean(),
+    "a column for each sample": lambda s: F.softplus(
+        -s[range(BATCH), torch.arange(BATCH) % 5]
+    ).mean(),
+    "a distance of features": matched,
+}
+
+
+@pytest.mark.parametrize("loss", ALIKE | UNLIKE)
+def test_how_a_loss_reads_several_numbers_of_a_sample(loss):
+    scores = (torch.randn(BATCH, 5, dtype=torch.float64) * 2).requires_grad_()
+    (gradient,) = torch.autograd.grad((ALIKE | UNLIKE)[loss](scores), scores)
+    assert read_alike(scores.detach(), gradient) == (loss in ALIKE)
+
+
+@pytest.mark.parametrize("loss", ALIKE | UNLIKE)
+def test_class_logits_that_are_named_are_told(loss):
+    G, D, topk = make_generator(), nn.Linear(WIDTH, 5).double(), TopK(heads=(0,))
+    D.weight.data.mul_(9)
+
+    def step():
+        with attach(D, topk):
+            (ALIKE | UNLIKE)[loss](D(G(noise()))).backward()
+            SGD(G.parameters(), 0.1).step()
+
+    if loss in ("one of two classes", "a distance of features", "a log-probability"):
+        with pytest.raises(ScoreShapeError, match="adds up to nothing in each sample"):
+            step()
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step()
+    told = [w for w in caught if "otherwise than as scores" in str(w.message)]
+    assert len(told) == (loss in UNLIKE)

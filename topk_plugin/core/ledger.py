@@ -62,6 +62,12 @@ class Arrival:
     masks: bool = False  # its gate would mask a critic step's own gradient
     stopped: bool = False  # it ended at the samples, and nothing says that it will be sent on
     labels: Tensor | None = None  # (B,) of its samples, if the critic got them
+    earlier: frozenset[int] = NO_IDS  # backward passes before it that went through the same call
+
+    @property
+    def tasks(self) -> frozenset[int]:
+        """All backward passes through it."""
+        return self.earlier | {self.task}
 
 
 class StepLedger:
@@ -134,6 +140,7 @@ class StepLedger:
                 continue
             if other.box is arrival.box:
                 arrival.choice.votes_with(other.choice)
+                arrival.earlier |= other.tasks
             else:
                 self.pending.append(other)
 

@@ -197,7 +197,7 @@ class GatedCall:
         self.generator_node, self.arrived = generator_node, arrived
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.follow, self.sent_on = box, audit, follow, sent_on
-        # told what the loss sends to outputs that are no heads; where it is audited
+        # told what the loss sends to its outputs, heads first; where it is audited
         self.look: Callable[[Sequence[Tensor | None]], None] | None = None
         self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
         # places in the graph, not the tensors: no activation outlives the backward for our sake
@@ -251,7 +251,7 @@ class GatedCall:
             return gradients
         self.box.looked_at = self.audit
         if self.look is not None:
-            self.look(others[:here])
+            self.look((*heads, *others[:here]))
             self.look = None
         if self.mode == "observe":
             if self.inputs:  # rehearsed

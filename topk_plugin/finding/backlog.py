@@ -24,7 +24,8 @@ class Step(NamedTuple):
     @property
     def tasks(self) -> set[int]:
         """Its backward passes."""
-        return {call.task for settled in self.through.values() for call in settled.calls}
+        calls = (call for settled in self.through.values() for call in settled.calls)
+        return set().union(*(call.tasks for call in calls))
 
     def calls_of(self, candidates: Iterable[Candidate]) -> list[Arrival]:
         """Those of ``candidates`` that it went through."""

@@ -32,7 +32,7 @@ from topk_plugin.finding.pushes import (
     parted,
     pushes,
 )
-from topk_plugin.finding.rules import LONE, Seen, heads_of
+from topk_plugin.finding.rules import LONE, Seen, heads_of, unanimous
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
 
@@ -79,7 +79,8 @@ class Candidate:
         self.used: deque[list[Pull]] = deque(maxlen=REMEMBERED)  # by steps of its own optimizer
         self.taken = False
         self._left: list[Pull] = []  # whose gradients lie in its parameters
-        self._pushed: dict[int, Pushes] = {}  # by backward, those that reached the generator
+        # by call, what all backwards did that reached the generator
+        self._pushed: weakref.WeakKeyDictionary[Box, Pushes] = weakref.WeakKeyDictionary()
         # of its own: what is no critic misleads nobody
         self.ledger = StepLedger(self._settle, None)
         self.ledger.whole_process = topk.ledger.whole_process
@@ -120,6 +121,11 @@ class Candidate:
         if made is not None and made.rows is not None and len(made.sources[0]) == batch:
             rows = made.rows
         mine = tensors[: len(leaves)]
+        scores = {
+            name: leaf.detach()[rows]
+            for name, (leaf, score) in leaves.items()
+            if not score and leaf.shape[:1] == (batch,) and leaf.numel() > batch
+        }
         call = None if made is None else self._gate(mine, batch, rows, made, latest)
 
         def pulled(gradients: Sequence[Tensor | None]) -> None:
@@ -130,18 +136,18 @@ class Candidate:
             if not present or is_capturing(present[0][1]):
                 return
             of_theirs = [(n, g[rows] if g.shape[:1] == (batch,) else g) for n, g in present]
-            latest[:] = [pushes(of_theirs)]
+            latest[:] = [pushes(of_theirs, scores if call is not None else None)]
             if reached_of(self._parameters()) is not None:
                 task = torch._C._current_graph_task_id()
                 parts = parted(present, generated, batch)
                 self._left += [Pull(task, of, pushed) for of, pushed in parts]
             if call is not None:
                 # the scores vote; other outputs where there are none
-                scores = any(leaves[name][1] for name, _ in present if name in leaves)
+                voters = any(leaves[name][1] for name, _ in present if name in leaves)
                 if self.outputs.hold_scores and not any(score for _, score in leaves.values()):
                     return  # its features alone, in another mode
                 read = dict(of_theirs)
-                votes = [read.get(n) if leaves[n][1] or not scores else None for n in leaves]
+                votes = [read.get(n) if leaves[n][1] or not voters else None for n in leaves]
                 call.backward(tuple(votes), len(votes))
 
         register_multi_grad_hook(tensors, pulled)
@@ -160,7 +166,7 @@ class Candidate:
 
         def arrived(choice: AnyChoice, read: list[int], stopped: bool) -> None:
             task = torch._C._current_graph_task_id()
-            self._pushed[task] = added(self._pushed.get(task, {}), latest[0])
+            self._pushed[box] = added(self._pushed.get(box, {}), latest[0])
             if training.progress.fraction < 1:
                 choice = nothing_dropped(choice)
             self.ledger.arrive(
@@ -213,10 +219,11 @@ class Candidate:
         self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
     ) -> None:
         pushed = False
-        for task in {call.task for call in calls}:
-            for name, (raised, lowered, _) in self._pushed.pop(task, {}).items():
-                self.outputs.pushed(name, raised, lowered)
-                pushed |= raised + lowered > 0
+        for call in calls:
+            for name, push in self._pushed.pop(call.box, {}).items():
+                if name in self.outputs:
+                    self.outputs[name].take(push)
+                pushed |= push.raised + push.lowered > 0
         self.steps += pushed
         self._settled = Settled(calls, pushed)
 
@@ -240,7 +247,8 @@ class Candidate:
         owner, outputs = self.owner(), self.outputs
         if owner is None or not outputs:
             return None
-        heads = heads or heads_of(Seen(self.like, outputs, outputs.listed), LONE)[0]
+        seen = Seen(self.like, outputs, outputs.listed)
+        heads = heads or heads_of(seen, LONE)[0] or unanimous(seen)
         return flag(owner, self.identity.part, outputs.named(heads) if heads else outputs.likely)
 
     def seen(self, generators: Set[int]) -> Seen:
@@ -250,7 +258,7 @@ class Candidate:
             generators: backward passes that were those of a generator's step.
         """
         calls = [*self.ledger.pending, *(call for call, _ in self.ledger.aside)]
-        open_ = generators | {call.task for call in calls}
+        open_ = set(generators).union(*(call.tasks for call in calls))
         seen = Seen(
             self.like,
             self.outputs,
@@ -261,6 +269,7 @@ class Candidate:
             trouble=self.trouble,
         )
         own = [[p for p in used if p.task not in open_] for used in self.used]
-        twins = {name: self.outputs.twins(name) for name in heads_of(seen, LONE)[0]}
+        heads = heads_of(seen, LONE)[0] or unanimous(seen)
+        twins = {name: self.outputs.twins(name) for name in heads}
         seen.contrast = sum(contrast(pulls, twins) for pulls in own)
         return seen

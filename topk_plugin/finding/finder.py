@@ -149,7 +149,7 @@ class Finder:
         for one in calls.candidates:
             settled = one.optimizer_stepped(optimizer, owned)
             if settled is not None:
-                self._generators |= {call.task for call in settled.calls}
+                self._generators.update(*(call.tasks for call in settled.calls))
                 if settled.pushed:
                     through[one] = settled
         if through:

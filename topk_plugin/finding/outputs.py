@@ -86,12 +86,6 @@ class Outputs(dict[str, Output]):
         known = self.get(name)
         return name if known is None or known.kind == kind else f"{name} ({kind})"
 
-    def pushed(self, name: str, raised: int, lowered: int) -> None:
-        """A step of the generator pushed numbers of it up and down."""
-        if name in self:
-            self[name].raised += raised
-            self[name].lowered += lowered
-
     def twins(self, head: str) -> set[str]:
         """Outputs like ``head`` for the samples that are set against the generator's, in one call
         for both."""
@@ -103,6 +97,12 @@ class Outputs(dict[str, Output]):
     def are_images(self) -> bool:
         """And no score is beside them."""
         return "image" in self._kinds and not self.hold_scores
+
+    @property
+    def are_logits(self) -> bool:
+        """The loss reads several numbers of each sample otherwise than as scores, and no score."""
+        kinds = self._kinds
+        return kinds == {"numbers"} and not all(output.by_mean for output in self.values())
 
     @property
     def hold_scores(self) -> bool:

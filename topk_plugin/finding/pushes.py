@@ -10,9 +10,21 @@ from torch import Tensor
 
 from topk_plugin.core.choice import DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.core.sorted_choice import AnyChoice, SortedChoice
+from topk_plugin.loop.heads import read_alike
 
-Pushes = dict[str, tuple[int, int, float]]
-"""Of each output, numbers that a backward pushes up and down, and the mean of the gradient."""
+
+class Push(NamedTuple):
+    """What a backward does to one output."""
+
+    raised: int  # numbers that it pushes up
+    lowered: int
+    mean: float  # of the gradient
+    alike: bool = True  # of several numbers of a sample; see read_alike()
+    read: Tensor | None = None  # (N,) bool: which of several get a gradient in some sample
+
+
+Pushes = dict[str, Push]
+"""Of each output."""
 
 
 Gradients = Sequence[tuple[str, Tensor]]
@@ -31,16 +43,26 @@ UNSEEN = Pull(-1, False, {})
 """Of a call that was not shown, as those are that are part of a compiled loss."""
 
 
-def _push(gradient: Tensor) -> tuple[int, int, float]:
+def _push(gradient: Tensor, scores: Tensor | None) -> Push:
     wide = gradient.detach().double()
     numbers = torch.stack([(wide < 0).sum().double(), (wide > 0).sum().double(), wide.mean()])
     raised, lowered, mean = numbers.tolist()
-    return int(raised), int(lowered), mean
+    push = Push(int(raised), int(lowered), mean)
+    if scores is None or not raised + lowered:
+        return push
+    rows = wide.flatten(1)
+    return push._replace(
+        alike=read_alike(scores.detach().flatten(1), rows), read=(rows != 0).any(0).cpu()
+    )
 
 
-def pushes(present: Gradients) -> Pushes:
-    """Of each output; looked at on the host: the run is in its first steps, nothing is gated."""
-    return {name: _push(gradient) for name, gradient in present}
+def pushes(present: Gradients, scores: Mapping[str, Tensor] | None = None) -> Pushes:
+    """Of each output; looked at on the host: the run is in its first steps, nothing is gated.
+
+    Args:
+        scores: (B, ...) of outputs with several numbers a sample that may be scores.
+    """
+    return {name: _push(gradient, (scores or {}).get(name)) for name, gradient in present}
 
 
 def parted(
@@ -71,9 +93,15 @@ def nothing_dropped(choice: AnyChoice) -> AnyChoice:
 def added(a: Pushes, b: Pushes) -> Pushes:
     """Of two passes."""
     total = dict(a)
-    for name, (raised, lowered, mean) in b.items():
-        before = total.get(name, (0, 0, 0.0))
-        total[name] = before[0] + raised, before[1] + lowered, before[2] + mean
+    for name, two in b.items():
+        one = total.get(name)
+        if one is not None:
+            both = [push.read for push in (one, two) if push.read is not None]
+            two = Push(
+                one.raised + two.raised, one.lowered + two.lowered, one.mean + two.mean,
+                one.alike and two.alike, torch.stack(both).any(0) if both else None,
+            )  # fmt: skip
+        total[name] = two
     return total
 
 
@@ -86,9 +114,9 @@ def contrast(pulls: Sequence[Pull], twins: Mapping[str, Set[str]]) -> int:
     difference = 0.0
     fakes, others = ([p.pushes for p in pulls if p.generated is of] for of in (True, False))
     for name, beside in twins.items():
-        of_fakes = [one[name][2] for one in fakes if name in one]
-        of_others = [one[name][2] for one in others if name in one]
-        of_others += [one[twin][2] for one in fakes for twin in beside & one.keys()]
+        of_fakes = [one[name].mean for one in fakes if name in one]
+        of_others = [one[name].mean for one in others if name in one]
+        of_others += [one[twin].mean for one in fakes for twin in beside & one.keys()]
         if of_fakes and of_others:  # a score moves against its gradient
             difference += sum(of_others) / len(of_others) - sum(of_fakes) / len(of_fakes)
     return (difference > 0) - (difference < 0)

@@ -20,6 +20,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
+from topk_plugin.finding.pushes import Push
+
 ALIKE = 0.9
 """Share of a score's numbers that generator steps push the same way."""
 
@@ -29,6 +33,8 @@ UNANIMOUS = 0.99
 LONE, LONE_STEPS = 0.6, 3
 """The same of scores where nothing else is left after some steps: losses that seek a target push
 some of them the other way."""
+
+ALONG = "its own steps push generated samples the way the generator's steps do"
 
 Kind = Literal["score", "numbers", "image"]
 
@@ -41,6 +47,20 @@ class Output:
     kind: Kind  # one number a sample (or a map of it), several, or as many as the sample has
     raised: int = 0  # numbers of it that generator steps push up
     lowered: int = 0
+    alike: bool = True  # see Push
+    read: Tensor | None = None
+
+    def take(self, push: Push) -> None:
+        """A step of the generator pushed it."""
+        self.raised, self.lowered = self.raised + push.raised, self.lowered + push.lowered
+        self.alike &= push.alike
+        if push.read is not None:
+            self.read = push.read if self.read is None else self.read | push.read
+
+    @property
+    def by_mean(self) -> bool:
+        """Of several numbers of a sample, whether their mean ranks it, for all that was seen."""
+        return self.alike and (self.read is None or bool(self.read.all()))
 
 
 @dataclass
@@ -86,8 +106,17 @@ def judge(
         elif seen.steps < (1 if last else LONE_STEPS):
             verdicts[place] = Verdict((), "too few generator steps came through it to tell")
         elif not verdict.heads:
-            verdicts[place] = Verdict(*heads_of(seen, LONE))
+            verdicts[place] = _late(seen)
     return verdicts
+
+
+def _late(seen: Seen) -> Verdict:
+    """Of one module when nothing else is left."""
+    verdict = Verdict(*heads_of(seen, LONE))
+    heads = verdict.heads or unanimous(seen)
+    if heads and seen.contrast * _way(seen, heads) > 0:
+        return Verdict((), ALONG)
+    return Verdict(heads) if heads else verdict
 
 
 def _alone(seen: Seen) -> Verdict:
@@ -102,8 +131,8 @@ def _alone(seen: Seen) -> Verdict:
         return Verdict((), "nothing trained it but the generator step's own gradient")
     verdict = Verdict(*heads_of(seen, ALIKE))
     if verdict.heads and seen.contrast * _way(seen, verdict.heads) > 0:
-        return Verdict((), "its own steps push generated samples the way the generator's steps do")
-    if verdict.why and heads_of(seen, LONE)[0]:
+        return Verdict((), ALONG)
+    if verdict.why and (heads_of(seen, LONE)[0] or unanimous(seen)):
         return Verdict(())
     return verdict
 
@@ -149,15 +178,35 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
         name
         for name in share
         if name not in scores
+        and seen.outputs[name].by_mean
         and (share[name] >= UNANIMOUS or _group(name, seen.listed) in beside)
         and (not ways or _way(seen, [name]) in ways)
     ]
     if not heads:
+        if not scores and not any(seen.outputs[name].by_mean for name in share):
+            return (
+                (),
+                "the loss reads its numbers otherwise than as scores, as it does class logits",
+            )
         most = max(share[name] for name in scores or share)
         return (), f"generator steps push its numbers both ways ({most:.0%} of them one way)"
     if len({_way(seen, [name]) for name in heads}) == 2:
         return (), f"generator steps push {', '.join(heads)} in opposite directions"
     return tuple(name for name in share if name in heads), ""
+
+
+def unanimous(seen: Seen) -> tuple[str, ...]:
+    """Outputs that are pushed one way while others of their list are not: features whose
+    distance from those of reals is in the loss too, say."""
+    pushed = {n: o for n, o in seen.outputs.items() if o.raised + o.lowered and o.kind != "image"}
+    heads = tuple(
+        name
+        for name, output in pushed.items()
+        if max(output.raised, output.lowered) >= UNANIMOUS * (output.raised + output.lowered)
+        and output.by_mean
+    )
+    one_way = len({_way(seen, [name]) for name in heads}) == 1
+    return heads if one_way and any(seen.outputs[n].kind == "score" for n in heads) else ()
 
 
 def _group(name: str, listed: bool) -> str:

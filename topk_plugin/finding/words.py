@@ -30,6 +30,11 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True)
         f"{candidate.name}: output {shown}; optimizer {optimizer}; "
         f"{count(candidate.steps, 'generator step')} through it; {verdict.why}"
     )
+    if candidate.outputs.are_logits and ask:
+        return (
+            f"{text}. If it is a critic, their mean ranks no samples: gate what the script makes "
+            "of them, topk(score)"
+        )
     if not name:
         return text
     if candidate.outputs.are_images:

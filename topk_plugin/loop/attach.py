@@ -355,8 +355,8 @@ class Attachment:
             and leaf.grad_fn is not None
             and not any(leaf is head for head in heads)
         ]
-        if plan.audit and others and (self.heads.found or not named):
-            call.look = self.heads.beside(output, others, batch)
+        if plan.audit:
+            call.look = self.heads.looks(output, heads, others, batch, named)
         call.beside, ours = len(beside), [*heads, *others]
         gated = gate_outputs(call, heads, [*others, *beside], ends)
         if len(gated) > len(ours):

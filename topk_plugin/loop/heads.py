@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,15 +98,35 @@ class Heads:
             )
         return heads, named
 
-    def beside(
-        self, output: Any, left: Sequence[Tensor], batch: int
-    ) -> Callable[[Sequence[Tensor | None]], None]:
-        """To be told the gradients of ``left``, those of ``output`` that are not gated; after
-        :meth:`of`. See :func:`warn_of_scores_left`."""
+    def looks(
+        self, output: Any, heads: Sequence[Tensor], left: Sequence[Tensor], batch: int, named: bool
+    ) -> Callable[[Sequence[Tensor | None]], None] | None:
+        """What is to be told the gradients of ``heads`` and of ``left``, the rest of ``output``.
+
+        Args:
+            named: somebody named the heads.
+        """
+        wide = {
+            names_of(output, [head])[0]: (place, plain(head.detach()))
+            for place, head in enumerate(heads)
+            if head.numel() > batch and not resembles_score(head, batch)
+        }
+        left = left if self.found or not named else ()
+        if not wide and not left:
+            return None
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        known = {id(t): yes for t, yes in zip(tensors, self._known[1], strict=True)}
-        generated = [known[id(leaf)] for leaf in left]
-        return functools.partial(warn_of_scores_left, output, left, generated, batch)
+        known = {id(t): yes for t, yes in zip(tensors, self._known[1], strict=False)}
+        generated = [known.get(id(leaf), True) for leaf in left]
+        first = len(heads)
+
+        def look(gradients: Sequence[Tensor | None]) -> None:
+            for name, (place, scores) in wide.items():
+                if (gradient := gradients[place]) is not None:
+                    warn_of_logits(name, scores.reshape(batch, -1), gradient)
+            if left:
+                warn_of_scores_left(output, left, generated, batch, gradients[first:])
+
+        return look
 
     def _refuse_copies(
         self, output: Any, tensors: Sequence[Tensor], heads: Sequence[Tensor], named: bool
@@ -130,6 +149,54 @@ def names_of(output: Any, tensors: Sequence[Tensor]) -> list[str]:
     """Dotted paths of ``tensors`` in a critic's output, as ``heads`` takes them."""
     ids = {id(tensor) for tensor in tensors}
     return [name or "0" for name, leaf in named_leaves(output) if id(leaf) in ids]
+
+
+def read_alike(scores: Tensor, gradient: Tensor) -> bool:
+    """Whether a loss reads the numbers of a sample as scores: each by itself, or their mean.
+
+    Then the gradient is the same all over a sample, or follows the number alone, rising or falling
+    with it. That of class logits, of which one counts, or which softmax weighs, does neither.
+
+    Args:
+        scores, gradient: (B, N).
+    """
+    coarse = gradient.abs().max() * 1e-3
+    if bool(((gradient - gradient[:, :1]).abs() <= coarse).all()):
+        return True
+    moves = gradient.flatten()[scores.flatten().argsort()].diff()
+    return bool((moves >= -coarse).all()) or bool((moves <= coarse).all())
+
+
+def warn_of_logits(name: str, scores: Tensor, gradient: Tensor) -> None:
+    """Looks at what the loss sends to a head with several numbers a sample (the device is waited
+    for); in a run's first steps only.
+
+    Args:
+        scores: (B, N).
+        gradient: of the loss by them.
+
+    Raises:
+        ScoreShapeError: it adds up to nothing in each sample, so their mean is of no account.
+    """
+    rows = plain(gradient).double().reshape(scores.shape)
+    size = rows.abs().sum(1)
+    told = size > 0
+    if not bool(told.any()):
+        return
+    what = f"the critic's output {name}, {describe(scores)},"
+    gate = "If the script makes a score of them, gate that, topk(score), and leave the critic."
+    if bool((rows.sum(1).abs()[told] / size[told]).mean() < 1e-3):
+        raise ScoreShapeError(
+            f"the loss's gradient by {what} adds up to nothing in each sample, as that of class "
+            "logits does, so their mean, by which top-k ranks, says nothing of a sample; expected "
+            f"scores. {gate}"
+        )
+    if not read_alike(scores, rows):
+        warn(
+            f"the loss reads {what} otherwise than as scores, as it does class logits, and top-k "
+            f"ranks by their mean. {gate}",
+            stacklevel=2,
+        )
 
 
 def warn_of_scores_left(
