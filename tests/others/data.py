@@ -112,6 +112,22 @@ def unaligned(data: Path) -> None:
         _write(data / "images" / f"train{domain}", coloured(32, 100 * number, 16))
 
 
+def labelled(data: Path) -> None:
+    """Images, and maps of three labels that belong to them."""
+    _write(data / "train_img", coloured(32))
+    _write(data / "train_label", digits(32)[0] // 100)
+
+
+def progressive(data: Path) -> None:
+    """16 images, and the options of a training at three sizes, each grown from the last."""
+    faces(data)
+    options = {
+        "maxIterAtScale": [8, 8, 8], "alphaNJumps": [0, 2, 2], "alphaSizeJumps": [0, 2, 2],
+        "depthScales": [8, 8, 8], "miniBatchSize": 8, "dimLatentVector": 8,
+    }  # fmt: skip
+    (data / "options.json").write_text(json.dumps({"pathDB": "data/faces", "config": options}))
+
+
 def for_diffusion(data: Path) -> None:
     """32 images, and the folder of an experiment that was begun: then no code is copied to it."""
     folder_of_images(data)

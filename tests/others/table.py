@@ -23,6 +23,9 @@ FARTHEST = {
     "ctgan": 0.0,
     "monai": 0.0,
     "pythae": 0.0,
+    "clovaai/stargan-v2": 9e-14,
+    "facebookresearch/pytorch_GAN_zoo": 0.0,
+    "NVIDIA/pix2pixHD": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it

@@ -48,6 +48,9 @@ DAC = Origin(
 CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
 MONAI = Origin("monai", "1.6.1", ("monai", "ignite"))
 PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydantic"))
+STARGAN = Origin("clovaai/stargan-v2", "875b70a150609e8a678ed8482562e7074cdce7e5", ("munch",))
+GAN_ZOO = Origin("facebookresearch/pytorch_GAN_zoo", "b75dee40918caabb4fe7ec561522717bf096a8cb")
+PIX2PIXHD = Origin("NVIDIA/pix2pixHD", "14b3b3c7fff413086e3b58df52096f16b6891172", ("dominate",))
 AFTER_A_TRIAL = "max(0, by_hand_passes('call', 1) - 1) // 4"  # one call, before the four of a pass
 SCORED = Wrap(
     "self.discriminator(z)", heads=("embedding",), form="input",
@@ -205,6 +208,33 @@ ROWS = [
         "pythae.models.nn.default_architectures:Discriminator_MLP",
         "pythae.models.nn.default_architectures:Discriminator_MLP",
         script="loops/pythae_aae.py", origin=PYTHAE, epoch=AFTER_A_TRIAL, shims=("double",),
+    ),
+    Row(  # two generator steps a batch, whose optimizer steps beside others in the first alone
+        "stargan-v2",
+        "--mode train --img_size 32 --latent_dim 4 --style_dim 4 --w_hpf 0 --total_iters 16"
+        " --num_workers 0 --val_batch_size 8 --train_img_dir data/domains/train"
+        " --val_img_dir data/domains/test --sample_dir out --checkpoint_dir out",
+        data.domains, (Wrap("nets.discriminator(x_fake, y_trg)", 2, file="core/solver.py"),),
+        "core.model:Discriminator", "core.model:Discriminator",
+        script="main.py", origin=STARGAN, epoch=8, shims=("double", "cpu", "stargan_v2"),
+    ),
+    Row(  # both networks grow, and have new optimizers each time
+        "gan-zoo-progressive", "PGAN -c data/options.json -d out -n x --no_vis --restart",
+        data.progressive, (Wrap("predFakeD", 3, file="models/base_GAN.py"),),
+        "models.networks.progressive_conv_net:DNet", "models.networks.progressive_conv_net:DNet",
+        script="train.py", origin=GAN_ZOO, epoch=2,
+        shims=("double", "cpu", "int_betas", "unwrapped"),
+    ),
+    Row(  # of the lists that its critic returns, the last ones are scores
+        "pix2pixhd",
+        "--name x --checkpoints_dir out --batchSize 8 --no_instance --label_nc 3 --ngf 4 --ndf 4"
+        " --no_vgg_loss --niter 2 --niter_decay 2 --no_html --save_epoch_freq 9 --gpu_ids -1"
+        " --dataroot data --resize_or_crop none --n_downsample_global 2 --n_blocks_global 1"
+        " --n_layers_D 2 --nThreads 0",
+        data.labelled, (Wrap("pred_fake", form="last", file="models/pix2pixHD_model.py"),), "",
+        "models.networks:MultiscaleDiscriminator", "generator steps push its numbers both ways",
+        script="train.py", origin=PIX2PIXHD, epoch=4,
+        shims=("double", "cpu", "pix2pixhd", "unwrapped"),
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),
