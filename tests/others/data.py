@@ -134,6 +134,21 @@ def for_diffusion(data: Path) -> None:
     (data.parent / "saved_info" / "dd_gan" / "cifar10" / "out").mkdir(parents=True)
 
 
+def for_vqgan(data: Path) -> None:
+    """32 images, and diffusers' configurations of a small VQ-GAN and its critic."""
+    folder_of_images(data)
+    generator = {
+        "_class_name": "VQModel", "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+        "block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 4,
+        "num_vq_embeddings": 16, "vq_embed_dim": 4,
+    }  # fmt: skip
+    critic = {"_class_name": "Discriminator", "hidden_channels": 32, "depth": 4}
+    for name, configuration in (("generator", generator), ("critic", critic)):
+        (data / name).mkdir()
+        (data / name / "config.json").write_text(json.dumps(configuration))
+
+
 def super_resolution(model: str) -> Writer:
     """Images, small ones, and the options of a training of BasicSR or Real-ESRGAN."""
     adam = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}

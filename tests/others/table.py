@@ -20,6 +20,8 @@ FARTHEST = {
     "tianweiy/DMD2": 0.0,
     "gemelo-ai/vocos": 0.0,
     "descriptinc/descript-audio-codec": 2e-16,
+    "jaywalnut310/vits": 0.0,
+    "huggingface/diffusers": 2e-15,
     "ctgan": 0.0,
     "monai": 0.0,
     "pythae": 0.0,

@@ -45,6 +45,10 @@ DAC = Origin(
     "descriptinc/descript-audio-codec", "c7cfc5d2647e26471dc394f95846a0830e7bec34",
     ("audiotools", "argbind", "einops"),
 )  # fmt: skip
+VITS = Origin("jaywalnut310/vits", "2e561ba58618d021b5b8323d3765880f7e0ecfdb")
+DIFFUSERS = Origin(
+    "huggingface/diffusers", "58eb52c0803ea9af3abec60841c2a093bdf1f951", ("accelerate", "diffusers")
+)
 CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
 MONAI = Origin("monai", "1.6.1", ("monai", "ignite"))
 PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydantic"))
@@ -191,6 +195,23 @@ ROWS = [
         "dac", "", data.waves, (Wrap("d_fake", 3, form="last", file="dac/nn/loss.py"),), "",
         "dac.model.discriminator:Discriminator", "generator steps push its numbers both ways",
         script="loops/dac_codec.py", origin=DAC, epoch=3, shims=("double", "thin_audio"),
+    ),
+    Row(  # reals and fakes in one call, four lists
+        "vits", "", data.waves,
+        (Wrap("y_d_hat_g", 2, heads=(0, 1, 2, 3, 4, 5), file="train.py"),),
+        "models:MultiPeriodDiscriminator=1.0,1.1,1.2,1.3,1.4,1.5",
+        "models:MultiPeriodDiscriminator=1.0,1.1,1.2,1.3,1.4,1.5",
+        script="loops/vits_train.py", origin=VITS, epoch=3, shims=("double", "cpu", "vits"),
+    ),
+    Row(  # the networks take turns, batch by batch
+        "diffusers-vqgan",
+        "--model_config_name_or_path data/generator --train_data_dir data/images --resolution 32"
+        " --discriminator_config_name_or_path data/critic --timm_model_layers first"
+        " --train_batch_size 4 --max_train_steps 32 --learning_rate 1e-3"
+        " --discr_learning_rate 1e-3 --seed 1 --output_dir out",
+        data.for_vqgan, (Wrap("discriminator(fmap)"),), "discriminator:Discriminator",
+        "discriminator:Discriminator", script="examples/vqgan/train_vqgan.py", origin=DIFFUSERS,
+        epoch="epoch", shims=("double", "diffusers_vqgan"),
     ),
     Row(  # its critic scores packs of rows
         "ctgan", "", data.array(8), (PACKED,),
