@@ -23,6 +23,8 @@ FARTHEST = {
     "ctgan": 0.0,
     "monai": 0.0,
     "pythae": 0.0,
+    "birdx0810/timegan-pytorch": 4e-16,
+    "deepinv": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it

@@ -48,6 +48,8 @@ DAC = Origin(
 CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
 MONAI = Origin("monai", "1.6.1", ("monai", "ignite"))
 PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydantic"))
+TIMEGAN = Origin("birdx0810/timegan-pytorch", "fb44aab7493ec21306ef968964a925d8c74382f4")
+DEEPINV = Origin("deepinv", "0.5.0", ("deepinv", "natsort", "requests"))
 AFTER_A_TRIAL = "max(0, by_hand_passes('call', 1) - 1) // 4"  # one call, before the four of a pass
 SCORED = Wrap(
     "self.discriminator(z)", heads=("embedding",), form="input",
@@ -205,6 +207,19 @@ ROWS = [
         "pythae.models.nn.default_architectures:Discriminator_MLP",
         "pythae.models.nn.default_architectures:Discriminator_MLP",
         script="loops/pythae_aae.py", origin=PYTHAE, epoch=AFTER_A_TRIAL, shims=("double",),
+    ),
+    Row(  # its critic scores each time of a series, with two calls a step
+        "timegan", "", data.array(8),
+        (Wrap("self.discriminator(H_hat, T)", 2, file="models/timegan.py"),
+         Wrap("self.discriminator(E_hat, T)", 2, file="models/timegan.py")),
+        "models.timegan:DiscriminatorNetwork=0", "models.timegan:DiscriminatorNetwork=0",
+        script="loops/timegan.py", origin=TIMEGAN, epoch=8, shims=("double",),
+    ),
+    Row(  # an object of its own holds both optimizers
+        "deepinv-gan", "", data.array(16),
+        (Wrap("D(fake)", file="deepinv/loss/adversarial/base.py"),),
+        "deepinv.models.gan:PatchGANDiscriminator", "deepinv.models.gan:PatchGANDiscriminator",
+        script="loops/deepinv_gan.py", origin=DEEPINV, epoch=4, shims=("double",),
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),
