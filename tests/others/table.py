@@ -24,6 +24,7 @@ FARTHEST = {
     "monai": 0.0,
     "pythae": 0.0,
     "birdx0810/timegan-pytorch": 4e-16,
+    "yongqyu/MolGAN-pytorch": 1e-16,
     "deepinv": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,

@@ -49,6 +49,7 @@ CTGAN = Origin("ctgan", "0.12.1", ("ctgan", "rdt", "pandas"))
 MONAI = Origin("monai", "1.6.1", ("monai", "ignite"))
 PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydantic"))
 TIMEGAN = Origin("birdx0810/timegan-pytorch", "fb44aab7493ec21306ef968964a925d8c74382f4")
+MOLGAN = Origin("yongqyu/MolGAN-pytorch", "8a22b864c3c9b7118c9317b57442045c524c1d81")
 DEEPINV = Origin("deepinv", "0.5.0", ("deepinv", "natsort", "requests"))
 AFTER_A_TRIAL = "max(0, by_hand_passes('call', 1) - 1) // 4"  # one call, before the four of a pass
 SCORED = Wrap(
@@ -214,6 +215,12 @@ ROWS = [
          Wrap("self.discriminator(E_hat, T)", 2, file="models/timegan.py")),
         "models.timegan:DiscriminatorNetwork=0", "models.timegan:DiscriminatorNetwork=0",
         script="loops/timegan.py", origin=TIMEGAN, epoch=8, shims=("double",),
+    ),
+    Row(  # a network that estimates rewards is beside its critic, and the generator's optimizer's
+        "molgan", "", data.array(8),
+        (Wrap("self.D(edges_hat, None, nodes_hat)", 2, heads=(0,), file="solver.py"),),
+        "models:Discriminator", "models:Discriminator", script="loops/molgan.py", origin=MOLGAN,
+        epoch=4, flags="--every 4", shims=("double",),
     ),
     Row(  # an object of its own holds both optimizers
         "deepinv-gan", "", data.array(16),
