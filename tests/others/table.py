@@ -19,7 +19,7 @@ FARTHEST = {
     "jik876/hifi-gan": 1e-15,
     "tianweiy/DMD2": 0.0,
     "gemelo-ai/vocos": 0.0,
-    "descriptinc/descript-audio-codec": 2e-16,
+    "descriptinc/descript-audio-codec": 1e-16,
     "jaywalnut310/vits": 0.0,
     "huggingface/diffusers": 2e-15,
     "ctgan": 0.0,
@@ -28,6 +28,9 @@ FARTHEST = {
     "clovaai/stargan-v2": 9e-14,
     "facebookresearch/pytorch_GAN_zoo": 0.0,
     "NVIDIA/pix2pixHD": 0.0,
+    "birdx0810/timegan-pytorch": 4e-16,
+    "yongqyu/MolGAN-pytorch": 1e-16,
+    "deepinv": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it

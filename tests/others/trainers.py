@@ -55,6 +55,9 @@ PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydanti
 STARGAN = Origin("clovaai/stargan-v2", "875b70a150609e8a678ed8482562e7074cdce7e5", ("munch",))
 GAN_ZOO = Origin("facebookresearch/pytorch_GAN_zoo", "b75dee40918caabb4fe7ec561522717bf096a8cb")
 PIX2PIXHD = Origin("NVIDIA/pix2pixHD", "14b3b3c7fff413086e3b58df52096f16b6891172", ("dominate",))
+TIMEGAN = Origin("birdx0810/timegan-pytorch", "fb44aab7493ec21306ef968964a925d8c74382f4")
+MOLGAN = Origin("yongqyu/MolGAN-pytorch", "8a22b864c3c9b7118c9317b57442045c524c1d81")
+DEEPINV = Origin("deepinv", "0.5.0", ("deepinv", "natsort", "requests"))
 AFTER_A_TRIAL = "max(0, by_hand_passes('call', 1) - 1) // 4"  # one call, before the four of a pass
 SCORED = Wrap(
     "self.discriminator(z)", heads=("embedding",), form="input",
@@ -192,8 +195,8 @@ ROWS = [
         shims=("double", "vocos", "thin_audio"),
     ),
     Row(
-        "dac", "", data.waves, (Wrap("d_fake", 3, form="last", file="dac/nn/loss.py"),), "",
-        "dac.model.discriminator:Discriminator", "generator steps push its numbers both ways",
+        "dac", "", data.waves, (Wrap("d_fake", 3, form="last", file="dac/nn/loss.py"),),
+        "dac.model.discriminator:Discriminator", "dac.model.discriminator:Discriminator",
         script="loops/dac_codec.py", origin=DAC, epoch=3, shims=("double", "thin_audio"),
     ),
     Row(  # reals and fakes in one call, four lists
@@ -252,10 +255,29 @@ ROWS = [
         " --no_vgg_loss --niter 2 --niter_decay 2 --no_html --save_epoch_freq 9 --gpu_ids -1"
         " --dataroot data --resize_or_crop none --n_downsample_global 2 --n_blocks_global 1"
         " --n_layers_D 2 --nThreads 0",
-        data.labelled, (Wrap("pred_fake", form="last", file="models/pix2pixHD_model.py"),), "",
-        "models.networks:MultiscaleDiscriminator", "generator steps push its numbers both ways",
+        data.labelled, (Wrap("pred_fake", form="last", file="models/pix2pixHD_model.py"),),
+        "models.networks:MultiscaleDiscriminator", "models.networks:MultiscaleDiscriminator",
         script="train.py", origin=PIX2PIXHD, epoch=4,
         shims=("double", "cpu", "pix2pixhd", "unwrapped"),
+    ),
+    Row(  # its critic scores each time of a series, with two calls a step
+        "timegan", "", data.array(8),
+        (Wrap("self.discriminator(H_hat, T)", 2, file="models/timegan.py"),
+         Wrap("self.discriminator(E_hat, T)", 2, file="models/timegan.py")),
+        "models.timegan:DiscriminatorNetwork=0", "models.timegan:DiscriminatorNetwork=0",
+        script="loops/timegan.py", origin=TIMEGAN, epoch=8, shims=("double",),
+    ),
+    Row(  # a network that estimates rewards is beside its critic, and the generator's optimizer's
+        "molgan", "", data.array(8),
+        (Wrap("self.D(edges_hat, None, nodes_hat)", 2, heads=(0,), file="solver.py"),),
+        "models:Discriminator", "models:Discriminator", script="loops/molgan.py", origin=MOLGAN,
+        epoch=4, flags="--every 4", shims=("double",),
+    ),
+    Row(  # an object of its own holds both optimizers
+        "deepinv-gan", "", data.array(16),
+        (Wrap("D(fake)", file="deepinv/loss/adversarial/base.py"),),
+        "deepinv.models.gan:PatchGANDiscriminator", "deepinv.models.gan:PatchGANDiscriminator",
+        script="loops/deepinv_gan.py", origin=DEEPINV, epoch=4, shims=("double",),
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),

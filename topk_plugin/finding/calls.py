@@ -22,7 +22,7 @@ from topk_plugin.finding.candidate import Candidate, Made
 from topk_plugin.finding.identity import Places, plain
 from topk_plugin.finding.owners import Owners, Ownership
 from topk_plugin.finding.passes import Passes
-from topk_plugin.loop.critic_step import scores_of
+from topk_plugin.loop.critic_step import rows_at, scores_of
 from topk_plugin.loop.generated import Generated
 from topk_plugin.loop.generator_graph import generated_rows, parameters_upstream
 from topk_plugin.loop.intercept import Interceptor
@@ -143,8 +143,7 @@ class Calls:
         batch = rows_scored(output, len(samples))
         generated: bool | Tensor = theirs
         if made is not None and made.rows is not None and batch == len(samples):
-            generated = torch.zeros(batch, dtype=torch.bool, device=samples.device)
-            generated[made.rows] = True
+            generated = rows_at(made.rows, samples)
         elif self._generated.by(samples) is None:
             copied = self._generated.copied_to(samples, lambda whose: bool(whose - own.optimizers))
             rows = None if copied is None else scores_of(copied[1], batch)

@@ -292,15 +292,15 @@ class Attachment:
             self._places.seen(visit, box.apart)
         if visit is not None:
             visit.returned(output, sources)
-        source, beside = leaves[plan.places[0]], list[Tensor]()
-        mixed = None if plan.rows is None else Mixed(output, plan.rows, len(source))
+        source, beside, rows = leaves[plan.places[0]], list[Tensor](), plan.rows
+        mixed = None if rows is None else Mixed(output, rows, len(source))
         if mixed is not None and mixed.is_one:
-            plan, source, beside = plan.of_rows(), source[plan.rows], mixed.others()
+            plan, source, beside = plan.of_rows(), source[rows], mixed.others()
             gated = self._gate(mixed.generated(), plan, source, sources, ends, box, visit, beside)
             gated = mixed.joined(gated, beside)
         else:
             gated = self._gate(output, plan, source, sources, ends, box, visit, beside)
-        self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training)
+        self.witness.scored(self._critic(), leaves, gated, plan.places, plan.training, rows)
         return gated
 
     def _gate(

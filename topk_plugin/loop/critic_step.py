@@ -84,13 +84,14 @@ class CriticSteps:
 
     def scored(
         self, critic: nn.Module, arguments: Sequence[Any], places: Sequence[int],
-        training: Training | None, output: Any,
+        training: Training | None, output: Any, part: slice | None = None,
     ) -> None:  # fmt: skip
         """A call of ``critic``, by its ``arguments`` and its ``output``.
 
         Args:
             places: of the arguments that reach the generator, if any do.
             training: theirs.
+            part: of the batch that does, where it is known.
         """
         tensors = {p: a for p, a in enumerate(arguments) if isinstance(a, Tensor) and a.dim()}
         if not tensors:
@@ -102,6 +103,8 @@ class CriticSteps:
         size = len(next(iter(tensors.values())))
         batch = rows_scored(output, size)
         whole = bool(places) and self.generated.by(arguments[places[0]]) is not None
+        if part is not None and batch == size:
+            whole, rows = True, rows_at(part, arguments[places[0]])
         for place in () if whole else places[:1] or tensors:
             tensor = tensors.get(place)
             if tensor is not None and len(tensor) == size:
@@ -196,6 +199,13 @@ class CriticSteps:
         self._aside.clear()
         self._pulls.clear()
         self.generated.clear()
+
+
+def rows_at(part: slice, batch: Tensor) -> Tensor:
+    """(B,) bool: the rows ``part`` of a ``batch`` (B, ...)."""
+    rows = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+    rows[part] = True
+    return rows
 
 
 def scores_of(rows: Tensor, batch: int) -> Tensor | None:

@@ -72,12 +72,12 @@ class Witness:
 
     def scored(
         self, critic: nn.Module | None, arguments: Sequence[Any], output: Any,
-        places: Sequence[int] = (), training: Training | None = None,
+        places: Sequence[int] = (), training: Training | None = None, rows: slice | None = None,
     ) -> None:  # fmt: skip
         """A call of an attached critic; see :meth:`CriticSteps.scored`."""
         if not self.looks or critic is None:
             return
-        self.critic_steps.scored(critic, arguments, places, training, output)
+        self.critic_steps.scored(critic, arguments, places, training, output, rows)
         if places and self.ungated.goes_on:
             for leaf in tree_leaves(output):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
