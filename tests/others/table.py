@@ -28,6 +28,8 @@ FARTHEST = {
     "clovaai/stargan-v2": 9e-14,
     "facebookresearch/pytorch_GAN_zoo": 0.0,
     "NVIDIA/pix2pixHD": 0.0,
+    "NVlabs/SPADE": 0.0,
+    "facebookresearch/audiocraft": 0.0,
     "birdx0810/timegan-pytorch": 4e-16,
     "yongqyu/MolGAN-pytorch": 1e-16,
     "deepinv": 0.0,

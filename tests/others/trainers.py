@@ -55,6 +55,12 @@ PYTHAE = Origin("pythae", "0.1.2", ("pythae", "cloudpickle", "imageio", "pydanti
 STARGAN = Origin("clovaai/stargan-v2", "875b70a150609e8a678ed8482562e7074cdce7e5", ("munch",))
 GAN_ZOO = Origin("facebookresearch/pytorch_GAN_zoo", "b75dee40918caabb4fe7ec561522717bf096a8cb")
 PIX2PIXHD = Origin("NVIDIA/pix2pixHD", "14b3b3c7fff413086e3b58df52096f16b6891172", ("dominate",))
+SPADE = Origin("NVlabs/SPADE", "fecacc920c1367a038995c45a39c15f6521ca64f", ("dominate", "dill"))
+AUDIOCRAFT = Origin(
+    "facebookresearch/audiocraft",
+    "896ec7c47f5e5d1e5aa1e4b260c4405328bf009d",
+    ("einops", "julius", "num2words", "omegaconf", "flashy", "dora", "treetable"),
+)
 TIMEGAN = Origin("birdx0810/timegan-pytorch", "fb44aab7493ec21306ef968964a925d8c74382f4")
 MOLGAN = Origin("yongqyu/MolGAN-pytorch", "8a22b864c3c9b7118c9317b57442045c524c1d81")
 DEEPINV = Origin("deepinv", "0.5.0", ("deepinv", "natsort", "requests"))
@@ -259,6 +265,27 @@ ROWS = [
         "models.networks:MultiscaleDiscriminator", "models.networks:MultiscaleDiscriminator",
         script="train.py", origin=PIX2PIXHD, epoch=4,
         shims=("double", "cpu", "pix2pixhd", "unwrapped"),
+    ),
+    Row(  # fakes and reals in one batch, also in the generator's step
+        "spade",
+        "--name x --checkpoints_dir out --batchSize 8 --no_instance --label_nc 3 --ngf 2 --ndf 4"
+        " --no_vgg_loss --niter 4 --no_html --save_epoch_freq 9 --gpu_ids -1 --dataset_mode custom"
+        " --label_dir data/train_label --image_dir data/train_img --no_pairing_check"
+        " --load_size 32 --crop_size 32 --norm_G spectralspadebatch3x3 --n_layers_D 3"
+        " --num_upsampling_layers normal",
+        data.labelled, (Wrap("pred_fake", form="last", file="models/pix2pix_model.py"),),
+        "models.networks.discriminator:MultiscaleDiscriminator",
+        "models.networks.discriminator:MultiscaleDiscriminator",
+        script="train.py", origin=SPADE, epoch=4,
+        shims=("double", "cpu", "pix2pixhd", "unwrapped", "spade"),
+    ),
+    Row(  # its losses are balanced by their gradients at the samples
+        "encodec", "", data.waves,
+        (Wrap("all_logits_fake_is_fake", 4, heads=(0, 1),
+              file="audiocraft/adversarial/losses.py"),),
+        "audiocraft.adversarial.discriminators.msstftd:MultiScaleSTFTDiscriminator",
+        "audiocraft.adversarial.discriminators.msstftd:MultiScaleSTFTDiscriminator",
+        script="loops/encodec.py", origin=AUDIOCRAFT, epoch=3, shims=("double", "audiocraft"),
     ),
     Row(  # its critic scores each time of a series, with two calls a step
         "timegan", "", data.array(8),
