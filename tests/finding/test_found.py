@@ -595,3 +595,29 @@ def test_scores_that_features_stand_before_which_are_in_the_loss_too(apart, tmp_
     done = equals_by_hand(tmp_path)
     assert "ACTIVE: found critic __main__:Pair, direction high" in done.err
     assert "12 generator steps gated, 40 of 96 rows dropped" in done.err
+
+
+IN_TURNS = """
+turn = 0
+
+def step(x):
+    global turn
+    turn += 1
+    if turn % 2:
+        generator_step()
+    else:
+        opt_d.zero_grad()
+        made = (fakes() + 0.01 * torch.randn(8, 2)).detach()  # not known for generated
+        (softplus(-D(x)).mean() + softplus(D(made)).mean()).backward()
+        opt_d.step()
+
+passes(step)
+write(D, G)
+"""
+
+
+def test_a_pass_after_which_the_critic_was_found_counts(tmp_path):
+    with_loop(tmp_path, IN_TURNS)
+    done = equals_by_hand(tmp_path)
+    assert "6 generator steps gated, 20 of 48 rows dropped, 3 epochs ended" in done.err
+    assert "not counted" not in done.err

@@ -179,6 +179,57 @@ def test_the_error_shows_what_was_seen_when_the_first_pass_ends(loop, tmp_path):
     assert "went on" not in done.out
 
 
+NOTHING = {  # loops in which no module may be a critic: the GAN may begin later
+    "a critic whose scores are not in rows of samples": (
+        """
+        class Flat(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net(2, 3)
+
+            def forward(self, x):
+                return self.net(x).view(-1)
+
+        D = Flat()
+        opt_d = adam(D)
+
+        def step(x):
+            critic_step(x)
+            generator_step()
+        """,
+        ["__main__:Flat: output 0 (24,) for a batch of 8; optimizer Adam; it has no row for each"]
+        + ["gate its scores in the script"],
+    ),
+    "rewards alone": (
+        """
+        def step(x):
+            critic_step(x)
+            policy = torch.distributions.Normal(fakes(), 1.0)
+            made = policy.sample()
+            opt_g.zero_grad()
+            (-policy.log_prob(made).sum(1) * D(made).detach()[:, 0]).mean().backward()
+            opt_g.step()
+        """,
+        ["learns from rewards alone (REINFORCE, imitation)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", NOTHING)
+def test_where_nothing_may_be_a_critic_it_is_said_after_a_pass_and_the_run_goes_on(loop, tmp_path):
+    text, said = NOTHING[loop]
+    with_loop(tmp_path, text)
+    (tmp_path / "train.py").open("a").write("\npasses(step)\nprint('went on')\n")
+    done = unnamed(tmp_path)
+    assert (done.status, done.out) == (3, "went on\n")
+    before, _, after = done.err.partition("top-k verdict")
+    assert "NOT ACTIVE yet: nothing was named, and no critic was found in 9 optimizer" in before
+    assert "NoEffectError: nothing was named" in after
+    for part in said:
+        assert part in before
+        assert part in after
+
+
 ONE_OPTIMIZER = """
     del opt_d, opt_g
     optimizer = adam(D, G)

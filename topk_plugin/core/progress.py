@@ -25,6 +25,7 @@ class EpochCount:
         self.pass_complete = False  # the epoch's last batch was delivered
         self.counted = False  # an upstream counter tells the epochs
         self.told_by = "not at all"  # who said when an epoch ended, in words
+        self.caught_up = 0  # epochs that ended before it was known what trains here
         self._held: float | None = None  # fraction that is kept whatever the epoch
         self.fraction = fraction_at(epoch, 0)
         self.numbers = gate_numbers(self.fraction)

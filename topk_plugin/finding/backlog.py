@@ -88,3 +88,4 @@ class Backlog:
             for _ in range(passes.ended):
                 if self.topk.config.every == "epoch" and not training.progress.counted:
                     training.end_epoch(passes.told_by)
+                    training.progress.caught_up += 1

@@ -19,7 +19,7 @@ from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.finding.identity import Identity, called, flag, like
+from topk_plugin.finding.identity import Identity, called, flag, like, with_heads
 from topk_plugin.finding.outputs import Outputs, Returned
 from topk_plugin.finding.owners import Ownership
 from topk_plugin.finding.pushes import (
@@ -70,7 +70,7 @@ class Candidate:
     def __init__(self, scorer: nn.Module, owner: nn.Module, identity: Identity, topk: TopK) -> None:
         self.scorer, self.owner = weakref.ref(scorer), weakref.ref(owner)
         self.identity, self.topk, self._called = identity, topk, called(owner, identity.part)
-        self.like = like(owner)
+        self.like, self._flag = like(owner), flag(owner, identity.part)  # also when it is gone
         self.entrances: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # what was called for it
         self.own = Ownership(frozenset(), frozenset(), True)
         self.outputs = Outputs()
@@ -244,12 +244,12 @@ class Candidate:
         Args:
             heads: its scores; none: what may be.
         """
-        owner, outputs = self.owner(), self.outputs
-        if owner is None or not outputs:
+        outputs = self.outputs
+        if self._flag is None or not outputs:
             return None
         seen = Seen(self.like, outputs, outputs.listed)
         heads = heads or heads_of(seen, LONE)[0] or unanimous(seen)
-        return flag(owner, self.identity.part, outputs.named(heads) if heads else outputs.likely)
+        return with_heads(self._flag, outputs.named(heads) if heads else outputs.likely)
 
     def seen(self, generators: Set[int]) -> Seen:
         """For the rules.

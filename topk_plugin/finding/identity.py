@@ -78,11 +78,16 @@ def called(owner: nn.Module, part: str = "") -> str:
     return f"{f'{names[0]} ({kind})' if names else f'a {kind}'}{dotted}"
 
 
-def flag(owner: nn.Module, part: str, heads: Sequence[str]) -> str | None:
+def flag(owner: nn.Module, part: str, heads: Sequence[str] = ()) -> str | None:
     """How it is named on the command line; None: its class has no name that could be."""
     if not _has_class(owner) or "." in part:
         return None
-    return f"--critic {called(owner, part)}{'=' if heads else ''}{','.join(heads)}"
+    return with_heads(f"--critic {called(owner, part)}", heads)
+
+
+def with_heads(critic: str, heads: Sequence[str]) -> str:
+    """A flag, with the outputs that are scores."""
+    return f"{critic}={','.join(heads)}" if heads else critic
 
 
 def _has_class(module: nn.Module) -> bool:

@@ -26,6 +26,12 @@ def of(candidate: Candidate, verdict: Verdict, owners: Owners, ask: bool = True)
     shown = "; ".join([*outputs, *filter(None, [candidate.outputs.odd])])
     optimizer = owners.named(candidate.own.optimizers) or "none that is alive"
     name = candidate.flag() if ask else None
+    if candidate.outputs.odd and not candidate.outputs:
+        return (
+            f"{candidate.name}: output {candidate.outputs.odd}; optimizer {optimizer}; it has no "
+            "row for each sample, so it ranks none. If it is a critic, gate its scores in the "
+            "script, where they are brought into rows of samples: topk(scores), of (B, ...)"
+        )
     text = (
         f"{candidate.name}: output {shown}; optimizer {optimizer}; "
         f"{count(candidate.steps, 'generator step')} through it; {verdict.why}"
@@ -104,10 +110,14 @@ def nothing_found(left: Iterable[str], optimizer_steps: int, optimizers: int) ->
             f"Looked at, of what scored samples that another optimizer's parameters made:{table}\n"
             f"{name}, or attach it in the script."
         )
+    other = (
+        "Where a generator learns from rewards alone (REINFORCE, imitation), or from a gradient "
+        "that is reversed on its way, top-k does not apply."
+    )
     return (
         f"nothing was named, and no critic was found in {steps}: no "
         f"module that one of {own} owns was called with what parameters of "
-        f"another one made, and sent a gradient back. {name}."
+        f"another one made, and sent a gradient back. {name}. {other}"
     )
 
 

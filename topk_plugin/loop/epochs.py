@@ -103,7 +103,8 @@ class EpochTracker:
 
     def early_passes(self, training: Training) -> int:
         """Passes over its data before its first generator step that were not counted."""
-        return self._of(training).early if self._decides(training) else 0
+        early = self._of(training).early - training.progress.caught_up
+        return max(0, early) if self._decides(training) else 0
 
     # --- passes ---------------------------------------------------------------------------------
 
