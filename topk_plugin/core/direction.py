@@ -149,7 +149,9 @@ class Direction:
                 "critic call or output and lowered those of another, so it does not say which "
                 "scores are realistic. Set the direction: --direction high (or "
                 'TopK(direction="high")) if the critic gives real samples high scores, low if it '
-                "gives them low ones; and name the outputs that score generated samples (heads)."
+                "gives them low ones; name the outputs that score generated samples (heads), and "
+                "put `with topk.paused():` around calls that are to be pushed the other way, as "
+                "those of encoded samples are."
             )
 
     def critic_stepped(self, says: Tensor) -> None:
