@@ -24,6 +24,7 @@ ORDERS = {  # a batch, and where in it the fakes are
     "between": (lambda real, fake: torch.cat([real[:2], fake, real[2:]], dim=-2), 2),
     "from two calls": (lambda real, fake: torch.cat([real, *fake.chunk(2)]), REALS),
     "computed on": (lambda real, fake: torch.cat([real, fake]) * 2 - 1 + torch.ones(1), REALS),
+    "squashed since": (lambda real, fake: torch.cat([real, fake]).mul(3).tanh(), REALS),
     "of another type since": (lambda real, fake: torch.cat([real, fake]).float().double(), REALS),
     "of another shape since": (
         lambda real, fake: torch.cat([real, fake]).view(BATCH + REALS, 1, WIDTH).flatten(1),
@@ -167,6 +168,27 @@ def test_other_outputs_of_the_same_rows(marked, companions):
         (F.softplus(-scores[REALS:]).mean() + of_features(features, slice(None))).backward()
         SGD(G.parameters(), 0.0).step()
     assert error(gradients(G), expected) < 1e-12
+
+
+def test_images_that_are_resized_since():
+    G = nn.Sequential(make_generator(), nn.Unflatten(1, (1, 2, 3)))
+    D = nn.Conv2d(1, 1, 3).double()
+    topk, z, x = at_k(), noise(), torch.randn(REALS, 1, 2, 3, dtype=torch.float64)
+
+    def scores():
+        return D(F.interpolate(torch.cat([x, G(z)]), scale_factor=2, mode="bilinear")).mean(
+            (1, 2, 3)
+        )
+
+    of_fakes, _ = parts(scores(), REALS)
+    F.softplus(-of_fakes[of_fakes.topk(K).indices]).mean().backward()
+    expected = gradients(G)
+    for p in G.parameters():
+        p.grad = None
+    with attach(D, topk), topk.generator_step():
+        F.softplus(-parts(scores(), REALS)[0]).mean().backward()
+    assert error(gradients(G), expected) < 1e-12
+    assert topk.report().rows == BATCH
 
 
 def test_rows_whose_order_is_not_known_compete_with_all():

@@ -79,9 +79,12 @@ def parameters_upstream(
     return found, frozenset(leaves)
 
 
-ARITHMETIC = "Add", "Sub", "Mul", "Div"
-MOVED = "ToCopy", "Alias", "Clone", "View", "UnsafeView", "ReshapeAlias"
-SAME_ROWS = {f"{name}Backward0" for name in (*ARITHMETIC, *MOVED)}
+ARITHMETIC = "Add Sub Mul Div Neg Tanh Sigmoid Clamp ClampMin ClampMax"
+MOVED = "ToCopy Alias Clone View UnsafeView ReshapeAlias"
+RESIZED = (
+    "UpsampleNearest2D UpsampleBilinear2D UpsampleBicubic2D AvgPool2D ReflectionPad2D GridSampler2D"
+)
+SAME_ROWS = {f"{name}Backward0" for name in f"{ARITHMETIC} {MOVED} {RESIZED}".split()}
 """Nodes after which a row is of the same sample as before, of one tensor and perhaps numbers."""
 
 
@@ -96,7 +99,7 @@ def generated_rows(
 
     Returns:
         None if all did, or nothing can be told: rows that were joined in another way, computed on
-        since by more than arithmetic, or generated ones with others between them.
+        since by more than arithmetic or a change of size, or generated ones with others between.
     """
     node = tensor.grad_fn
     while node is not None and node.name() in SAME_ROWS:
