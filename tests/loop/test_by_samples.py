@@ -31,10 +31,10 @@ def send(fake, *losses):
 
 
 class Loop:
-    def __init__(self, layer="plain", topk=None, detach=True, before=None):
+    def __init__(self, layer="plain", topk=None, detach=True, after=lambda fake: fake):
         self.G, self.D, self.detach = make_generator(), make_critic(layer), detach
         self.opt_G, self.opt_D = SGD(self.G.parameters(), 0.05), SGD(self.D.parameters(), 0.05)
-        self.topk, self.before = topk or TopK(gamma=0.5, nu=K / BATCH), before
+        self.topk, self.after = topk or TopK(gamma=0.5, nu=K / BATCH), after
 
     def critic_step(self):
         self.opt_D.zero_grad()
@@ -47,7 +47,7 @@ class Loop:
         self.opt_G.zero_grad()
         fake = self.G(torch.randn(BATCH, LATENT, dtype=torch.float64))
         with self.topk.generator_step() if mark else nullcontext():
-            scores = self.D(fake)
+            scores = self.D(self.after(fake))
             if k is not None:
                 scores = scores[scores.flatten().topk(k).indices]
             send(fake, F.softplus(-scores).mean(), fake.square().mean())
@@ -65,16 +65,24 @@ class Loop:
         return [*self.G.state_dict().values(), *self.D.state_dict().values()]
 
 
+AFTER = {  # what the critic gets of the samples
+    "the samples": lambda fake: fake,
+    "computed on": lambda fake: (fake * 0.5 + 0.1).reshape(BATCH, -1),
+    "joined": lambda fake: torch.cat([fake[:, :2], fake[:, 2:].tanh()], 1),
+}
+
+
 @pytest.mark.parametrize("mark", [True, False], ids=["marked", "unknown"])
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "not detached"])
 @pytest.mark.parametrize("layer", ["plain", "BatchNorm"])
-def test_it_is_top_k(layer, detach, mark):
+@pytest.mark.parametrize("after", AFTER)
+def test_it_is_top_k(after, layer, detach, mark):
     """Through probing, and the learning of places."""
     torch.manual_seed(0)
-    hand = Loop(layer, detach=detach)
+    hand = Loop(layer, detach=detach, after=AFTER[after])
     hand.train(hand=True)
     torch.manual_seed(0)
-    loop = Loop(layer, detach=detach)
+    loop = Loop(layer, detach=detach, after=AFTER[after])
     with attach(loop.D, loop.topk):
         loop.train(mark=mark)
     report = loop.topk.report()

@@ -226,13 +226,20 @@ class GatedCall:
         return False
 
     def stops(self) -> bool:
-        """Whether the running backward ends at the samples, the critic's input."""
-        ends = [node for node in self.sources if executes(node)]
-        return bool(ends) and not any(
-            parent is not None and executes(parent)
-            for node in ends
-            for parent, _ in node.next_functions
-        )
+        """Whether the running backward ends between the generator and the critic: at samples.
+
+        One that goes on through layers of the generator is that of latents.
+        """
+        queue = [node for node in self.sources if executes(node)]
+        seen, found = {*queue}, bool(queue)
+        while queue:
+            parents = [parent for parent, _ in queue.pop().next_functions if parent is not None]
+            onwards = [parent for parent in parents if executes(parent)]
+            if onwards and any(self.is_generator(parent) for parent in parents):
+                return False
+            queue += [parent for parent in onwards if parent not in seen]
+            seen.update(onwards)
+        return found
 
     def backward(self, gradients: tuple[Tensor | None, ...], scores: int) -> tuple[Any, ...]:
         """What goes back into the critic's outputs; the first ``scores`` of them are its heads."""
