@@ -85,13 +85,18 @@ def test_of_several_outputs_those_are_heads_that_are_pushed_one_way():
     ],
 )
 def test_flattened_maps_beside_others_are_heads(other, heads):
-    outputs = {"0": score(shape=(8, 1, 4)), "1": score(*other, "numbers", (8, 10))}
+    outputs = {"0": score(shape=(8, 1, 4)), "1": score(*other, "numbers", (8, 20))}
     assert taken(critic(outputs=outputs)) == [heads]
 
 
 def test_flattened_maps_in_a_list_with_others_are_heads():
     outputs = {"x.0": score(15, 1), "x.1": score(76, 4, "numbers", (8, 10))}
     assert taken(critic(outputs=outputs)) == [("x.0", "x.1")]
+
+
+def test_features_that_are_all_pushed_one_way_are_no_heads_beside_a_score():
+    outputs = {"0": score(), "1": score(800, 0, "numbers", (8, 10, 10))}
+    assert taken(critic(outputs=outputs)) == [("0",)]
 
 
 def test_numbers_that_the_loss_reads_otherwise_are_no_heads():

@@ -40,6 +40,10 @@ REMEMBERED = 8
 """Steps of a module's own optimizer that are remembered."""
 
 
+FEW = 4096
+"""Numbers of a sample of which it is looked at how the loss reads them: of more it takes long."""
+
+
 class Made(NamedTuple):
     """What of a call's arguments was made with parameters that other optimizers own."""
 
@@ -124,7 +128,7 @@ class Candidate:
         scores = {
             name: leaf.detach()[rows]
             for name, (leaf, score) in leaves.items()
-            if not score and leaf.shape[:1] == (batch,) and leaf.numel() > batch
+            if not score and leaf.shape[:1] == (batch,) and 1 < leaf.numel() // batch <= FEW
         }
         call = None if made is None else self._gate(mine, batch, rows, made, latest)
 

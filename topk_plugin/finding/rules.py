@@ -34,6 +34,7 @@ LONE, LONE_STEPS = 0.6, 3
 """The same of scores where nothing else is left after some steps: losses that seek a target push
 some of them the other way."""
 
+UNLIKE = "the loss reads its numbers otherwise than as scores, as it does class logits"
 ALONG = "its own steps push generated samples the way the generator's steps do"
 
 Kind = Literal["score", "numbers", "image"]
@@ -56,6 +57,11 @@ class Output:
         self.alike &= push.alike
         if push.read is not None:
             self.read = push.read if self.read is None else self.read | push.read
+
+    @property
+    def is_flat(self) -> bool:
+        """(B, N), as a map of scores may be: other outputs beside scores are features."""
+        return len(self.shape) == 2
 
     @property
     def by_mean(self) -> bool:
@@ -180,14 +186,11 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
         if name not in scores
         and seen.outputs[name].by_mean
         and (share[name] >= UNANIMOUS or _group(name, seen.listed) in beside)
-        and (not ways or _way(seen, [name]) in ways)
+        and (not heads or (seen.outputs[name].is_flat and _way(seen, [name]) in ways))
     ]
     if not heads:
         if not scores and not any(seen.outputs[name].by_mean for name in share):
-            return (
-                (),
-                "the loss reads its numbers otherwise than as scores, as it does class logits",
-            )
+            return (), UNLIKE
         most = max(share[name] for name in scores or share)
         return (), f"generator steps push its numbers both ways ({most:.0%} of them one way)"
     if len({_way(seen, [name]) for name in heads}) == 2:
@@ -203,7 +206,7 @@ def unanimous(seen: Seen) -> tuple[str, ...]:
         name
         for name, output in pushed.items()
         if max(output.raised, output.lowered) >= UNANIMOUS * (output.raised + output.lowered)
-        and output.by_mean
+        and (output.kind == "score" or (output.is_flat and output.by_mean))
     )
     one_way = len({_way(seen, [name]) for name in heads}) == 1
     return heads if one_way and any(seen.outputs[n].kind == "score" for n in heads) else ()
