@@ -92,6 +92,7 @@ def test_its_own_top_k_is_refused_beside_ours(upstream):
     assert upstream.run("--native", flags=["--no-enabled"]).status == 0
 
 
+@pytest.mark.slow
 def test_under_the_dual_contrastive_loss_its_own_keeps_the_worst(upstream):
     """There the critic raises the scores of reals, and so a realistic sample has a high one."""
     upstream.train("--native", "--dual", flags=["--no-enabled"])

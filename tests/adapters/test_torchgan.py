@@ -26,7 +26,7 @@ def upstream(tmp_path):
         ["least-squares"],
         ["wasserstein", "--penalty"],
         ["minimax", "--classify"],
-        ["minimax", "--critic-steps", "2"],
+        pytest.param(["minimax", "--critic-steps", "2"], marks=pytest.mark.slow),
         ["energy"],
     ],
     ids=" ".join,

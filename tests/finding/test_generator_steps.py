@@ -72,7 +72,9 @@ write(D, G)
 """
 
 
-@pytest.mark.parametrize("loss", ["0", "of_reals.square().mean()"], ids=["fakes'", "and reals'"])
+@pytest.mark.parametrize(
+    "loss", ["0", pytest.param("of_reals.square().mean()", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("detached", ["fakes()", "fakes().detach()"])
 @pytest.mark.parametrize("order", ["(fake, x)", "(x[:5], fake)"])
 def test_generated_samples_in_one_batch_with_others_in_both_steps(order, detached, loss, tmp_path):

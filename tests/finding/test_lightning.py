@@ -103,6 +103,7 @@ def test_a_module_that_optimizes_by_itself_and_accumulates(tmp_path):
     assert "6 generator steps gated, 40 of 96 rows dropped, 3 epochs ended" in done.err
 
 
+@pytest.mark.slow
 def test_a_critic_that_fabric_wrapped(tmp_path):
     done = by_hand_and_found(tmp_path, FABRIC)
     assert "ACTIVE: found critic gan:Critic, direction high, k 8 of 8" in done.err

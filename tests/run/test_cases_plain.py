@@ -176,7 +176,7 @@ BACKENDS = {"wrapper": "inductor", "in place": "aot_eager"}
 WAYS = [
     pytest.param(way, "eager", marks=twice) if way == "twice" else (way, "eager") for way in GATED
 ]
-WAYS += BACKENDS.items()
+WAYS += [pytest.param(*one, marks=pytest.mark.slow) for one in BACKENDS.items()]
 
 
 @compiles

@@ -44,7 +44,7 @@ def by_hand(folder: Path, *words: str) -> torch.Tensor:
     [
         ("detached", "8,8", "fork"),
         ("undetached", "5,3", "fork"),
-        ("undetached", "3,6,3", "torchrun"),
+        pytest.param("undetached", "3,6,3", "torchrun", marks=pytest.mark.slow),
         ("heads", "4,4,4", "fork"),
         ("heads", "4,4,4,4", "fork"),
         ("frozen", "5,3,6,2", "fork"),

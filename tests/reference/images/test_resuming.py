@@ -94,6 +94,7 @@ def test_two_ranks_train_log_once_and_resume(two_ranks):
             assert torch.equal(value, saved[1]["networks"][name][key])
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_within_an_epoch_of_a_thousand_classes_at_the_same_images(two_ranks):
     both = [two_ranks / f"imagenet-{name}" for name in ("undisturbed", "resumed")]
     contents = [(job / "metrics.jsonl").read_bytes() for job in both]
