@@ -143,3 +143,24 @@ def test_other_gradients_by_the_input_are_left_alone(by):
             loop.opt_G.step()
     assert not topk.training.by_samples
     assert (topk.report().steps, topk.report().rows) == (3, 3 * BATCH)
+
+
+def test_a_gradient_by_samples_in_the_critics_step_is_its_own():
+    """Samples that are moved to fool the critic; then the generator learns without it."""
+    loop = Loop(topk=TopK(gamma=0.25, direction="high"))
+    G, D, topk = loop.G, loop.D, loop.topk
+    with attach(D, topk):
+        for _ in range(3):
+            fake = G(noise())
+            (moves,) = torch.autograd.grad(F.softplus(-D(fake)).mean(), fake)
+            loop.opt_D.zero_grad()
+            (F.softplus(D((fake - moves).detach())) + F.softplus(-D(reals()))).mean().backward()
+            loop.opt_D.step()
+            loop.opt_G.zero_grad()
+            G(noise()).square().mean().backward()
+            loop.opt_G.step()
+            loop.opt_G.zero_grad()
+            F.softplus(-D(G(noise()))).mean().backward()
+            loop.opt_G.step()
+    assert not topk.training.by_samples
+    assert topk.report().steps == 3

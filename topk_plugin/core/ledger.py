@@ -330,12 +330,17 @@ def hand_over(learned: StepLedger, to: StepLedger) -> None:
     to.aside += learned.aside
 
 
-def sent_on(stopped: Iterable[Arrival], owned: frozenset[int]) -> list[Arrival]:
+def sent_on(stopped: deque[Arrival], owned: frozenset[int]) -> list[Arrival]:
     """Calls whose backward ended at the samples, where a generator steps that owns ``owned``.
+
+    Args:
+        stopped: all such calls; those of a critic that steps now were its own, and are taken out.
 
     Raises:
         GeneratorStepUnknown: rows were to be dropped, and it was not known before.
     """
+    for call in [call for call in stopped if not call.critic.isdisjoint(owned)]:
+        stopped.remove(call)
     sent = [call for call in stopped if not call.upstream.isdisjoint(owned)]
     for call in sent:
         call.training.by_samples = True
