@@ -164,3 +164,15 @@ def test_a_gradient_by_samples_in_the_critics_step_is_its_own():
             loop.opt_G.step()
     assert not topk.training.by_samples
     assert topk.report().steps == 3
+
+
+def test_a_gradient_by_samples_asks_no_other_rows():
+    """Those of other micro-batches, or ranks, may never come."""
+    loop = Loop(topk=TopK(gamma=0.25, direction="high"))
+    loop.topk.end_epoch()
+    with attach(loop.D, loop.topk), loop.topk.accumulate(steps=2):
+        for _ in range(2):
+            fake = loop.G(noise())
+            scores = loop.D(fake)
+            (found,) = torch.autograd.grad(scores.sum(), fake, retain_graph=True)
+            assert found.abs().sum(1).min() > 0

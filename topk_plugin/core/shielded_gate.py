@@ -252,7 +252,10 @@ class GatedCall:
         reached = self.reached()
         if not reached and not self.stops():
             return gradients
-        choice, unknown = self.ranked.choose(heads), not reached and not self.sent_on()
+        unknown = not reached and not self.sent_on()
+        if unknown and isinstance(self.ranked, Contestant):
+            return gradients  # other ranks need not take part, nor other micro-batches be there
+        choice = self.ranked.choose(heads)
         self.arrived(choice, [place for place, g in enumerate(heads) if g is not None], unknown)
         if unknown:
             return gradients
