@@ -30,6 +30,10 @@ ORDERS = {  # a batch, and where in it the fakes are
         lambda real, fake: torch.cat([real, fake]).view(BATCH + REALS, 1, WIDTH).flatten(1),
         REALS,
     ),
+    "of another shape, without a row a sample": (
+        lambda real, fake: torch.cat([real, fake]).view(-1, 2).reshape(BATCH + REALS, WIDTH),
+        REALS,
+    ),
     "reals that have a gradient": (
         lambda real, fake: torch.cat([real.clone().requires_grad_(), fake]),
         REALS,
@@ -89,6 +93,52 @@ def test_it_is_top_k_of_the_generated_ones(order, layer, marked):
         assert error([p.grad for p in D.parameters()], of_critic) < 1e-6
     report = topk.report()
     assert (report.rows, report.dropped) == (BATCH, BATCH - K)
+
+
+RESHAPED = {  # what becomes of a joined batch (2B, N), and how many rows of it each sample makes
+    "packs of two": (lambda batch: batch.view(-1, 2 * WIDTH), 0.5),
+    "frames": (lambda batch: batch.view(-1, 2, WIDTH // 2).flatten(0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_rows_that_are_made_of_joined_samples(name):
+    change, each = RESHAPED[name]
+    G, topk, z, x = make_generator(), at_k(), noise(), reals()
+    D = nn.Linear(int(WIDTH / each), 1).double()
+
+    def of_fakes():
+        return D(change(torch.cat([x, G(z)])))[int(BATCH * each) :]
+
+    scores, k = of_fakes(), int(BATCH * each * K / BATCH)
+    F.softplus(-scores[scores.flatten().topk(k).indices]).mean().backward()
+    expected = gradients(G)
+    G.zero_grad()
+    with attach(D, topk), topk.generator_step():
+        F.softplus(-of_fakes()).mean().backward()
+        SGD(G.parameters(), 0.0).step()
+    assert error(gradients(G), expected) < 1e-12
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_what_was_joined_otherwise_and_flattened_is_no_mixed_batch(dim):
+    """Of what is flat since, the place where it was joined is no place of a row any more."""
+    G, D, topk, z = make_generator(), nn.Linear(2 * WIDTH, 1).double(), at_k(), noise()
+    with attach(D, topk), topk.generator_step():
+        fake = G(z)[:, None]
+        F.softplus(-D(torch.cat([fake, torch.ones_like(fake)], dim).flatten(1))).mean().backward()
+        SGD(G.parameters(), 0.0).step()
+    assert (topk.report().rows, topk.report().dropped) == (BATCH, BATCH - K)
+
+
+def test_a_batch_without_rows_is_nobody_s():
+    """As of a class of which a batch has no samples."""
+    G, D, topk = make_generator(batch_norm=False), nn.Linear(WIDTH, 1).double(), at_k()
+    with attach(D, topk):
+        (D(G(noise())).mean() + D(G(noise()[:0])).sum()).backward()
+        SGD(G.parameters(), 0.1).step()
+        topk(D(G(noise()[:0]))).sum().backward()
+    assert topk.report().rows == BATCH
 
 
 def train(G, D, topk, detached, hand):

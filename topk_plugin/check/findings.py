@@ -119,6 +119,11 @@ def _rows(audit: Audit, found: Findings) -> None:
         found.find("rows", "chosen by a plugin; the gradient is audited with the rows it chose")
     else:
         found.find("rows", f"those of a plain sort ({count(rows, 'score')})")
+    if any(training.parts.told for training in audit.topk.trainings.all):
+        found.note(
+            "the loss reads the scores of a part of each batch; this audit ranked all of it, a run "
+            "ranks that part alone"
+        )
 
 
 def _critic(audit: Audit, found: Findings) -> None:

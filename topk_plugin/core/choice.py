@@ -193,6 +193,10 @@ class Ranked:
         """That is kept (the device is waited for)."""
         return self.state.fraction
 
+    def of(self, rows: Tensor) -> Ranked:
+        """The same of some rows alone, (N,) positions."""
+        return Ranked(self.ranking.index_select(-1, rows), self.state, self.mean, self.select)
+
     def direction(self, votes: float) -> float:
         """The direction as far as it is known, by its sign (the device is waited for).
 

@@ -116,6 +116,8 @@ class LineGate:
                 "--heads, or TopK(heads=...)."
             )
         batch = _batch_of(heads)
+        if not batch:  # as where a class has no samples
+            return output
         arrived = None
         if is_compiling():
             self.ledger.line_compiled()

@@ -23,6 +23,7 @@ from topk_plugin.compat import place_of, probe_of
 from topk_plugin.core.choice import Ranked, keep_companion
 from topk_plugin.core.contest import Contestant
 from topk_plugin.core.graph import executes
+from topk_plugin.core.parts import PartChoice, PartRanked
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
 
@@ -43,7 +44,9 @@ class Box:
         # told the number of an input, and (2,) bool: whether it is so, and whether this call
         # could show it
         self.seen: Callable[[int, Tensor], None] = lambda index, flags: None
-        self.choice: AnyChoice | None = None  # masks the inputs, if only scores got a gradient
+        self.choice: AnyChoice | PartChoice | None = (
+            None  # masks the inputs, if only scores got a gradient
+        )
         self._unmasked: set[int] = set()  # inputs that wait for it, where nothing was replayed
         self.masked: list[Tensor | None] = []  # gradients by the critic's inputs
         self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
@@ -82,7 +85,7 @@ class Box:
         self.masked, self.plain, self.choice = [], [], None
         self._unmasked.clear()
 
-    def mask_inputs(self, choice: AnyChoice) -> bool:
+    def mask_inputs(self, choice: AnyChoice | PartChoice) -> bool:
         """Whether it is enough that ``choice`` masks what reaches the inputs."""
         if not self.apart or not all(self.apart):
             return False
@@ -177,9 +180,9 @@ class GatedCall:
         generator_node: the gradient accumulator of a generator parameter upstream of the input.
         sources: the nodes that made the critic's inputs.
         is_generator: whether a node is the accumulator of a generator parameter.
-        arrived: told the choice, which heads got a gradient, and whether it stops at the samples
-            for all that is known, on the host, when a backward went through; it must not hold the
-            call, whose graph no collector would free then.
+        arrived: told what ``ranked`` chose, which heads got a gradient, and whether it stops at the
+            samples for all that is known, on the host, when a backward went through; it must not
+            hold the call, whose graph no collector would free then.
         box: shared with the input gates of a shielded call, see :func:`gate_inputs`.
         audit: whether to look for a path from the critic's input to the loss that passes none of
             its outputs (an activation kept in an attribute, say): the shield would cut it off.
@@ -188,9 +191,9 @@ class GatedCall:
     """
 
     def __init__(
-        self, mode: Mode, ranked: Ranked | Sorted | Contestant, generator_node: Node,
+        self, mode: Mode, ranked: Ranked | Sorted | Contestant | PartRanked, generator_node: Node,
         sources: Sequence[Node], is_generator: Callable[[Node], bool],
-        arrived: Callable[[AnyChoice, list[int], bool], None], box: Box,
+        arrived: Callable[[Any, list[int], bool], None], box: Box,
         audit: bool = False, follow: bool = False, sent_on: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.mode, self.ranked = mode, ranked
@@ -198,7 +201,7 @@ class GatedCall:
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.follow, self.sent_on = box, audit, follow, sent_on
         # told what the loss sends to its outputs, heads first; where it is audited
-        self.look: Callable[[Sequence[Tensor | None]], None] | None = None
+        self.looks: Sequence[Callable[[Sequence[Tensor | None]], None]] = ()
         self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
         # places in the graph, not the tensors: no activation outlives the backward for our sake
         self.outputs: tuple[Any, ...] = ()
@@ -260,9 +263,9 @@ class GatedCall:
         if unknown:
             return gradients
         self.box.looked_at = self.audit
-        if self.look is not None:
-            self.look((*heads, *others[:here]))
-            self.look = None
+        for look in self.looks:
+            look((*heads, *others[:here]))
+        self.looks = ()
         if self.mode == "observe":
             if self.inputs:  # rehearsed
                 self.box.plain = self._replay(gradients)
@@ -370,7 +373,7 @@ def gate_outputs(
         ends: those of :func:`gate_inputs`, if the call is shielded or rehearsed.
     """
     follow = call.mode == "score" and call.follow
-    outputs = (*heads, *others) if ends or follow or call.look is not None else tuple(heads)
+    outputs = (*heads, *others) if ends or follow or call.looks else tuple(heads)
     if ends:
         call.outputs = tuple(place_of(output) for output in outputs)
         call.inputs = tuple(ends)

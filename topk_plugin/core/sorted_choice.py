@@ -204,6 +204,11 @@ class Sorted:
         """(B,) that ranked the batch in the latest backward; before, the ranking."""
         return self.ranking if self._sort is None else self._sort.scores
 
+    def of(self, rows: Tensor) -> Sorted:
+        """The same of some rows alone, (N,) positions."""
+        ranking = self.ranking.index_select(-1, rows)
+        return Sorted(ranking, self._progress, self._vote, self.mean, self._inbox)
+
     @property
     def fraction(self) -> float:
         """That is kept."""

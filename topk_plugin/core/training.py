@@ -23,6 +23,7 @@ from topk_plugin.core.counts import Counts, Report, StepTally
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.parameters import Owned, owned_by
+from topk_plugin.core.parts import Parts
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.shielded_gate import Box, PathAudit
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -47,7 +48,7 @@ class Training:
     ) -> None:
         self.number = 1  # of those of its TopK, from 1
         self.progress, self.vote = progress, vote
-        self.counts, self.audit = Counts(), PathAudit()
+        self.counts, self.audit, self.parts = Counts(), PathAudit(), Parts()
         self.critics: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # whose gates were passed
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step the generator
         self.parameters = LiveIds()  # that they own
@@ -95,6 +96,7 @@ class Training:
         if self.vote.goes_on:
             self.vote.require_agreement(unless_wavering=True)
         self.progress.end_epoch(told_by)
+        self._decide_parts()
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
         self.audit.check()
@@ -121,11 +123,17 @@ class Training:
             self.vote.require_descent(optimizer)
         tally, self.ungated = self.counts.take(choices), 0
         self.progress.step_counted()
-        self.audit.settle(boxes)
+        if self.audit.goes_on:
+            self.audit.settle(boxes)
+            if not self.audit.goes_on:
+                self._decide_parts()
         if self.vote.goes_on:
             self.vote.vote(tally.ballot, [choice.cast for choice in choices])
         self.counts.add(tally)
         return tally
+
+    def _decide_parts(self) -> None:
+        self.parts.decide(acts=not self.progress.is_held)
 
     @property
     def left(self) -> str:
@@ -170,12 +178,14 @@ class Training:
     def saved(self) -> dict[str, Any]:
         """For a checkpoint."""
         saved = {"epoch": self.progress.ended, "steps": self.progress.steps, **self.vote.state()}
-        return saved | ({"by_samples": True} if self.by_samples else {})
+        flags = {"by_samples": self.by_samples, "parts": self.parts.found}
+        return saved | {name: True for name, is_so in flags.items() if is_so}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was :meth:`saved`."""
         self.vote.load(saved)
         self.by_samples = bool(saved.get("by_samples", self.by_samples))
+        self.parts.found = bool(saved.get("parts", self.parts.found))
         self.progress.begin_at(int(saved["epoch"]), int(saved["steps"]))
 
     def state(self, device: torch.device) -> GateState:

@@ -182,10 +182,12 @@ class Candidate:
 
         mean = self.topk.config.reduction == "mean"
         ranked = self.topk.line.ranked(outputs, batch, True, training, mean)
-        return GatedCall(
+        call = GatedCall(
             "observe", ranked, made.nearest, made.nodes, made.accepts, arrived, box,
             sent_on=lambda: known or training.by_samples,
         )  # fmt: skip
+        call.looks = [training.parts.looks(outputs, batch)]
+        return call
 
     def _parameters(self) -> list[nn.Parameter]:
         owner = self.owner()

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import keep_buffers, nodes_made
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.ledger import Arrival
+from topk_plugin.core.line import AnyRanked
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.parameters import ModuleParameters
+from topk_plugin.core.parts import PartChoice, PartRanked
 from topk_plugin.core.ranking import rows_scored
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
@@ -323,11 +326,18 @@ class Attachment:
         mean = topk.config.reduction == "mean"
         if not any(head.requires_grad for head in heads):
             return output
+        ranked: AnyRanked | PartRanked
         ranked = topk.line.ranked(heads, batch, named, training, mean, self)
+        if training.parts.found and not isinstance(ranked, Contestant):
+            ranked = PartRanked(ranked)
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
-        def arrived(choice: AnyChoice, read: list[int], stopped: bool) -> None:
+        def arrived(choice: AnyChoice | PartChoice, read: list[int], stopped: bool) -> None:
+            of = labels
+            if isinstance(choice, PartChoice):
+                of = None if labels is None else labels.index_select(0, choice.rows)
+                choice = choice.choice
             if names:
                 training.heads = [names[place] for place in read]
             self.record.training = training
@@ -338,9 +348,10 @@ class Attachment:
             parameter = owner_of(plan.node.variable)  # type: ignore[attr-defined]
             topk.ledger.arrive(
                 Arrival(
-                    choice, batch, parameter, plan.upstream - plan.critic_ids, plan.critic_ids,
-                    plan.known, torch._C._current_graph_task_id(), box, plan.unshielded, training,
-                    plan.frozen, functools.partial(self.counted, visit), masks, stopped, labels,
+                    choice, choice.batch, parameter, plan.upstream - plan.critic_ids,
+                    plan.critic_ids, plan.known, torch._C._current_graph_task_id(), box,
+                    plan.unshielded, training, plan.frozen, functools.partial(self.counted, visit),
+                    masks, stopped, of,
                 )
             )  # fmt: skip
 
@@ -356,7 +367,8 @@ class Attachment:
             and not any(leaf is head for head in heads)
         ]
         if plan.audit:
-            call.look = self.heads.looks(output, heads, others, batch, named)
+            look = self.heads.looks(output, heads, others, batch, named)
+            call.looks = [training.parts.looks(heads, batch), *([look] if look else [])]
         call.beside, ours = len(beside), [*heads, *others]
         gated = gate_outputs(call, heads, [*others, *beside], ends)
         if len(gated) > len(ours):

@@ -80,12 +80,14 @@ def parameters_upstream(
 
 
 ARITHMETIC = "Add Sub Mul Div Neg Tanh Sigmoid Clamp ClampMin ClampMax"
-MOVED = "ToCopy Alias Clone View UnsafeView ReshapeAlias"
+MOVED = "ToCopy Alias Clone"
 RESIZED = (
     "UpsampleNearest2D UpsampleBilinear2D UpsampleBicubic2D AvgPool2D ReflectionPad2D GridSampler2D"
 )
 SAME_ROWS = {f"{name}Backward0" for name in f"{ARITHMETIC} {MOVED} {RESIZED}".split()}
 """Nodes after which a row is of the same sample as before, of one tensor and perhaps numbers."""
+RESHAPED = {f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias")}
+"""Nodes after which the numbers stand in the same order, in other rows perhaps."""
 
 
 def generated_rows(
@@ -101,27 +103,33 @@ def generated_rows(
         None if all did, or nothing can be told: rows that were joined in another way, computed on
         since by more than arithmetic or a change of size, or generated ones with others between.
     """
-    node = tensor.grad_fn
-    while node is not None and node.name() in SAME_ROWS:
+    node, shape = tensor.grad_fn, tensor.shape
+    while node is not None and node.name() in SAME_ROWS | RESHAPED:
+        if node.name() in RESHAPED:
+            shape = torch.Size(node._saved_self_sym_sizes)  # type: ignore[attr-defined]  # before
         before = [parent for parent, _ in node.next_functions if parent is not None]
         node = before[0] if len(before) == 1 else None
     if node is None or node.name() != "CatBackward0":
         return None
     dim: int = node._saved_dim  # type: ignore[attr-defined]  # of what has grad_fn CatBackward0
-    if (dim - 2**64 if dim >= 2**63 else dim) % tensor.dim():
+    dim = dim - 2**64 if dim >= 2**63 else dim
+    if dim not in (0, -len(shape)):
         return None  # channels, say
     parents = [parent for parent, _ in node.next_functions]
     made = [
         parent is not None and parameters_upstream(parent, accepts, ledger, False)[0] is not None
         for parent in parents
     ]
+    if all(made) or not any(made):
+        return None
     first, last = made.index(True), len(made) - 1 - made[::-1].index(True)
-    if all(made) or not all(made[first : last + 1]):
+    if not all(made[first : last + 1]):
         return None
     # the node itself says what is whose: what backward() of it would give
-    zeros = plain(tensor.detach()).new_zeros(()).expand_as(tensor)
-    parts = node(zeros)  # type: ignore[operator]
+    parts = node(plain(tensor.detach()).new_zeros(()).expand(shape))  # type: ignore[operator]
     sizes = [0 if part is None else len(part) for part in parts]
-    if sum(sizes) != len(tensor):
+    # where it was reshaped since, a row became several, or several became one
+    ends = [sum(sizes[:place]) * len(tensor) for place in (first, last + 1)]
+    if sum(sizes) != shape[0] or any(end % shape[0] for end in ends):
         return None
-    return slice(sum(sizes[:first]), sum(sizes[: last + 1]))
+    return slice(ends[0] // shape[0], ends[1] // shape[0])

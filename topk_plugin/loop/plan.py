@@ -69,7 +69,7 @@ def planned(
     places: list[int] = []
     node, upstream = None, frozenset[int]()
     for place, leaf in enumerate(leaves):
-        if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
+        if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.shape[:1].numel()):
             continue
         if places and leaf.shape[0] != leaves[places[0]].shape[0]:
             continue
