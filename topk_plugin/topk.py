@@ -301,6 +301,8 @@ def _count(
     topk: TopK, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
 ) -> None:
     """One generator step of ``topk``: votes, statistics, and k where it decays by steps."""
+    if calls and all(call.precedes for call in calls):
+        return
     gated = calls[0].training if calls else topk.training
     training = topk.trainings.counted(gated, optimizer)
     topk.line.settled()

@@ -69,6 +69,15 @@ class Arrival:
         """All backward passes through it."""
         return self.earlier | {self.task}
 
+    @property
+    def precedes(self) -> bool:
+        """The training has not begun with it: the adversarial loss has the weight 0 so far (the
+        device is waited for)."""
+        nothing = self.box.weighs_nothing
+        if self.known or nothing is None or self.training.progress.begun:
+            return False
+        return bool(nothing)
+
 
 class StepLedger:
     """Pending calls and the rules that settle them.

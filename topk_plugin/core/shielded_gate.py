@@ -23,7 +23,7 @@ from topk_plugin.compat import place_of, probe_of
 from topk_plugin.core.choice import Ranked, keep_companion
 from topk_plugin.core.contest import Contestant
 from topk_plugin.core.graph import executes
-from topk_plugin.core.parts import PartChoice, PartRanked
+from topk_plugin.core.parts import PartChoice, PartRanked, rows_read
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
 
@@ -52,6 +52,8 @@ class Box:
         self.plain: list[Tensor | None] = []  # the same without top-k; only where it is audited
         self.bypassed: list[Tensor] = []  # 0-d bool: the loss has another path to this input
         self.looked_at = False  # it was one of the first calls, which are audited
+        # 0-d bool, of a call that is looked at: its latest backward sent only zeros
+        self.weighs_nothing: Tensor | None = None
         self.replaying = False  # what reaches the input gates is for their probes, if there are
 
     def take(self, index: int, gradient: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ class GatedCall:
         self.sources, self.is_generator = sources, is_generator
         self.box, self.audit, self.follow, self.sent_on = box, audit, follow, sent_on
         # told what the loss sends to its outputs, heads first; where it is audited
-        self.looks: Sequence[Callable[[Sequence[Tensor | None]], None]] = ()
+        self.looks: Sequence[Callable[[Sequence[Tensor | None]], None]] | None = None
         self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
         # places in the graph, not the tensors: no activation outlives the backward for our sake
         self.outputs: tuple[Any, ...] = ()
@@ -263,9 +265,11 @@ class GatedCall:
         if unknown:
             return gradients
         self.box.looked_at = self.audit
-        for look in self.looks:
-            look((*heads, *others[:here]))
-        self.looks = ()
+        if self.looks is not None:
+            self.box.weighs_nothing = ~rows_read(heads, 1).any()
+            for look in self.looks:
+                look((*heads, *others[:here]))
+            self.looks = ()  # told once
         if self.mode == "observe":
             if self.inputs:  # rehearsed
                 self.box.plain = self._replay(gradients)

@@ -229,7 +229,7 @@ class Candidate:
             for name, push in self._pushed.pop(call.box, {}).items():
                 if name in self.outputs:
                     self.outputs[name].take(push)
-                pushed |= push.raised + push.lowered > 0
+                pushed |= push.raised + push.lowered > 0 and not call.box.weighs_nothing
         self.steps += pushed
         self._settled = Settled(calls, pushed)
 
