@@ -173,11 +173,13 @@ class StepLedger:
         choices = [*self.line, *[call.choice for call in calls]]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
+        stops = {id(call.box) for call in self.stopped}
         self.stopped.clear()
         self.settled = True
         self._upstream = NO_IDS.union(*[call.upstream for call in calls])
         self.counted(calls, choices, optimizer)
         for call in calls:
+            call.training.stops_too |= id(call.box) in stops
             call.counted()
 
     def mark(self) -> None:

@@ -204,6 +204,8 @@ class GatedCall:
         self.box, self.audit, self.follow, self.sent_on = box, audit, follow, sent_on
         # told what the loss sends to its outputs, heads first; where it is audited
         self.looks: Sequence[Callable[[Sequence[Tensor | None]], None]] | None = None
+        # a gradient that stops at the samples is masked, too, though it is no step by itself
+        self.masks_stops: Callable[[], bool] = lambda: False
         self.beside = 0  # of the outputs the last ones, which are of samples that are not ranked
         # places in the graph, not the tensors: no activation outlives the backward for our sake
         self.outputs: tuple[Any, ...] = ()
@@ -262,7 +264,7 @@ class GatedCall:
             return gradients  # other ranks need not take part, nor other micro-batches be there
         choice = self.ranked.choose(heads)
         self.arrived(choice, [place for place, g in enumerate(heads) if g is not None], unknown)
-        if unknown:
+        if unknown and not self.masks_stops():
             return gradients
         self.box.looked_at = self.audit
         if self.looks is not None:

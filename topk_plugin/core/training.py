@@ -57,6 +57,7 @@ class Training:
         self.ungated = 0  # steps of its optimizers since the latest one that was gated
         # its loss is differentiated by the samples, whose gradient is sent on by hand
         self.by_samples = False
+        self.stops_too = False  # ... besides by the generator, as where it weighs one loss
         self._known = False  # which optimizer steps the generator
         # the latest that did, and what it owned: nearly always the same again
         self._latest: tuple[weakref.ref[Optimizer], Owned] | None = None
@@ -178,13 +179,16 @@ class Training:
     def saved(self) -> dict[str, Any]:
         """For a checkpoint."""
         saved = {"epoch": self.progress.ended, "steps": self.progress.steps, **self.vote.state()}
-        flags = {"by_samples": self.by_samples, "parts": self.parts.found}
+        flags = {
+            "by_samples": self.by_samples, "stops_too": self.stops_too, "parts": self.parts.found
+        }  # fmt: skip
         return saved | {name: True for name, is_so in flags.items() if is_so}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was :meth:`saved`."""
         self.vote.load(saved)
         self.by_samples = bool(saved.get("by_samples", self.by_samples))
+        self.stops_too = bool(saved.get("stops_too", self.stops_too))
         self.parts.found = bool(saved.get("parts", self.parts.found))
         self.progress.begin_at(int(saved["epoch"]), int(saved["steps"]))
 

@@ -369,6 +369,7 @@ class Attachment:
         if plan.audit:
             look = self.heads.looks(output, heads, others, batch, named)
             call.looks = [training.parts.looks(heads, batch), *([look] if look else [])]
+        call.masks_stops = lambda: training.stops_too
         call.beside, ours = len(beside), [*heads, *others]
         gated = gate_outputs(call, heads, [*others, *beside], ends)
         if len(gated) > len(ours):
