@@ -176,3 +176,45 @@ def test_a_gradient_by_samples_asks_no_other_rows():
             scores = loop.D(fake)
             (found,) = torch.autograd.grad(scores.sum(), fake, retain_graph=True)
             assert found.abs().sum(1).min() > 0
+
+
+def weighed(G, D, k=None):
+    """A loss that is weighed by both gradients at the samples, by hand where there is a ``k``."""
+    fake = G(noise())
+    scores = D(fake)
+    if k is not None:
+        scores = scores[scores.flatten().topk(k).indices]
+    losses = fake.square().mean(), F.softplus(-scores).mean()
+    norms = [torch.autograd.grad(loss, fake, retain_graph=True)[0].norm() for loss in losses]
+    return losses[0] + (norms[0] / norms[1]).detach() * losses[1]
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["", "from a record"])
+@pytest.mark.parametrize("marked", [False, True], ids=["unknown", "marked"])
+def test_a_gradient_by_samples_that_weighs_the_same_call_is_masked_too(marked, goes_on):
+    loop = Loop(topk=TopK(gamma=0.25, nu=0.25, direction="high"))
+    G, D, topk = loop.G, loop.D, loop.topk
+    with attach(D, topk):
+        loop.opt_G.zero_grad()
+        weighed(G, D).backward()
+        loop.opt_G.step()
+    state = topk.state_dict()
+    if goes_on:
+        topk = TopK(gamma=0.25, nu=0.25, direction="high")
+        topk.load_state_dict(state)
+    topk.end_epoch()
+    torch.manual_seed(1)
+    loop.opt_G.zero_grad()
+    weighed(G, D, BATCH // 4).backward()
+    expected = [p.grad.clone() for p in G.parameters()]
+    loop.opt_G.zero_grad()
+    torch.manual_seed(1)
+    with attach(D, topk), topk.generator_step() if marked else nullcontext():
+        weighed(G, D).backward()
+        found = [p.grad.clone() for p in G.parameters()]
+        loop.opt_G.step()
+    assert error(found, expected) < 1e-12
+    report = topk.report()
+    assert (report.last_batch, report.last_k, report.rows) == (
+        BATCH, BATCH // 4, BATCH * (1 if goes_on else 2),
+    )  # fmt: skip

@@ -361,3 +361,27 @@ def test_class_logits_that_are_named_are_told(loss):
         step()
     told = [w for w in caught if "otherwise than as scores" in str(w.message)]
     assert len(told) == (loss in UNLIKE)
+
+
+class OfGroups(nn.Module):
+    """Scores groups of its rows, as a critic of graphs does, or returns their features alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.score = nn.Linear(WIDTH, 5).double(), nn.Linear(5, 1).double()
+
+    def forward(self, x, groups, score=True):
+        features = torch.zeros(int(groups.max()) + 1, 5, dtype=x.dtype)
+        features = features.index_add(0, groups, self.layer(x))
+        return self.score(features) if score else features
+
+
+def test_scores_of_another_number_of_rows_are_no_other_mode():
+    """Where it happens to score as many groups as it got rows, or a divisor, it is gated."""
+    G, D, topk = make_generator(), OfGroups(), make_topk(K)
+    few, many = torch.arange(BATCH) // 3, torch.arange(BATCH)
+    with attach(D, topk):
+        D(G(noise()), many).mean().backward()
+        assert D(G(noise()), few, score=False).shape == (3, 5)
+        with pytest.raises(ScoreShapeError, match=r"\(3, 1\) for a batch of 8.*graphs.*topk\("):
+            D(G(noise()), few)

@@ -114,7 +114,9 @@ def per_sample(score: Tensor, batch: int, named: bool = False) -> Tensor:
                 "(--critic module:Class.attribute, or attach(critic.attribute, ...))."
             )
         raise ScoreShapeError(
-            f"the critic's score has shape {shape} for a batch of {batch}; expected {_EXPECTED}."
+            f"the critic's score has shape {shape} for a batch of {batch}; expected {_EXPECTED}. "
+            "If it scores groups of what it is given (graphs, packed sequences), gate what it "
+            "returns, in the script: topk(scores)."
         )
     width = score.numel() // batch if batch else 1
     if width == 1:

@@ -35,6 +35,7 @@ class Heads:
         self.line, self.names = line, names
         self._known: tuple[Any, list[bool]] = (None, [])  # a structure, which of its leaves depend
         self.seen = False  # a call returned something that is shaped like a score
+        self._shapes: list[Any] | None = None  # of what it returned then, without the rows
         self.found = False  # nobody named them: what was seen of the loop did
 
     def look(self, output: Any, arguments: Sequence[Any]) -> None:
@@ -45,7 +46,8 @@ class Heads:
 
     def see(self, output: Any, batch: int) -> bool:
         """Whether ``output`` may be gated: a critic that returned scores before may return its
-        features alone in another mode, and these are left as they are.
+        features alone in another mode, and these are left as they are. What has the shapes of then,
+        in another number of rows, is no other mode.
 
         Args:
             batch: B, of what the critic was called with, or packs of it; see
@@ -55,8 +57,12 @@ class Heads:
         for leaf in tensors:
             if isinstance(leaf, Tensor) and resembles_score(leaf, batch):
                 self.seen = True
+                if self._shapes is None:
+                    self._shapes = _shapes(tensors)
                 return True
-        return not self.seen or bool(self.names) or self.line.names_scores(output)
+        if not self.seen or self.names or self.line.names_scores(output):
+            return True
+        return _shapes(tensors) == self._shapes
 
     def of(
         self, output: Any, source: Tensor, sources: Sequence[Node], places: Sequence[int]
@@ -143,6 +149,11 @@ class Heads:
                     f"Name it, with all others that are scores: --heads {other[0]}, or "
                     f"TopK(heads=({other[0]!r},))."
                 )
+
+
+def _shapes(leaves: Sequence[Any]) -> list[Any]:
+    """Those of tensors, without their rows."""
+    return [leaf.shape[1:] for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def names_of(output: Any, tensors: Sequence[Tensor]) -> list[str]:
