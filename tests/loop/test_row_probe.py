@@ -276,3 +276,29 @@ def test_operations_that_a_shield_adds():
     assert apart <= 4 + places
     assert added("shielded", warm=110, steps=200)[0] <= 4.8 + places
     assert added("shielded", "batch", warm=110, steps=64, spare=False)[0] <= 9 + places
+
+
+class OfImaginary(nn.Module):
+    """Scores numbers of which only the imaginary parts may act on other rows' scores."""
+
+    def __init__(self, coupled: bool):
+        super().__init__()
+        self.coupled, self.layer = coupled, nn.Linear(2 * WIDTH, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.is_complex() else torch.complex(x, x)
+        imaginary = x.imag - x.imag.mean(0) if self.coupled else x.imag
+        return self.layer(torch.cat([x.real, imaginary], 1))
+
+
+class Imaginary(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.complex(torch.ones_like(x), x)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("coupled", [False, True])
+def test_imaginary_parts_are_looked_at(coupled):
+    G = nn.Sequential(make_generator(), Imaginary())
+    counts, _ = play(OfImaginary(coupled), 5, G=G)
+    assert counts == ([2, 2, 1, 1, 1] if coupled else [2, 2, 1, 0, 0])

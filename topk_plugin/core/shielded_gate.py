@@ -66,9 +66,9 @@ class Box:
         # taken once: a later backward that does not pass the scores must not find it
         masked, self.masked[index] = self.masked[index], None
         if self.plain and (plain := self.plain[index]) is not None:
-            wide = plain.double()
+            wide = _wide(plain)
             coarse = plain.dtype in (torch.float16, torch.bfloat16)
-            error = (gradient.double() - wide).norm() / wide.norm().clamp(min=1e-300)
+            error = (_wide(gradient) - wide).norm() / wide.norm().clamp(min=1e-300)
             self.bypassed.append(error > (5e-2 if coarse else 1e-3))
         if masked is None:
             return gradient
@@ -95,6 +95,11 @@ class Box:
         return True
 
 
+def _wide(gradient: Tensor) -> Tensor:
+    """In 64 bits; critics of spectra get complex numbers."""
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float64))
+
+
 def rows_apart(replayed: Tensor, here: Tensor, kept: Tensor) -> Tensor:
     """Whether masking at an input is what masking at the outputs gives there.
 
@@ -109,10 +114,10 @@ def rows_apart(replayed: Tensor, here: Tensor, kept: Tensor) -> Tensor:
     """
     rows = kept.reshape([-1] + [1] * (replayed.dim() - 1))
     nothing = (torch.where(rows, 0.0, replayed) == 0).all()
-    wide = replayed.double()
+    wide = _wide(replayed)
     size = wide.norm()
     coarse = replayed.dtype in (torch.float16, torch.bfloat16)
-    same = (here.double() - wide).norm() <= (COARSE_APART if coarse else APART) * size
+    same = (_wide(here) - wide).norm() <= (COARSE_APART if coarse else APART) * size
     told = (size > 0) & size.isfinite() & ~kept.all()
     return torch.stack([nothing & same & told, told])
 

@@ -43,6 +43,8 @@ def lines_of(
         + ("" if SHAPES else "; whether its loss couples rows is unread: that takes torch 2.5")
     )
     yield from _of_epochs(training, tracker)
+    if training.parts.found:
+        yield "the loss reads the scores of a part of each batch, and that part alone competes"
     whole = report.last_k == report.last_batch and not report.dropped - dropped
     if gated and whole and ended and progress.fraction < 1 and training.can_drop:
         yield (
@@ -50,7 +52,7 @@ def lines_of(
             f"generator step. Train for more epochs, or pass {_sooner(tracker)}"
         )
     if report.direction == "undecided":
-        yield "the loss never told the direction; is it saturated, without a gradient?"
+        yield "the loss never told the direction: no gradient, or as many rows asked for either end"
     for other in tracker.topk.trainings.all[: training.number - 1]:
         if training.opposes(other):
             yield (
