@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from topk_plugin import TopK, attach
 from topk_plugin.core.parts import Parts, rows_read, saturates
+from topk_plugin.errors import ConfigError
 
 K = 3
 MANY = 3 * BATCH
@@ -108,6 +109,15 @@ def test_a_training_that_goes_on_has_no_first_steps_to_look_at():
     with attach(D, topk, heads=[0]):
         train(G, D, topk, case, epochs=range(1, 3))
     assert error([*G.state_dict().values(), *D.state_dict().values()], whole) < 1e-12
+
+
+def test_where_other_batches_compete_it_is_told():
+    torch.manual_seed(0)
+    G, D, topk = make_generator(), Critic("plain"), TopK(gamma=0.5, nu=K / BATCH)
+    with attach(D, topk, heads=[0]):
+        train(G, D, topk, "the first of three", epochs=range(1))
+        with pytest.raises(ConfigError, match="part of the critic.s"), topk.accumulate(steps=2):
+            D(turned(G(torch.randn(BATCH, LATENT, dtype=torch.float64))))
 
 
 def seen(parts: Parts, scores: list[float], gradients: list[float]) -> None:

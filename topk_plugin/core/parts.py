@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from topk_plugin.core.choice import Ranked
+from topk_plugin.core.contest import Contestant
 from topk_plugin.core.ranking import plain
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
+from topk_plugin.errors import ConfigError
 
 FEWEST = 2
 """Rows that are not read, at least: one alone may be the same one twice by chance."""
@@ -114,9 +116,19 @@ class PartRanked:
 
     Args:
         ranked: what says which rows are kept where all are read.
+
+    Raises:
+        ConfigError: these rows compete with others than those of their batch.
     """
 
-    def __init__(self, ranked: Ranked | Sorted) -> None:
+    def __init__(self, ranked: Ranked | Sorted | Contestant) -> None:
+        if isinstance(ranked, Contestant):
+            raise ConfigError(
+                'scope="global", or accumulate(): found a loss that reads the scores of a part of '
+                "the critic's batch, expected one that reads all, since other ranks, or other "
+                "micro-batches, cannot know which rows of this one compete. Gate the scores that "
+                "the loss gets, topk(scores), or call the critic with those samples alone."
+            )
         self.ranked, self.batch = ranked, ranked.ranking.shape[-1]
 
     @property

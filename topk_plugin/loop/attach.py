@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import keep_buffers, nodes_made
-from topk_plugin.core.contest import Contestant
 from topk_plugin.core.ledger import Arrival
 from topk_plugin.core.line import AnyRanked
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
@@ -328,7 +327,7 @@ class Attachment:
             return output
         ranked: AnyRanked | PartRanked
         ranked = topk.line.ranked(heads, batch, named, training, mean, self)
-        if training.parts.found and not isinstance(ranked, Contestant):
+        if training.parts.found:
             ranked = PartRanked(ranked)
 
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
