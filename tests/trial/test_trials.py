@@ -18,6 +18,7 @@ pytest.importorskip("filelock")
 from topk_plugin.cli import main
 from topk_plugin.pairs import paired_difference
 from topk_plugin.trial import runs as of_runs
+from topk_plugin.trial.alike import alike, of_one_seed
 from topk_plugin.trial.arms import arms_of, flags_of
 from topk_plugin.trial.outcome import outcomes, ratio, sentence
 from topk_plugin.trial.report import pairs_figure
@@ -33,6 +34,7 @@ if f"{arm}-{seed}" in more:
 runs = os.path.dirname(os.path.dirname(os.path.dirname(out)))
 with open(os.path.join(runs, "trained"), "a") as f:
     f.write(f"{arm} {seed}\\n")
+seed = 0 if "fixed" in more else seed
 noise = random.Random(seed)
 base = noise.gauss(10, 3)
 effect = 0.0 if arm == "plain" or "null" in more else -2 + random.Random(seed + 99).gauss(0, 0.3)
@@ -104,6 +106,22 @@ def test_a_null_trial_says_that_nothing_changed(quick, capsys):
     assert compare(*METRICS, "--arm", "gamma=1", script=script) == 0
     said = capsys.readouterr().out
     assert "fid.0: 4 seeds, and each difference is exactly 0: top-k changed nothing." in said
+
+
+@pytest.mark.parametrize(
+    ("script", "remedy"), [([], "put {seed} into"), (["{seed}"], "draw from the {seed}")]
+)
+def test_seeds_of_a_script_that_seeds_itself_count_as_one(quick, script, remedy, capsys):
+    assert compare(*METRICS, script=["--", "train.py", "{out}", "fixed", *script]) == 0
+    said = capsys.readouterr().out
+    assert "All seeds ended alike, so they count as one: the script seeds itself" in said
+    assert remedy in said
+    assert "in one seed, which cannot tell it from chance.\n" in said
+    assert "in 4 of 4 seeds" not in said
+    assert ", +" not in said and ", -" not in said  # no interval
+    found = json.loads((quick / "report.json").read_text())
+    assert [row["interval"] for row in found["differences"]] == [None, None]
+    assert len(found["values"]["loss"]["plain"]) == 4
 
 
 def test_one_that_fails_is_named_and_ends_no_other(quick, capsys):
@@ -272,6 +290,18 @@ def test_intervals_cover_in_ninety_five_of_a_hundred_trials():
         low, high = paired_difference(dict(enumerate(plain)), dict(enumerate(topk))).interval
         covered += low <= -0.8 <= high
     assert 930 <= covered <= 970
+
+
+def test_how_runs_began_decides_whether_seeds_are_one():
+    modes = {"modes": {"plain": {0: 8.0, 1: 8.0}, "top-k": {0: 8.0, 1: 7.0}}}
+    assert alike(modes, {}) == "ended"
+    assert alike(modes, {"top-k": {0: (0.1,), 1: (0.2,)}}) == ""
+    assert alike(modes, {"top-k": {0: (0.1,), 1: (0.1,)}}) == "began"
+    assert alike(modes, {"top-k": {0: (0.1,)}}) == "ended"  # of one log nothing is known
+    assert alike(modes | {"fid": {"plain": {0: 2.0, 1: 2.1}}}, {}) == ""
+    assert alike({"modes": {"plain": {0: 8.0}, "top-k": {0: 8.0}}}, {}) == ""
+    gap = {"m": {"plain": {0: 1.0, 1: 1.0}, "top-k": {1: 1.0, 2: 1.0}}}
+    assert of_one_seed(gap) == {"m": {"plain": {1: 1.0}, "top-k": {1: 1.0}}}
 
 
 def test_arms_and_flags_of_settings():

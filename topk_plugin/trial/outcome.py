@@ -22,6 +22,7 @@ class Outcome(NamedTuple):
     plain: Mapping[int, float]  # by seed
     topk: Mapping[int, float]
     difference: Summary | None  # top-k minus plain; None: no seed has both
+    alike: bool = False  # more seeds would be the same again
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
@@ -42,13 +43,16 @@ class Outcome(NamedTuple):
 
 
 def outcomes(
-    values: Mapping[str, Mapping[str, Mapping[int, float]]], better: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Mapping[int, float]]],
+    better: Mapping[str, str],
+    alike: bool = False,
 ) -> list[Outcome]:
     """Each metric's, arm by arm.
 
     Args:
         values: by metric, arm and seed.
         better: by metric.
+        alike: more seeds would be the same again.
     """
     found = []
     for metric, arms in values.items():
@@ -56,7 +60,7 @@ def outcomes(
         for arm, topk in arms.items():
             if arm != PLAIN:
                 difference = paired_difference(plain, topk)
-                found.append(Outcome(metric, better[metric], arm, plain, topk, difference))
+                found.append(Outcome(metric, better[metric], arm, plain, topk, difference, alike))
     return found
 
 
@@ -85,9 +89,10 @@ def sentence(outcome: Outcome) -> str:
     shown = f"{abs(found.mean):.{digits}f}"
     side = "lower" if found.mean < 0 else "higher"
     if found.interval is None:
+        more = "" if outcome.alike else "; give more (--seeds)"
         return (
-            f"{name}: top-k is {side} by {shown} in one seed, which cannot tell it from chance; "
-            "give more (--seeds)."
+            f"{name}: top-k is {side} by {shown} in one seed, which cannot tell it from "
+            f"chance{more}."
         )
     low, high = found.interval
     if low > 0 or high < 0:

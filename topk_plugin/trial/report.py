@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from topk_plugin.pairs import Summary, decimals, summary, with_interval
 from topk_plugin.streams import count
+from topk_plugin.trial.alike import alike, beginnings, of_one_seed
 from topk_plugin.trial.arms import PLAIN
 from topk_plugin.trial.metrics import Distance, Metric, NotMeasured, measure
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
-from topk_plugin.trial.runs import Run, failures
+from topk_plugin.trial.runs import Run, Trial, failures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,12 +62,16 @@ def written(
 ) -> str:
     """Writes report.md, report.json and trial.png, and returns what report.md says."""
     found = measured(runs, metrics, distance)
-    rows = outcomes(found.values, found.better)
+    how = alike(found.values, beginnings(runs))
+    shown = found._replace(values=of_one_seed(found.values)) if how else found
+    note = _one_seed(how, runs[0].trial) if how else ""
+    rows = outcomes(shown.values, found.better, bool(how))
     costs = {what: _costs(runs, what) for what in ("seconds", "memory")}
     drawn = any(row.difference is not None for row in rows)
-    text = "\n".join(_lines(runs, found, rows, costs, command, drawn)) + "\n"
+    text = "\n".join(_lines(runs, shown, rows, costs, command, drawn, note)) + "\n"
     (folder / "report.md").write_text(text)
-    (folder / "report.json").write_text(json.dumps(_as_json(rows, found, costs), indent=1) + "\n")
+    as_json = _as_json(rows, found, costs) | {"alike": note or None}
+    (folder / "report.json").write_text(json.dumps(as_json, indent=1) + "\n")
     (folder / "trial.png").unlink(missing_ok=True)  # of what was measured before
     if drawn:
         pairs_figure([row for row in rows if row.difference is not None]).savefig(
@@ -77,11 +82,11 @@ def written(
 
 def _lines(
     runs: Sequence[Run], found: Measured, rows: Sequence[Outcome],
-    costs: Mapping[str, Mapping[str, Summary]], command: str, drawn: bool,
+    costs: Mapping[str, Mapping[str, Summary]], command: str, drawn: bool, note: str,
 ) -> list[str]:  # fmt: skip
     arms = list(dict.fromkeys(run.arm.name for run in runs))
     several = len(arms) > 2
-    lines = ["# Does top-k help?", "", f"`{command}`", ""]
+    lines = ["# Does top-k help?", "", f"`{command}`", "", *[f"- {note}"] * bool(note)]
     for row in rows:
         said = sentence(row)
         lines += [f"- {row.arm}: {said}" if several else f"- {said}"]
@@ -120,6 +125,14 @@ def _lines(
     for run, _, last in failed:
         lines += ["", f"The last lines of {run.name}:", "", "```", last, "```"]
     return lines + (["", "![each seed's pair](trial.png)"] if drawn else [])
+
+
+def _one_seed(how: str, trial: Trial) -> str:
+    """What is said where the seeds are one."""
+    remedy = "put {seed} into the command"
+    if trial.takes_seed:
+        remedy = "let it draw from the {seed} that the command gives it"
+    return f"All seeds {how} alike, so they count as one: the script seeds itself; {remedy}."
 
 
 def _absences(found: Measured) -> list[str]:

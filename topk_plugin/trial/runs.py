@@ -43,6 +43,11 @@ class Trial:
     seeds_script: bool
     threads: int
 
+    @property
+    def takes_seed(self) -> bool:
+        """The command says the seed."""
+        return any("{seed}" in word for word in self.script)
+
     def saved(self) -> dict[str, Any]:
         """What all runs of one folder have in common."""
         return {
@@ -77,8 +82,8 @@ class Run:
 
     def command(self) -> list[str]:
         """What is started."""
-        takes_seed = any("{seed}" in word for word in self.trial.script)
-        seed = str(self.seed) if self.trial.seeds_script and not takes_seed else "-"
+        seeded = self.trial.seeds_script and not self.trial.takes_seed
+        seed = str(self.seed) if seeded else "-"
         child = [sys.executable, "-m", "topk_plugin.trial.child", str(os.getpid()), seed]
         log = [] if self.arm.name == PLAIN else ["--log", str(self.folder / LOG)]
         words = [
