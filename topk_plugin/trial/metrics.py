@@ -72,7 +72,7 @@ def metric_of(text: str) -> Metric:
     source, what, named = rest, "", rest
     if kind == "regex":
         try:
-            pattern = re.compile(rest)
+            pattern = re.compile(rest, re.MULTILINE)
         except re.error as error:
             raise ConfigError(
                 f"--metric: found the pattern {rest!r}, which is none ({error}); "
@@ -115,7 +115,7 @@ def measure(
     if metric.kind == "python":
         return _called(source, metric.what, out)
     if metric.kind == "regex":
-        found = re.findall(metric.source, said)
+        found = re.findall(metric.source, said, re.MULTILINE)
         if not found:
             raise NotMeasured(f"no line of the output matches {metric.source!r}")
         return {metric.name: _number(found[-1], f"the last match of {metric.source!r}")}

@@ -45,7 +45,7 @@ def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance)
             key = f"{metric.better}:{metric.spec}"
             if key not in kept:
                 try:
-                    kept[key] = measure(metric, run.out, run.seed, run.said(), distance)
+                    kept[key] = measure(metric, run.out, run.seed, run.said_by_script(), distance)
                 except NotMeasured as error:
                     found.missing.append((run, metric.spec, str(error)))
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,11 @@ from topk_plugin.trial.arms import PLAIN, Arm
 
 TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
 LOCK = ".lock"
+LAUNCHER = re.compile(
+    r"^top-k (\((process|rank) \d+\) )?(ACTIVE|NOT ACTIVE|verdict|note)\b.*\n?", re.M
+)
+"""A line that `topk run` printed, and no script."""
+
 LAST_LINES = 12
 """Of what a failed script printed, as many are shown."""
 
@@ -109,9 +115,13 @@ class Run:
     def said(self) -> str:
         """All that it printed."""
         try:
-            return (self.folder / OUTPUT).read_text(errors="replace")
+            return (self.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
+
+    def said_by_script(self) -> str:
+        """That without the lines of the launcher, which are others in each arm."""
+        return LAUNCHER.sub("", self.said())
 
     def words(self, of: str) -> str:
         """The line of the launcher's that begins so: "top-k ACTIVE", "top-k verdict"."""
