@@ -170,6 +170,15 @@ def test_a_number_that_is_not_there_is_said_once(quick, metric, why, capsys):
     assert why in line
 
 
+def test_numbers_whose_file_was_cut_are_measured_again(quick, capsys):
+    assert compare(*METRICS, seeds=2) == 0
+    said = capsys.readouterr().out
+    for text in ("", '{"'):
+        (quick / "runs/plain/seed-0/metrics.json").write_text(text)
+        assert compare(*METRICS, seeds=2) == 0
+        assert capsys.readouterr().out == said
+
+
 def test_a_function_gives_several_numbers(quick, capsys):
     Path("mine.py").write_text(
         "import json\ndef read(out):\n    v = json.loads((out / 'result.json').read_text())\n"

@@ -27,6 +27,9 @@ EXPECTED = "[higher:|lower:]KIND:…, where KIND:… is one of " + ", ".join(
     KINDS.values()
 )  # as a sentence says it
 
+ENCODING = "utf-8-sig"
+"""Of JSON and CSV files; some programs begin them with a mark of the byte order."""
+
 
 class NotMeasured(Exception):
     """A metric that a run does not give; the message says why."""
@@ -108,9 +111,18 @@ def measure(
         distance: of two folders of images.
 
     Raises:
-        NotMeasured: there is no such file, key, column or line, or what is there is no finite
-            number.
+        NotMeasured: there is no such file, key, column or line, it cannot be read, or what is there
+            is no finite number.
     """
+    try:
+        return _measured(metric, out, seed, said, distance)
+    except (OSError, ValueError, csv.Error) as error:  # bytes that are no text, a folder, no access
+        raise NotMeasured(f"{type(error).__name__}: {error}") from error
+
+
+def _measured(
+    metric: Metric, out: Path, seed: int, said: str, distance: Distance
+) -> dict[str, float]:
     source = metric.source.replace("{out}", str(out)).replace("{seed}", str(seed))
     if metric.kind == "python":
         return _called(source, metric.what, out)
@@ -134,7 +146,7 @@ Distance = Callable[[Path, str], float]
 
 def _of_json(path: Path, key: str, better: str) -> float:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding=ENCODING))
     except ValueError as error:
         raise NotMeasured(f"{path} is no JSON ({error})") from None
     for part in key.split("."):
@@ -147,10 +159,11 @@ def _of_json(path: Path, key: str, better: str) -> float:
 
 def _of_csv(path: Path, column: str, better: str) -> float:
     column, best, _ = column.partition("@best")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    with path.open(newline="", encoding=ENCODING) as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
     if not rows or column not in rows[0]:
-        there = ", ".join(rows[0]) if rows else "nothing below its first line"
+        there = ", ".join(reader.fieldnames or ()) if rows else "nothing below its first line"
         raise NotMeasured(f"{path} has no column {column!r}: found {there}")
     values = [row[column] for row in rows if (row[column] or "").strip()]
     if not values:
@@ -169,7 +182,7 @@ def _called(module: str, function: str, out: Path) -> dict[str, float]:
         sys.path.insert(0, folder)
     try:
         answer = getattr(importlib.import_module(module), function)(out)
-    except Exception as error:  # of the user's function, whatever it is
+    except (Exception, SystemExit) as error:  # of the user's function, whatever it is
         raise NotMeasured(f"{module}:{function}: {type(error).__name__}: {error}") from error
     numbers = answer if isinstance(answer, Mapping) else {function: answer}
     return {str(name): _number(value, f"{name!r} of {module}") for name, value in numbers.items()}
@@ -178,7 +191,7 @@ def _called(module: str, function: str, out: Path) -> dict[str, float]:
 def _number(value: Any, what: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise NotMeasured(f"{what} is {value!r}, which is no number") from None
     if not math.isfinite(number):
         raise NotMeasured(f"{what} is {number}")

@@ -15,7 +15,7 @@ from topk_plugin.trial.alike import alike, beginnings, of_one_seed
 from topk_plugin.trial.arms import PLAIN
 from topk_plugin.trial.metrics import Distance, Metric, NotMeasured, measure
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
-from topk_plugin.trial.runs import Run, Trial, failures
+from topk_plugin.trial.runs import Run, Trial, failures, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance)
         if not run.has_ended:
             continue
         file = run.folder / MEASURED
-        kept: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+        kept = _kept(file)
         for metric in metrics:
             key = f"{metric.better}:{metric.spec}"
             if key not in kept:
@@ -49,12 +49,21 @@ def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance)
                 except NotMeasured as error:
                     found.missing.append((run, metric.spec, str(error)))
                     continue
-                file.write_text(json.dumps(kept, indent=1) + "\n")
+                write_json(file, kept)
             for name, value in kept[key].items():
                 arms = found.values.setdefault(name, {})
                 arms.setdefault(run.arm.name, {})[run.seed] = value
                 found.better[name] = metric.better
     return found
+
+
+def _kept(file: Path) -> dict[str, dict[str, float]]:
+    """What was measured before; nothing where that cannot be read."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def written(

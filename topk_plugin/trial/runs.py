@@ -168,7 +168,7 @@ def opened(trial: Trial) -> Iterator[None]:
                     f"compared with these; choose another folder. Found {'; '.join(differ)}"
                 )
         else:
-            _write(file, saved)
+            write_json(file, saved)
         yield
 
 
@@ -234,7 +234,7 @@ def _train(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
         "memory": usage.ru_maxrss * kilo,
         "command": run.command()[5:],
     }
-    _write(run.folder / RUN, result)
+    write_json(run.folder / RUN, result)
 
 
 def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
@@ -248,5 +248,6 @@ def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
     return found
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Whole, or not at all; a RunError where the disk is full or the folder cannot be written."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
