@@ -170,6 +170,20 @@ def test_a_number_that_is_not_there_is_said_once(quick, metric, why, capsys):
     assert why in line
 
 
+def test_metrics_of_one_name_stay_apart(quick):
+    spec = "csv:{out}/log.csv:loss"
+    early = "python:early:read"
+    Path("early.py").write_text("def read(out): return {'loss': 1.0, 'other': 2.0}\n")
+    metrics = ["--metric", f"higher:{spec}", "--metric", f"lower:{spec}", "--metric", early]
+    assert compare(*metrics, seeds=2) == 0
+    found = json.loads((quick / "report.json").read_text())
+    names = [f"loss (higher:{spec})", f"loss (lower:{spec})", f"loss ({early})", "other"]
+    assert [*found["values"]] == names
+    assert [row["better"] for row in found["differences"]] == ["higher", "lower", None, None]
+    assert found["values"][names[2]]["plain"] == {"0": 1.0, "1": 1.0}
+    assert found["values"][names[0]] == found["values"][names[1]] != found["values"][names[2]]
+
+
 def test_numbers_whose_file_was_cut_are_measured_again(quick, capsys):
     assert compare(*METRICS, seeds=2) == 0
     said = capsys.readouterr().out
@@ -187,7 +201,7 @@ def test_a_function_gives_several_numbers(quick, capsys):
     assert compare("--metric", "higher:python:mine:read", seeds=2) == 0
     said = capsys.readouterr().out
     assert "| a | plain |" in said
-    assert "b: 2 seeds, and each difference is exactly 0" in said
+    assert "b: 2 seeds, and this number is the same in each pair." in said
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ class Metric:
         return dataclasses.replace(self, name=name)
 
     @property
+    def text(self) -> str:
+        """As a command says it."""
+        return f"{self.better}:{self.spec}" if self.better else self.spec
+
+    @property
     def needs_out(self) -> bool:
         """It reads what the run wrote."""
         return self.kind in ("fid", "json", "csv")

@@ -23,6 +23,12 @@ class Outcome(NamedTuple):
     topk: Mapping[int, float]
     difference: Summary | None  # top-k minus plain; None: no seed has both
     alike: bool = False  # more seeds would be the same again
+    unchanged: bool = False  # every metric of the arm is the same with and without top-k
+
+    @property
+    def equal(self) -> bool:
+        """The same number in each pair."""
+        return all(plain == topk for plain, topk in self.pairs)
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
@@ -61,7 +67,8 @@ def outcomes(
             if arm != PLAIN:
                 difference = paired_difference(plain, topk)
                 found.append(Outcome(metric, better[metric], arm, plain, topk, difference, alike))
-    return found
+    changed = {outcome.arm for outcome in found if not outcome.equal}
+    return [outcome._replace(unchanged=outcome.arm not in changed) for outcome in found]
 
 
 def ratio(plain: Mapping[int, float], topk: Mapping[int, float]) -> Summary | None:
@@ -81,10 +88,10 @@ def sentence(outcome: Outcome) -> str:
     name, found = outcome.metric, outcome.difference
     if found is None:
         return f"{name}: no seed has a number without and with top-k."
-    if all(plain == topk for plain, topk in outcome.pairs):
-        return (
-            f"{name}: {_seeds(found.n)}, and each difference is exactly 0: top-k changed nothing."
-        )
+    if outcome.equal:
+        nothing = "each difference is exactly 0: top-k changed nothing"
+        said = nothing if outcome.unchanged else "this number is the same in each pair"
+        return f"{name}: {_seeds(found.n)}, and {said}."
     digits = decimals([found])
     shown = f"{abs(found.mean):.{digits}f}"
     side = "lower" if found.mean < 0 else "higher"

@@ -7,64 +7,19 @@ import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from topk_plugin.pairs import Summary, decimals, summary, with_interval
 from topk_plugin.streams import count
 from topk_plugin.trial.alike import alike, beginnings, of_one_seed
 from topk_plugin.trial.arms import PLAIN
-from topk_plugin.trial.metrics import Distance, Metric, NotMeasured, measure
+from topk_plugin.trial.measured import Measured, measured
+from topk_plugin.trial.metrics import Distance, Metric
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
-from topk_plugin.trial.runs import Run, Trial, failures, write_json
+from topk_plugin.trial.runs import Run, Trial, failures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MEASURED = "metrics.json"
-Values = dict[str, dict[str, dict[int, float]]]
-"""Numbers by metric, arm and seed."""
-
-
-class Measured(NamedTuple):
-    """All numbers of a trial."""
-
-    values: Values
-    better: dict[str, str]  # by metric
-    missing: list[tuple[Run, str, str]]  # what a run does not give: the metric, and why
-
-
-def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance) -> Measured:
-    """The metrics of all runs that ended well; each is read once and kept in the run's folder."""
-    found = Measured({}, {}, [])
-    for run in runs:
-        if not run.has_ended:
-            continue
-        file = run.folder / MEASURED
-        kept = _kept(file)
-        for metric in metrics:
-            key = f"{metric.better}:{metric.spec}"
-            if key not in kept:
-                try:
-                    kept[key] = measure(metric, run.out, run.seed, run.said_by_script(), distance)
-                except NotMeasured as error:
-                    found.missing.append((run, metric.spec, str(error)))
-                    continue
-                write_json(file, kept)
-            for name, value in kept[key].items():
-                arms = found.values.setdefault(name, {})
-                arms.setdefault(run.arm.name, {})[run.seed] = value
-                found.better[name] = metric.better
-    return found
-
-
-def _kept(file: Path) -> dict[str, dict[str, float]]:
-    """What was measured before; nothing where that cannot be read."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
 
 def written(
     folder: Path, runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance, command: str
