@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("scipy")
+stats = pytest.importorskip("scipy.stats")
 pytest.importorskip("matplotlib")
 pytest.importorskip("filelock")
 
 from topk_plugin.cli import main
-from topk_plugin.pairs import paired_difference
+from topk_plugin.pairs import Summary, paired_difference
 from topk_plugin.trial import runs as of_runs
 from topk_plugin.trial.alike import alike, of_one_seed
 from topk_plugin.trial.arms import arms_of, flags_of
-from topk_plugin.trial.outcome import outcomes, ratio, sentence
+from topk_plugin.trial.outcome import outcomes, ratio, seeds_for, sentence
 from topk_plugin.trial.report import pairs_figure
 
 # what a run does in place of a training: quick, without torch
@@ -302,19 +302,28 @@ def test_sentences():
     assert said.endswith("would tell a difference of 0.050.")
 
 
-def test_seeds_that_are_said_to_tell_do_so_four_times_in_five():
+@pytest.mark.parametrize("size", [0.01, 0.2, 0.6, 1.0, 1.7, 3.0])
+def test_seeds_that_are_said_to_tell_do_so_four_times_in_five(size):
+    """By draws of the t test itself: a mean and a spread, apart from each other."""
+    n = seeds_for(Summary(2, -size, 1.0, None))
     random = np.random.default_rng(0)
-    found = paired_difference(dict.fromkeys(range(9), 0.0), dict(enumerate([-3, 4] * 4 + [1.5])))
-    from topk_plugin.trial.outcome import seeds_for
 
-    n = seeds_for(found)
-    assert n > 20
-    hits = 0
-    for _ in range(200):
-        draws = random.normal(found.mean, found.std, n)
-        low, high = paired_difference(dict.fromkeys(range(n), 0.0), dict(enumerate(draws))).interval
-        hits += low > 0 or high < 0
-    assert 0.7 < hits / 200 < 0.9
+    def share(n):
+        means = random.normal(size, n**-0.5, 100_000)
+        spreads = np.sqrt(random.chisquare(n - 1, 100_000) / (n - 1) / n)
+        return (np.abs(means / spreads) > stats.t.ppf(0.975, n - 1)).mean()
+
+    assert share(n) > 0.795
+    assert n == 3 or share(n - 1) < 0.805
+    assert seeds_for(Summary(n + 5, size, 1.0, None)) == n + 6
+
+
+def test_no_seeds_are_advised_where_none_are_known():
+    assert said_of([0, 0, 0, 0], [1, -1, 2, -2]) == (
+        "m: 4 seeds cannot tell: the difference is +0.00 [-2.91, +2.91]."
+    )
+    said = said_of([0, 0, 0, 0], [1, -1, 2, -2.0001])
+    assert "; more than 1,000,000 would tell a difference of 0.000025." in said
 
 
 def test_intervals_cover_in_ninety_five_of_a_hundred_trials():

@@ -6,11 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from topk_plugin.extras import needed
 from topk_plugin.pairs import Summary, decimals, paired_difference, summary, with_interval
 from topk_plugin.trial.arms import PLAIN
 
-POWER = 1.96 + 0.8416
-"""Standard errors at which four trials of five tell a difference, at 95%."""
+POWER = 0.8
+"""The share of trials in which as many seeds as are advised tell a difference, at 95%."""
+
+NORMAL = 1.96 + 0.8416
+"""Standard errors at which that is so of many seeds; of few it takes more."""
+
+MOST_SEEDS = 1_000_000
 
 
 class Outcome(NamedTuple):
@@ -111,19 +117,39 @@ def sentence(outcome: Outcome) -> str:
             f"{name}: top-k is {side} by {shown} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}] in "
             f"{outcome.same_side} of {found.n} seeds{judged}."
         )
-    needed = seeds_for(found)
+    enough = seeds_for(found)
+    more = f"more than {MOST_SEEDS:,}" if enough is None else f"about {enough:,}"
+    advice = f"; {more} would tell a difference of {shown}" if found.mean else ""
     return (
         f"{name}: {_seeds(found.n)} cannot tell: the difference is "
-        f"{with_interval(found, digits)}; about {needed:,} would tell a difference of {shown}."
+        f"{with_interval(found, digits)}{advice}."
     )
 
 
-def seeds_for(found: Summary) -> int:
-    """Seeds that tell a difference of the mean that was found, in four trials of five."""
+def seeds_for(found: Summary) -> int | None:
+    """Seeds that tell a difference of the mean that was found, in four trials of five.
+
+    More than were given, and by the paired t test's own power; None: over a million.
+    """
     assert found.std is not None  # of several
-    if found.mean == 0:
-        return 1_000_000
-    return min(1_000_000, max(found.n + 1, math.ceil((POWER * found.std / found.mean) ** 2)))
+    size = abs(found.mean) / found.std
+    if size == 0 or (NORMAL / size) ** 2 > MOST_SEEDS:
+        return None
+    n = max(found.n + 1, math.ceil((NORMAL / size) ** 2))
+    while _power(size, n) < POWER:
+        n += 1
+    return n
+
+
+def _power(size: float, n: int) -> float:
+    """Of the two-sided paired t test at 5%: Student's t, noncentral by the difference.
+
+    Args:
+        size: of the mean difference, in standard deviations of the differences.
+    """
+    stats = needed("scipy.stats")
+    edge, shift = stats.t.ppf(0.975, n - 1), size * math.sqrt(n)
+    return float(stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift))
 
 
 def _seeds(n: int) -> str:
