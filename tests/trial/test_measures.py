@@ -50,3 +50,10 @@ def test_an_image_that_is_cut_is_no_number(tmp_path, size):
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(NotMeasured, match=r"a\.png: "):
         list(_batches(tmp_path, "L"))
+
+
+def test_distances_by_other_features_are_other_numbers():
+    metric = metric_of("fid:{out}/samples:digits")
+    by = {metric.called("FID", features).key() for features in ("inception", "a.pth", "b.pth")}
+    assert len(by) == 3
+    assert metric_of("json:{out}/a:b").key() == ":json:{out}/a:b"  # as trials before have it

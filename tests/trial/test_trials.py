@@ -1,5 +1,6 @@
 """`topk compare`: runs that are started, skipped, resumed and read, and what is said of them."""
 
+import importlib
 import json
 import os
 import signal
@@ -184,6 +185,16 @@ def test_metrics_of_one_name_stay_apart(quick):
     assert found["values"][names[0]] == found["values"][names[1]] != found["values"][names[2]]
 
 
+def test_the_numbers_of_a_function_that_changed_are_others(quick):
+    for number in (1.0, 22.0):
+        Path("mine2.py").write_text(f"def read(out): return {number}\n")
+        sys.modules.pop("mine2", None)
+        importlib.invalidate_caches()
+        assert compare("--metric", "python:mine2:read", seeds=1) == 0
+        found = json.loads((quick / "report.json").read_text())
+        assert found["values"] == {"read": {arm: {"0": number} for arm in ("plain", "top-k")}}
+
+
 def test_numbers_whose_file_was_cut_are_measured_again(quick, capsys):
     assert compare(*METRICS, seeds=2) == 0
     said = capsys.readouterr().out
@@ -243,6 +254,22 @@ def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
     assert "holds files and no trial" in capsys.readouterr().err
     Path("mine/thesis.txt").unlink()
     assert main(["compare", "--seeds", "1", "--out", "mine", *SCRIPT]) == 0
+
+
+def test_settings_that_changed_outside_the_command_are_refused(quick, monkeypatch, capsys):
+    config = Path("topk.yaml")
+    for arm, gamma, file, said in [
+        ("nu=0.5", "0.9", "every: 5", ""),
+        ("nu=0.5", "0.2", "every: 5", "nu=0.5, gamma: 0.9 there, 0.2 now"),
+        ("nu=0.5", "0.9", "every: 7", "nu=0.5, every: 5 there, 7 now"),
+        ("nu=0.7", "0.2", "every: 5", ""),  # of an arm that was not there
+        ("nu=0.7", "0.9", "every: 5", "nu=0.7, gamma: 0.2 there, 0.9 now"),
+    ]:
+        config.write_text(file)
+        monkeypatch.setenv("TOPK_GAMMA", gamma)
+        given = ["--arm", arm, "--config", str(config)]
+        assert compare(*given, seeds=1) == (2 if said else 0)
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     for module in ("filelock", "scipy", "matplotlib"):
         needed(module, "trials")  # before training, not after it
-    from topk_plugin.trial.arms import arms_of, flags_of
+    from topk_plugin.trial.arms import arms_of, flags_of, settings_of
     from topk_plugin.trial.metrics import metric_of
     from topk_plugin.trial.report import written
     from topk_plugin.trial.runs import Run, Trial, failures, opened, threads_of, train
@@ -104,11 +104,16 @@ def _compare(options: argparse.Namespace) -> int:
     folder = options.out.absolute()
     workers = options.workers or _workers()
     threads = threads_of(folder) or max(1, (os.cpu_count() or 1) // workers)
-    flags = [*_seam_flags(options), *flags_of(vars(options))]
-    trial = Trial(folder, tuple(flags), tuple(script), options.seed, threads)
+    flags = flags_of(vars(options))
+    settings = {arm.name: settings_of(arm, flags, os.environ, options.config) for arm in arms}
+    seam = _seam_flags(options)
+    trial = Trial(folder, (*seam, *flags), tuple(script), options.seed, threads)
     runs = [Run(trial, arm, seed) for seed in range(options.seeds) for arm in arms]
-    metrics = [metric.called(name) if metric.kind == "fid" else metric for metric in metrics]
-    with opened(trial):
+    metrics = [
+        metric.called(name, options.features) if metric.kind == "fid" else metric
+        for metric in metrics
+    ]
+    with opened(trial, settings):
         try:
             _train(runs, workers, train)
         except KeyboardInterrupt:

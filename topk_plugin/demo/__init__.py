@@ -84,7 +84,7 @@ def run_demo(
         # killed by signal n: the shell's 128 + n, since a negative status cannot be exited with
         return status if status >= 0 else 128 - status
 
-    metric = metric_of(METRIC).called(name)
+    metric = metric_of(METRIC).called(name, CLASSIFIER)
     print(f"\n{written(folder, runs, [metric], distance, shlex.join(['topk', *sys.argv[1:]]))}")
     grids = {run.arm.name: run.out / "samples.png" for run in shown}
     samples_figure(grids).savefig(folder / "samples.png", dpi=120)

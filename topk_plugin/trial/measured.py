@@ -28,13 +28,13 @@ def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance)
     """The metrics of all runs that ended well, by names that differ where the metrics do."""
     numbers: dict[tuple[Metric, str], dict[str, dict[int, float]]] = {}
     missing: list[tuple[Run, str, str]] = []
+    keys = {metric: metric.key() for metric in metrics}
     for run in runs:
         if not run.has_ended:
             continue
         file = run.folder / MEASURED
         kept = _kept(file)
-        for metric in metrics:
-            key = f"{metric.better}:{metric.spec}"
+        for metric, key in keys.items():
             if key not in kept:
                 try:
                     kept[key] = measure(metric, run.out, run.seed, run.said_by_script(), distance)

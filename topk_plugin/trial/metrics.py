@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import re
@@ -49,10 +51,16 @@ class Metric:
     what: str  # the key, the column, the real images, or the function
     better: str
     name: str  # as the report calls it
+    by: str = ""  # the features of a distance
 
-    def called(self, name: str) -> Metric:
-        """The same by another name."""
-        return dataclasses.replace(self, name=name)
+    def called(self, name: str, by: str) -> Metric:
+        """The same by another name, and by the features that a distance is measured by."""
+        return dataclasses.replace(self, name=name, by=by)
+
+    def key(self) -> str:
+        """What its numbers are kept under: all that they are read by, a function's module too."""
+        by = _digest(self.source) if self.kind == "python" else self.by
+        return f"{self.better}:{self.spec}" + (f" by {by}" if by else "")
 
     @property
     def text(self) -> str:
@@ -181,10 +189,26 @@ def _of_csv(path: Path, column: str, better: str) -> float:
     return max(numbers) if better == "higher" else min(numbers)
 
 
-def _called(module: str, function: str, out: Path) -> dict[str, float]:
+def _digest(module: str) -> str:
+    """Of a module's file; "" where it has none or is none, which measuring says."""
+    _beside_the_script()
+    try:
+        spec = importlib.util.find_spec(module)
+        file = Path(spec.origin or "") if spec else Path()
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    except (Exception, SystemExit):  # of the packages that it lies in
+        return ""
+
+
+def _beside_the_script() -> None:
+    """A module is looked for where the script is, too."""
     folder = str(Path.cwd())
-    if folder not in sys.path:  # a module beside the script
+    if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def _called(module: str, function: str, out: Path) -> dict[str, float]:
+    _beside_the_script()
     try:
         answer = getattr(importlib.import_module(module), function)(out)
     except (Exception, SystemExit) as error:  # of the user's function, whatever it is

@@ -21,6 +21,7 @@ from topk_plugin.trial.runs import Run, Trial, failures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 def written(
     folder: Path, runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance, command: str
 ) -> str:

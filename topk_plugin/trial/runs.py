@@ -23,6 +23,9 @@ from topk_plugin.trial.arms import PLAIN, Arm
 
 TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
 LOCK = ".lock"
+ARMS = "arms"
+"""In TRIAL, the settings of each arm."""
+
 LAUNCHER = re.compile(
     r"^top-k (\((process|rank) \d+\) )?(ACTIVE|NOT ACTIVE|verdict|note)\b.*\n?", re.M
 )
@@ -130,11 +133,14 @@ class Run:
 
 
 @contextmanager
-def opened(trial: Trial) -> Iterator[None]:
+def opened(trial: Trial, arms: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[None]:
     """The trial's folder, made where there is none, and held against other processes.
 
+    Args:
+        arms: the settings of each, wherever they were said.
+
     Raises:
-        ConfigError: it is no trial's, or that of another command.
+        ConfigError: it is no trial's, or that of another command or other settings.
         RunError: another process trains there.
     """
     file = trial.folder / TRIAL
@@ -154,22 +160,28 @@ def opened(trial: Trial) -> Iterator[None]:
             f"{trial.folder}: another process trains here; wait for it, or choose another folder"
         ) from None
     with lock:
-        saved = trial.saved()
-        if file.exists():
-            before = json.loads(file.read_text())
-            differ = [
-                f"{name}: {before.get(name)!r} there, {value!r} now"
-                for name, value in saved.items()
-                if before.get(name) != value
-            ]
-            if differ:
-                raise ConfigError(
-                    f"--out: {trial.folder} is the trial of another command, so its runs cannot be "
-                    f"compared with these; choose another folder. Found {'; '.join(differ)}"
-                )
-        else:
-            write_json(file, saved)
+        saved, arms = trial.saved(), arms or {}
+        before = json.loads(file.read_text()) if file.exists() else saved
+        known: dict[str, Mapping[str, Any]] = before.get(ARMS, {})
+        differ = _differing(before, saved)
+        for arm in known.keys() & arms.keys():
+            differ += [f"{arm}, {line}" for line in _differing(known[arm], arms[arm])]
+        if differ:
+            raise ConfigError(
+                f"--out: {trial.folder} is the trial of another command, so its runs cannot be "
+                f"compared with these; choose another folder. Found {'; '.join(differ)}"
+            )
+        write_json(file, saved | {ARMS: {**arms, **known}})
         yield
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was said before and is otherwise now; a name that is new is no difference."""
+    return [
+        f"{name}: {before[name]!r} there, {value!r} now"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
 
 
 def _listed(folder: Path) -> list[Path]:
