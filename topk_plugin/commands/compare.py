@@ -73,11 +73,13 @@ def add_parsers(commands: Any, add_seam: Callable[[argparse.ArgumentParser], Non
 
     plot = commands.add_parser(
         "plot",
-        help="draw k, kept and dropped scores of a `topk run --log` file",
+        help="draw k, kept and dropped scores of a `topk run --log` file, a figure a training",
         allow_abbrev=False,
     )
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG")
-    plot.add_argument("--out", type=Path, metavar="DIR", help="default: beside each log")
+    plot.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the figures (default: beside each log)"
+    )
     plot.set_defaults(command=_plot, parser=plot)
 
 
@@ -190,13 +192,14 @@ def _plot(options: argparse.Namespace) -> int:
     from topk_plugin.extras import needed
 
     needed("matplotlib", "figures")
-    from topk_plugin.trial.steps import read_log, steps_figure
+    from topk_plugin.trial.steps import by_training, figure_paths, read_log, steps_figure
 
-    for log in options.logs:
-        records = read_log(log)
-        folder = options.out or log.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        figure = folder / f"{log.stem}.png"
-        steps_figure(records).savefig(figure, dpi=120)
-        print(f"figure   {figure} ({len(records):,} generator steps)")
+    logs = [*{log.absolute(): log for log in options.logs}.values()]
+    for log, path in zip(logs, figure_paths(logs, options.out), strict=True):
+        trainings = by_training(read_log(log))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for which, records in trainings.items():
+            figure = path.with_name("-".join(filter(None, (path.name, which))) + ".png")
+            steps_figure(records).savefig(figure, dpi=120)
+            print(f"figure   {figure} ({len(records):,} generator steps)")
     return 0
