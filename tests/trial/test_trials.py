@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,6 +272,26 @@ def test_settings_that_changed_outside_the_command_are_refused(quick, monkeypatc
         given = ["--arm", arm, "--config", str(config)]
         assert compare(*given, seeds=1) == (2 if said else 0)
         assert said in capsys.readouterr().err
+
+
+def test_no_run_starts_once_all_are_stopped(quick, monkeypatch):
+    stopped, clear = threading.Event(), of_runs.shutil.rmtree
+
+    def slow(folder, **how):
+        if folder.name == "seed-1":
+            stopped.wait(60)
+            time.sleep(0.5)
+        clear(folder, **how)
+
+    def tell(run):
+        stopped.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of_runs, "shutil", SimpleNamespace(rmtree=slow))
+    trial = of_runs.Trial(quick.absolute(), (), ("train.py", "{out}"), True, 1)
+    with pytest.raises(KeyboardInterrupt):
+        of_runs.train([of_runs.Run(trial, arms_of([])[0], seed) for seed in range(3)], 2, tell)
+    assert trained() == ["plain 0"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -206,10 +207,12 @@ def train(runs: Sequence[Run], workers: int, tell: Callable[[Run], None]) -> Non
         tell: told of each run when it has ended.
     """
     left = [run for run in runs if not run.has_ended]
-    started: list[subprocess.Popen[bytes]] = []
+    started = _Started()
     with ThreadPoolExecutor(workers) as pool:
-        waiting: dict[Future[None], Run] = {pool.submit(_train, run, started): run for run in left}
+        waiting: dict[Future[None], Run] = {}
         try:
+            for run in left:
+                waiting[pool.submit(_train, run, started)] = run
             while waiting:
                 done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -217,26 +220,50 @@ def train(runs: Sequence[Run], workers: int, tell: Callable[[Run], None]) -> Non
                     future.result()
                     tell(run)
         except BaseException:
-            for future in waiting:
-                future.cancel()
-            for process in started:
-                if process.returncode is None:
-                    process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            started.stop()
             raise
 
 
-def _train(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
+class _Started:
+    """The processes of runs: from one moment on none is started, and those that were are ended."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def start(self, command: Sequence[str], **how: Any) -> subprocess.Popen[bytes] | None:
+        """As ``subprocess.Popen`` does; None where all was stopped."""
+        with self._lock:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(command, **how)
+            self._processes.append(process)
+            return process
+
+    def stop(self) -> None:
+        """Ends them all."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                if process.returncode is None:
+                    process.terminate()
+
+
+def _train(run: Run, started: _Started) -> None:
     shutil.rmtree(run.folder, ignore_errors=True)  # of a process that was killed
     run.out.mkdir(parents=True)
     environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": str(run.seed)}
     environment["OMP_NUM_THREADS"] = str(run.trial.threads)
     start = time.monotonic()
     with (run.folder / OUTPUT).open("wb") as output:
-        process = subprocess.Popen(
+        process = started.start(
             run.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env=environment,
         )  # fmt: skip
-        started.append(process)
+        if process is None:
+            return
         _, state, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(state)
     kilo = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
