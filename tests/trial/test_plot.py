@@ -25,6 +25,10 @@ def test_a_log_that_grows_is_drawn_without_its_half_line(in_own_folder, capsys):
     assert imread("log.png")[..., :3].std() > 0.05
     assert main(["plot", "log.jsonl", "--out", "figures"]) == 0
     assert Path("figures/log.png").exists()
+    capsys.readouterr()
+    for out in ("log.jsonl", "log.jsonl/below"):
+        assert main(["plot", "log.jsonl", "--out", out]) == 2
+        assert "not written" in capsys.readouterr().err
 
 
 def test_each_training_of_a_log_has_a_figure_of_its_own(in_own_folder, capsys):

@@ -14,15 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("filelock")
 
+from scipy import stats
+
 from topk_plugin.cli import main
-from topk_plugin.pairs import Summary, paired_difference
+from topk_plugin.pairs import Summary, paired_difference, telling
 from topk_plugin.trial import runs as of_runs
 from topk_plugin.trial.alike import alike, of_one_seed
-from topk_plugin.trial.arms import arms_of, flags_of
+from topk_plugin.trial.arms import Arm, arms_of, flags_of
 from topk_plugin.trial.outcome import outcomes, ratio, seeds_for, sentence
 from topk_plugin.trial.report import pairs_figure
 
@@ -140,6 +142,28 @@ def test_a_pattern_reads_lines_of_the_script_alone(quick, pattern, capsys):
             assert value == float(log.read_text().splitlines()[-1].split(",")[1])
 
 
+@pytest.mark.parametrize(
+    ("flags", "script", "said"),
+    [
+        ([], SCRIPT, "Pairs share a seed;"),
+        (["--no-seed"], SCRIPT, "Pairs share no seed;"),
+        (["--no-seed"], [*SCRIPT, "{seed}"], "Pairs share a seed;"),
+    ],
+)
+def test_a_report_says_whether_pairs_share_a_seed(quick, flags, script, said, capsys):
+    assert compare(*METRICS, *flags, seeds=1, script=script) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_report_is_printed_where_its_signs_cannot_be(quick, monkeypatch):
+    with open("printed", "w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(sys, "__stdout__", file)
+        assert compare(*METRICS, seeds=2) == 0
+    assert "mean \\xb1 std" in Path("printed").read_text()
+    assert "mean ± std" in (quick / "report.md").read_text(encoding="utf-8")
+
+
 def test_one_that_fails_is_named_and_ends_no_other(quick, capsys):
     script = ["--", "train.py", "{out}", "top-k-1"]
     assert compare(*METRICS, script=script) == 1
@@ -254,6 +278,9 @@ def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
     Path("mine/thesis.txt").touch()
     assert main(["compare", "--out", "mine", *SCRIPT]) == 2
     assert "holds files and no trial" in capsys.readouterr().err
+    for out in ("mine/thesis.txt", "mine/thesis.txt/below"):
+        assert main(["compare", "--out", out, *SCRIPT]) == 2
+        assert "can be no folder of a trial" in capsys.readouterr().err
     Path("mine/thesis.txt").unlink()
     assert main(["compare", "--seeds", "1", "--out", "mine", *SCRIPT]) == 0
 
@@ -351,6 +378,14 @@ def test_sentences():
     assert said.endswith("would tell a difference of 0.050.")
 
 
+def test_an_end_that_rounding_would_hide_shows_its_sign():
+    said = said_of([0, 0, 0], [0.10, 0.20, 0.247])
+    assert said.startswith("m: 3 seeds cannot tell: the difference is +0.182 [-0.004, +0.369]; ")
+    assert telling(Summary(2, 0.1, 0.1, (-0.0007, 0.2)), 2) == 3
+    assert telling(Summary(2, 0.1, 0.1, (0.0, 0.2)), 2) == 2
+    assert telling(Summary(1, 0.1, None, None), 2) == 2
+
+
 @pytest.mark.parametrize("size", [0.01, 0.2, 0.6, 1.0, 1.7, 3.0])
 def test_seeds_that_are_said_to_tell_do_so_four_times_in_five(size):
     """By draws of the t test itself: a mean and a spread, apart from each other."""
@@ -407,6 +442,22 @@ def test_arms_and_flags_of_settings():
     given = {"gamma": 0.9, "restore": [10, 20], "heads": ["a", 1], "spare": False, "nu": None}
     flags = ["--gamma=0.9", "--restore=10:20", "--heads=a,1", "--no-spare"]
     assert sorted(flags_of(given)) == sorted(flags)
+
+
+def test_no_two_arms_share_a_folder():
+    trial = of_runs.Trial(Path("trial"), (), (), True, 1)
+    names = ["gamma=0.9,start_epoch=2", "top-k", "heads=a:b", "heads=a_b", "heads=a/b", "heads=a%b"]
+    folders = [of_runs.Run(trial, Arm(name, ()), 0).folder for name in names]
+    assert [folder.parent.name for folder in folders[:2]] == names[:2]  # as trials before have it
+    assert len({str(folder) for folder in folders}) == len(names)
+    assert {folder.parents[1] for folder in folders} == {Path("trial/runs")}
+
+
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
+    name = r"^a$|^loss: \$([\d.]+)$"
+    rows = outcomes({name: {"plain": {0: 1.0}, "top-k": {0: 2.0}}}, {name: ""})
+    pairs_figure(rows).savefig(tmp_path / "pairs.png")
+    assert pairs_figure(rows).axes[0].get_title().replace(r"\$", "$") == name
 
 
 def test_the_title_of_a_long_metric_stays_in_its_figure():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import ConfigError
+from topk_plugin.streams import say
 
 
 def add_parsers(commands: Any, add_seam: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -122,10 +123,10 @@ def _compare(options: argparse.Namespace) -> int:
             print("stopped; the same command goes on with what is left", file=sys.stderr)
             return 130
         command = shlex.join(["topk", *sys.argv[1:]])
-        print(written(folder, runs, metrics, distance, command))
+        say(written(folder, runs, metrics, distance, command), "stdout")
     for what, file in (("report", "report.md"), ("figure", "trial.png")):
         if (folder / file).exists():
-            print(f"{what}   {folder / file}")
+            say(f"{what}   {folder / file}", "stdout")
     return 1 if failures(runs) else 0
 
 
@@ -197,9 +198,15 @@ def _plot(options: argparse.Namespace) -> int:
     logs = [*{log.absolute(): log for log in options.logs}.values()]
     for log, path in zip(logs, figure_paths(logs, options.out), strict=True):
         trainings = by_training(read_log(log))
-        path.parent.mkdir(parents=True, exist_ok=True)
         for which, records in trainings.items():
             figure = path.with_name("-".join(filter(None, (path.name, which))) + ".png")
-            steps_figure(records).savefig(figure, dpi=120)
-            print(f"figure   {figure} ({len(records):,} generator steps)")
+            try:
+                figure.parent.mkdir(parents=True, exist_ok=True)
+                steps_figure(records).savefig(figure, dpi=120)
+            except OSError as error:
+                raise ConfigError(
+                    f"{figure}: not written ({error.strerror}), expected a folder that can be; "
+                    "give one by --out"
+                ) from None
+            say(f"figure   {figure} ({len(records):,} generator steps)", "stdout")
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.streams import say
 from topk_plugin.trial.arms import arms_of
 from topk_plugin.trial.distances import CLASSIFIER, distances
 from topk_plugin.trial.metrics import metric_of
@@ -85,7 +86,8 @@ def run_demo(
         return status if status >= 0 else 128 - status
 
     metric = metric_of(METRIC).called(name, CLASSIFIER)
-    print(f"\n{written(folder, runs, [metric], distance, shlex.join(['topk', *sys.argv[1:]]))}")
+    command = shlex.join(["topk", *sys.argv[1:]])
+    say(f"\n{written(folder, runs, [metric], distance, command)}", "stdout")
     grids = {run.arm.name: run.out / "samples.png" for run in shown}
     samples_figure(grids).savefig(folder / "samples.png", dpi=120)
     steps_figure(read_log(shown[1].folder / LOG)).savefig(folder / "topk.png", dpi=120)

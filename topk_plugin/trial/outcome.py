@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from topk_plugin.extras import needed
-from topk_plugin.pairs import Summary, decimals, paired_difference, summary, with_interval
+from topk_plugin.pairs import (
+    Summary,
+    decimals,
+    paired_difference,
+    summary,
+    telling,
+    with_interval,
+)
 from topk_plugin.trial.arms import PLAIN
 
 POWER = 0.8
@@ -98,7 +105,7 @@ def sentence(outcome: Outcome) -> str:
         nothing = "each difference is exactly 0: top-k changed nothing"
         said = nothing if outcome.unchanged else "this number is the same in each pair"
         return f"{name}: {_seeds(found.n)}, and {said}."
-    digits = decimals([found])
+    digits = telling(found, decimals([found]))
     shown = f"{abs(found.mean):.{digits}f}"
     side = "lower" if found.mean < 0 else "higher"
     if found.interval is None:

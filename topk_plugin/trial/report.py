@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topk_plugin.pairs import Summary, decimals, summary, with_interval
+from topk_plugin.files import write_atomically, writing
+from topk_plugin.pairs import Summary, decimals, summary, telling, with_interval
 from topk_plugin.streams import count
 from topk_plugin.trial.alike import alike, beginnings, of_one_seed
 from topk_plugin.trial.arms import PLAIN
 from topk_plugin.trial.measured import Measured, measured
 from topk_plugin.trial.metrics import Distance, Metric
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
-from topk_plugin.trial.runs import Run, Trial, failures
+from topk_plugin.trial.runs import Run, Trial, failures, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,14 +34,16 @@ def written(
     costs = {what: _costs(runs, what) for what in ("seconds", "memory")}
     drawn = any(row.difference is not None for row in rows)
     text = "\n".join(_lines(runs, shown, rows, costs, command, drawn, note)) + "\n"
-    (folder / "report.md").write_text(text)
+    write_atomically(folder / "report.md", text.encode("utf-8", "backslashreplace"))
     as_json = _as_json(rows, found, costs) | {"alike": note or None}
-    (folder / "report.json").write_text(json.dumps(as_json, indent=1) + "\n")
-    (folder / "trial.png").unlink(missing_ok=True)  # of what was measured before
-    if drawn:
-        pairs_figure([row for row in rows if row.difference is not None]).savefig(
-            folder / "trial.png", dpi=120
-        )
+    write_json(folder / "report.json", as_json)
+    figure = folder / "trial.png"
+    with writing(figure):
+        figure.unlink(missing_ok=True)  # of what was measured before
+        if drawn:
+            pairs_figure([row for row in rows if row.difference is not None]).savefig(
+                figure, dpi=120
+            )
     return text
 
 
@@ -67,7 +69,8 @@ def _lines(
             difference = seeds = ""
             for row in rows:
                 if (row.metric, row.arm) == (name, arm) and row.difference is not None:
-                    difference = with_interval(row.difference, digits)
+                    own_digits = telling(row.difference, digits)
+                    difference = with_interval(row.difference, own_digits)
                     side = "lower" if row.difference.mean < 0 else "higher"
                     seeds = f"{side} in {row.same_side} of {row.difference.n}"
             shown = name.replace("|", "\\|")
@@ -81,11 +84,13 @@ def _lines(
             lines.append(f"{unit} of {arm}: {shown} of that without it.  ")
     header = next((words for run in runs if (words := run.words("top-k ACTIVE"))), "")
     lines += ["", f"`{header}`"] * bool(header)
-    threads = runs[0].trial.threads
+    trial = runs[0].trial
+    seeded = trial.seeds_script or trial.takes_seed
     lines += [
         "",
-        f"Pairs share a seed; intervals are Student's t over seeds. Python "
-        f"{platform.python_version()}, {platform.machine()}, {count(threads, 'thread')} a run.",
+        f"Pairs share {'a' if seeded else 'no'} seed; intervals are Student's t over seeds. "
+        f"Python {platform.python_version()}, {platform.machine()}, "
+        f"{count(trial.threads, 'thread')} a run.",
     ]
     for run, _, last in failed:
         lines += ["", f"The last lines of {run.name}:", "", "```", last, "```"]
@@ -166,8 +171,13 @@ def pairs_figure(rows: Sequence[Outcome]) -> Figure:
             if plain != topk:
                 color = "tab:blue" if topk < plain else "tab:orange"
             panel.plot([0, 1], [plain, topk], color=color, marker="o", markersize=4)
-        panel.set_xticks([0, 1], [PLAIN, row.arm])
+        panel.set_xticks([0, 1], [PLAIN, _literal(row.arm)])
         panel.set_xlim(-0.25, 1.25)
         better = f" ({row.better} is better)" if row.better else ""
-        panel.set_title(textwrap.fill(f"{row.metric}{better}", 44), fontsize=9)
+        panel.set_title(_literal(textwrap.fill(f"{row.metric}{better}", 44)), fontsize=9)
     return figure
+
+
+def _literal(text: str) -> str:
+    """For matplotlib, to which a dollar begins a formula."""
+    return text.replace("$", r"\$")

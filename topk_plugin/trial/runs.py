@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.extras import needed
@@ -77,8 +78,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where its output, its log and its result are."""
-        safe = "".join(c if c.isalnum() or c in "=.,+-" else "_" for c in self.arm.name)
-        return self.trial.folder / "runs" / safe / f"seed-{self.seed}"
+        arm = quote(self.arm.name, safe="=,+")  # no two arms the same
+        return self.trial.folder / "runs" / arm / f"seed-{self.seed}"
 
     @property
     def out(self) -> Path:
@@ -145,20 +146,25 @@ def opened(trial: Trial, arms: Mapping[str, Mapping[str, Any]] | None = None) ->
         RunError: another process trains there.
     """
     file = trial.folder / TRIAL
-    begun = {LOCK, f"{TRIAL}{PARTIAL}"}  # all that a process leaves that was killed so early
-    if not file.exists() and any(one.name not in begun for one in _listed(trial.folder)):
-        raise ConfigError(
-            f"--out: {trial.folder} holds files and no trial; expected "
-            "a trial, or an empty folder: choose another one"
-        )
-    trial.folder.mkdir(parents=True, exist_ok=True)
     filelock = needed("filelock", "trials")
     lock = filelock.FileLock(trial.folder / LOCK)
+    begun = {LOCK, f"{TRIAL}{PARTIAL}"}  # all that a process leaves that was killed so early
     try:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists() and {one.name for one in trial.folder.iterdir()} - begun:
+            raise ConfigError(
+                f"--out: {trial.folder} holds files and no trial; expected "
+                "a trial, or an empty folder: choose another one"
+            )
         lock.acquire(timeout=5)
     except filelock.Timeout:
         raise RunError(
             f"{trial.folder}: another process trains here; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {trial.folder} can be no folder of a trial ({error.strerror}); choose another "
+            "one"
         ) from None
     with lock:
         saved, arms = trial.saved(), arms or {}
@@ -183,10 +189,6 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name, value in now.items()
         if name in before and before[name] != value
     ]
-
-
-def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def threads_of(folder: Path) -> int | None:

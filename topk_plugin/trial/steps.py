@@ -83,10 +83,13 @@ def figure_paths(logs: Sequence[Path], folder: Path | None) -> list[Path]:
 
 
 def steps_figure(records: Sequence[Record]) -> Figure:
-    """Of one training: k, the mean score of kept and of dropped rows, and that of the worst kept, over steps.
+    """k, the mean score of kept and of dropped rows, and that of the worst kept, over steps.
 
     Faint lines are single steps, strong lines epoch means, grey verticals ends of epochs. The
     dropped rows' line starts where k first falls below the batch size.
+
+    Args:
+        records: of one training.
     """
     from matplotlib.figure import Figure
 
