@@ -41,8 +41,8 @@ ROOMS = {
     "pairs": "extras",
     "reference": "extras files pairs errors",
     "trial": "reference extras files pairs config streams errors",
-    "demo": "trial errors",
-    "commands": "trial reference extras config errors",
+    "demo": "trial streams errors",
+    "commands": "trial reference extras config streams errors",
     "cli": "commands adapter run check script demo reference upstream config streams errors",
 }
 # the rooms of reference/, floor by floor: each imports only from the floors above its own

@@ -43,6 +43,14 @@ def decimals(points: Iterable[Summary]) -> int:
     return 2 if largest == 0 else max(2, 1 - math.floor(math.log10(largest)))
 
 
+def telling(found: Summary, digits: int) -> int:
+    """As many digits, or more: until an end of the interval that is not 0 shows its sign."""
+    ends = [end for end in found.interval or () if end]
+    while any(round(end, digits) == 0 for end in ends):
+        digits += 1
+    return digits
+
+
 def with_interval(found: Summary, digits: int) -> str:
     """A signed mean with its 95% interval, where it has one."""
     numbers = [found.mean, *(found.interval or ())]

@@ -1,12 +1,15 @@
 """`topk compare`: runs that are started, skipped, resumed and read, and what is said of them."""
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +18,14 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("filelock")
 
+from scipy import stats
+
 from topk_plugin.cli import main
-from topk_plugin.pairs import paired_difference
+from topk_plugin.pairs import Summary, paired_difference, telling
 from topk_plugin.trial import runs as of_runs
-from topk_plugin.trial.arms import arms_of, flags_of
-from topk_plugin.trial.outcome import outcomes, ratio, sentence
+from topk_plugin.trial.alike import alike, of_one_seed
+from topk_plugin.trial.arms import Arm, arms_of, flags_of
+from topk_plugin.trial.outcome import outcomes, ratio, seeds_for, sentence
 from topk_plugin.trial.report import pairs_figure
 
 # what a run does in place of a training: quick, without torch
@@ -33,11 +39,14 @@ if f"{arm}-{seed}" in more:
 runs = os.path.dirname(os.path.dirname(os.path.dirname(out)))
 with open(os.path.join(runs, "trained"), "a") as f:
     f.write(f"{arm} {seed}\\n")
+seed = 0 if "fixed" in more else seed
 noise = random.Random(seed)
 base = noise.gauss(10, 3)
 effect = 0.0 if arm == "plain" or "null" in more else -2 + random.Random(seed + 99).gauss(0, 0.3)
 value = base + effect
 print(f"loss: {value + 1}\\nloss: {value}")
+if arm == "top-k":
+    print("top-k verdict: 12 generator steps gated\\ntop-k (rank 1) verdict, training 2: last k 8")
 with open(os.path.join(out, "result.json"), "w") as f:
     json.dump({"fid": [value], "bad": "many", "nan": float("nan")}, f)
 with open(os.path.join(out, "log.csv"), "w") as f:
@@ -106,6 +115,55 @@ def test_a_null_trial_says_that_nothing_changed(quick, capsys):
     assert "fid.0: 4 seeds, and each difference is exactly 0: top-k changed nothing." in said
 
 
+@pytest.mark.parametrize(
+    ("script", "remedy"), [([], "put {seed} into"), (["{seed}"], "draw from the {seed}")]
+)
+def test_seeds_of_a_script_that_seeds_itself_count_as_one(quick, script, remedy, capsys):
+    assert compare(*METRICS, script=["--", "train.py", "{out}", "fixed", *script]) == 0
+    said = capsys.readouterr().out
+    assert "All seeds ended alike, so they count as one: the script seeds itself" in said
+    assert remedy in said
+    assert "in one seed, which cannot tell it from chance.\n" in said
+    assert "in 4 of 4 seeds" not in said
+    assert not any(end in said for end in (", +", ", -"))  # of an interval
+    found = json.loads((quick / "report.json").read_text())
+    assert [row["interval"] for row in found["differences"]] == [None, None]
+    assert len(found["values"]["loss"]["plain"]) == 4
+
+
+@pytest.mark.parametrize("pattern", [r"^loss: ([-\d.]+)$", r"loss: ([-\d.]+)\n\Z", r"([-\d.]+)"])
+def test_a_pattern_reads_lines_of_the_script_alone(quick, pattern, capsys):
+    assert compare("--metric", f"regex:{pattern}", seeds=2) == 0
+    found = json.loads((quick / "report.json").read_text())
+    assert found["missing"] == []
+    for arm, by_seed in found["values"][pattern].items():
+        for seed, value in by_seed.items():
+            log = quick / "runs" / arm / f"seed-{seed}" / "out" / "log.csv"
+            assert value == float(log.read_text().splitlines()[-1].split(",")[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "script", "said"),
+    [
+        ([], SCRIPT, "Pairs share a seed;"),
+        (["--no-seed"], SCRIPT, "Pairs share no seed;"),
+        (["--no-seed"], [*SCRIPT, "{seed}"], "Pairs share a seed;"),
+    ],
+)
+def test_a_report_says_whether_pairs_share_a_seed(quick, flags, script, said, capsys):
+    assert compare(*METRICS, *flags, seeds=1, script=script) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_report_is_printed_where_its_signs_cannot_be(quick, monkeypatch):
+    with open("printed", "w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(sys, "__stdout__", file)
+        assert compare(*METRICS, seeds=2) == 0
+    assert "mean \\xb1 std" in Path("printed").read_text()
+    assert "mean ± std" in (quick / "report.md").read_text(encoding="utf-8")
+
+
 def test_one_that_fails_is_named_and_ends_no_other(quick, capsys):
     script = ["--", "train.py", "{out}", "top-k-1"]
     assert compare(*METRICS, script=script) == 1
@@ -139,6 +197,39 @@ def test_a_number_that_is_not_there_is_said_once(quick, metric, why, capsys):
     assert why in line
 
 
+def test_metrics_of_one_name_stay_apart(quick):
+    spec = "csv:{out}/log.csv:loss"
+    early = "python:early:read"
+    Path("early.py").write_text("def read(out): return {'loss': 1.0, 'other': 2.0}\n")
+    metrics = ["--metric", f"higher:{spec}", "--metric", f"lower:{spec}", "--metric", early]
+    assert compare(*metrics, seeds=2) == 0
+    found = json.loads((quick / "report.json").read_text())
+    names = [f"loss (higher:{spec})", f"loss (lower:{spec})", f"loss ({early})", "other"]
+    assert [*found["values"]] == names
+    assert [row["better"] for row in found["differences"]] == ["higher", "lower", None, None]
+    assert found["values"][names[2]]["plain"] == {"0": 1.0, "1": 1.0}
+    assert found["values"][names[0]] == found["values"][names[1]] != found["values"][names[2]]
+
+
+def test_the_numbers_of_a_function_that_changed_are_others(quick):
+    for number in (1.0, 22.0):
+        Path("mine2.py").write_text(f"def read(out): return {number}\n")
+        sys.modules.pop("mine2", None)
+        importlib.invalidate_caches()
+        assert compare("--metric", "python:mine2:read", seeds=1) == 0
+        found = json.loads((quick / "report.json").read_text())
+        assert found["values"] == {"read": {arm: {"0": number} for arm in ("plain", "top-k")}}
+
+
+def test_numbers_whose_file_was_cut_are_measured_again(quick, capsys):
+    assert compare(*METRICS, seeds=2) == 0
+    said = capsys.readouterr().out
+    for text in ("", '{"'):
+        (quick / "runs/plain/seed-0/metrics.json").write_text(text)
+        assert compare(*METRICS, seeds=2) == 0
+        assert capsys.readouterr().out == said
+
+
 def test_a_function_gives_several_numbers(quick, capsys):
     Path("mine.py").write_text(
         "import json\ndef read(out):\n    v = json.loads((out / 'result.json').read_text())\n"
@@ -147,7 +238,7 @@ def test_a_function_gives_several_numbers(quick, capsys):
     assert compare("--metric", "higher:python:mine:read", seeds=2) == 0
     said = capsys.readouterr().out
     assert "| a | plain |" in said
-    assert "b: 2 seeds, and each difference is exactly 0" in said
+    assert "b: 2 seeds, and this number is the same in each pair." in said
 
 
 @pytest.mark.parametrize(
@@ -187,8 +278,47 @@ def test_the_folder_of_another_trial_or_of_nobodys_is_refused(quick, capsys):
     Path("mine/thesis.txt").touch()
     assert main(["compare", "--out", "mine", *SCRIPT]) == 2
     assert "holds files and no trial" in capsys.readouterr().err
+    for out in ("mine/thesis.txt", "mine/thesis.txt/below"):
+        assert main(["compare", "--out", out, *SCRIPT]) == 2
+        assert "can be no folder of a trial" in capsys.readouterr().err
     Path("mine/thesis.txt").unlink()
     assert main(["compare", "--seeds", "1", "--out", "mine", *SCRIPT]) == 0
+
+
+def test_settings_that_changed_outside_the_command_are_refused(quick, monkeypatch, capsys):
+    config = Path("topk.yaml")
+    for arm, gamma, file, said in [
+        ("nu=0.5", "0.9", "every: 5", ""),
+        ("nu=0.5", "0.2", "every: 5", "nu=0.5, gamma: 0.9 there, 0.2 now"),
+        ("nu=0.5", "0.9", "every: 7", "nu=0.5, every: 5 there, 7 now"),
+        ("nu=0.7", "0.2", "every: 5", ""),  # of an arm that was not there
+        ("nu=0.7", "0.9", "every: 5", "nu=0.7, gamma: 0.2 there, 0.9 now"),
+    ]:
+        config.write_text(file)
+        monkeypatch.setenv("TOPK_GAMMA", gamma)
+        given = ["--arm", arm, "--config", str(config)]
+        assert compare(*given, seeds=1) == (2 if said else 0)
+        assert said in capsys.readouterr().err
+
+
+def test_no_run_starts_once_all_are_stopped(quick, monkeypatch):
+    stopped, clear = threading.Event(), of_runs.shutil.rmtree
+
+    def slow(folder, **how):
+        if folder.name == "seed-1":
+            stopped.wait(60)
+            time.sleep(0.5)
+        clear(folder, **how)
+
+    def tell(run):
+        stopped.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of_runs, "shutil", SimpleNamespace(rmtree=slow))
+    trial = of_runs.Trial(quick.absolute(), (), ("train.py", "{out}"), True, 1)
+    with pytest.raises(KeyboardInterrupt):
+        of_runs.train([of_runs.Run(trial, arms_of([])[0], seed) for seed in range(3)], 2, tell)
+    assert trained() == ["plain 0"]
 
 
 @pytest.mark.slow
@@ -248,19 +378,36 @@ def test_sentences():
     assert said.endswith("would tell a difference of 0.050.")
 
 
-def test_seeds_that_are_said_to_tell_do_so_four_times_in_five():
-    random = np.random.default_rng(0)
-    found = paired_difference(dict.fromkeys(range(9), 0.0), dict(enumerate([-3, 4] * 4 + [1.5])))
-    from topk_plugin.trial.outcome import seeds_for
+def test_an_end_that_rounding_would_hide_shows_its_sign():
+    said = said_of([0, 0, 0], [0.10, 0.20, 0.247])
+    assert said.startswith("m: 3 seeds cannot tell: the difference is +0.182 [-0.004, +0.369]; ")
+    assert telling(Summary(2, 0.1, 0.1, (-0.0007, 0.2)), 2) == 3
+    assert telling(Summary(2, 0.1, 0.1, (0.0, 0.2)), 2) == 2
+    assert telling(Summary(1, 0.1, None, None), 2) == 2
 
-    n = seeds_for(found)
-    assert n > 20
-    hits = 0
-    for _ in range(200):
-        draws = random.normal(found.mean, found.std, n)
-        low, high = paired_difference(dict.fromkeys(range(n), 0.0), dict(enumerate(draws))).interval
-        hits += low > 0 or high < 0
-    assert 0.7 < hits / 200 < 0.9
+
+@pytest.mark.parametrize("size", [0.01, 0.2, 0.6, 1.0, 1.7, 3.0])
+def test_seeds_that_are_said_to_tell_do_so_four_times_in_five(size):
+    """By draws of the t test itself: a mean and a spread, apart from each other."""
+    n = seeds_for(Summary(2, -size, 1.0, None))
+    random = np.random.default_rng(0)
+
+    def share(n):
+        means = random.normal(size, n**-0.5, 100_000)
+        spreads = np.sqrt(random.chisquare(n - 1, 100_000) / (n - 1) / n)
+        return (np.abs(means / spreads) > stats.t.ppf(0.975, n - 1)).mean()
+
+    assert share(n) > 0.795
+    assert n == 3 or share(n - 1) < 0.805
+    assert seeds_for(Summary(n + 5, size, 1.0, None)) == n + 6
+
+
+def test_no_seeds_are_advised_where_none_are_known():
+    assert said_of([0, 0, 0, 0], [1, -1, 2, -2]) == (
+        "m: 4 seeds cannot tell: the difference is +0.00 [-2.91, +2.91]."
+    )
+    said = said_of([0, 0, 0, 0], [1, -1, 2, -2.0001])
+    assert "; more than 1,000,000 would tell a difference of 0.000025." in said
 
 
 def test_intervals_cover_in_ninety_five_of_a_hundred_trials():
@@ -274,6 +421,18 @@ def test_intervals_cover_in_ninety_five_of_a_hundred_trials():
     assert 930 <= covered <= 970
 
 
+def test_how_runs_began_decides_whether_seeds_are_one():
+    modes = {"modes": {"plain": {0: 8.0, 1: 8.0}, "top-k": {0: 8.0, 1: 7.0}}}
+    assert alike(modes, {}) == "ended"
+    assert alike(modes, {"top-k": {0: (0.1,), 1: (0.2,)}}) == ""
+    assert alike(modes, {"top-k": {0: (0.1,), 1: (0.1,)}}) == "began"
+    assert alike(modes, {"top-k": {0: (0.1,)}}) == "ended"  # of one log nothing is known
+    assert alike(modes | {"fid": {"plain": {0: 2.0, 1: 2.1}}}, {}) == ""
+    assert alike({"modes": {"plain": {0: 8.0}, "top-k": {0: 8.0}}}, {}) == ""
+    gap = {"m": {"plain": {0: 1.0, 1: 1.0}, "top-k": {1: 1.0, 2: 1.0}}}
+    assert of_one_seed(gap) == {"m": {"plain": {1: 1.0}, "top-k": {1: 1.0}}}
+
+
 def test_arms_and_flags_of_settings():
     plain, first, second = arms_of(["gamma=0.9,nu=0.5", "heads=0,1,restore=10:20,spare=no"])
     assert (plain.name, plain.flags) == ("plain", ("--no-enabled",))
@@ -283,6 +442,22 @@ def test_arms_and_flags_of_settings():
     given = {"gamma": 0.9, "restore": [10, 20], "heads": ["a", 1], "spare": False, "nu": None}
     flags = ["--gamma=0.9", "--restore=10:20", "--heads=a,1", "--no-spare"]
     assert sorted(flags_of(given)) == sorted(flags)
+
+
+def test_no_two_arms_share_a_folder():
+    trial = of_runs.Trial(Path("trial"), (), (), True, 1)
+    names = ["gamma=0.9,start_epoch=2", "top-k", "heads=a:b", "heads=a_b", "heads=a/b", "heads=a%b"]
+    folders = [of_runs.Run(trial, Arm(name, ()), 0).folder for name in names]
+    assert [folder.parent.name for folder in folders[:2]] == names[:2]  # as trials before have it
+    assert len({str(folder) for folder in folders}) == len(names)
+    assert {folder.parents[1] for folder in folders} == {Path("trial/runs")}
+
+
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
+    name = r"^a$|^loss: \$([\d.]+)$"
+    rows = outcomes({name: {"plain": {0: 1.0}, "top-k": {0: 2.0}}}, {name: ""})
+    pairs_figure(rows).savefig(tmp_path / "pairs.png")
+    assert pairs_figure(rows).axes[0].get_title().replace(r"\$", "$") == name
 
 
 def test_the_title_of_a_long_metric_stays_in_its_figure():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topk_plugin.errors import ConfigError
+from topk_plugin.streams import say
 
 
 def add_parsers(commands: Any, add_seam: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -73,11 +74,13 @@ def add_parsers(commands: Any, add_seam: Callable[[argparse.ArgumentParser], Non
 
     plot = commands.add_parser(
         "plot",
-        help="draw k, kept and dropped scores of a `topk run --log` file",
+        help="draw k, kept and dropped scores of a `topk run --log` file, a figure a training",
         allow_abbrev=False,
     )
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG")
-    plot.add_argument("--out", type=Path, metavar="DIR", help="default: beside each log")
+    plot.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the figures (default: beside each log)"
+    )
     plot.set_defaults(command=_plot, parser=plot)
 
 
@@ -86,7 +89,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     for module in ("filelock", "scipy", "matplotlib"):
         needed(module, "trials")  # before training, not after it
-    from topk_plugin.trial.arms import arms_of, flags_of
+    from topk_plugin.trial.arms import arms_of, flags_of, settings_of
     from topk_plugin.trial.metrics import metric_of
     from topk_plugin.trial.report import written
     from topk_plugin.trial.runs import Run, Trial, failures, opened, threads_of, train
@@ -104,21 +107,26 @@ def _compare(options: argparse.Namespace) -> int:
     folder = options.out.absolute()
     workers = options.workers or _workers()
     threads = threads_of(folder) or max(1, (os.cpu_count() or 1) // workers)
-    flags = [*_seam_flags(options), *flags_of(vars(options))]
-    trial = Trial(folder, tuple(flags), tuple(script), options.seed, threads)
+    flags = flags_of(vars(options))
+    settings = {arm.name: settings_of(arm, flags, os.environ, options.config) for arm in arms}
+    seam = _seam_flags(options)
+    trial = Trial(folder, (*seam, *flags), tuple(script), options.seed, threads)
     runs = [Run(trial, arm, seed) for seed in range(options.seeds) for arm in arms]
-    metrics = [metric.called(name) if metric.kind == "fid" else metric for metric in metrics]
-    with opened(trial):
+    metrics = [
+        metric.called(name, options.features) if metric.kind == "fid" else metric
+        for metric in metrics
+    ]
+    with opened(trial, settings):
         try:
             _train(runs, workers, train)
         except KeyboardInterrupt:
             print("stopped; the same command goes on with what is left", file=sys.stderr)
             return 130
         command = shlex.join(["topk", *sys.argv[1:]])
-        print(written(folder, runs, metrics, distance, command))
+        say(written(folder, runs, metrics, distance, command), "stdout")
     for what, file in (("report", "report.md"), ("figure", "trial.png")):
         if (folder / file).exists():
-            print(f"{what}   {folder / file}")
+            say(f"{what}   {folder / file}", "stdout")
     return 1 if failures(runs) else 0
 
 
@@ -185,13 +193,20 @@ def _plot(options: argparse.Namespace) -> int:
     from topk_plugin.extras import needed
 
     needed("matplotlib", "figures")
-    from topk_plugin.trial.steps import read_log, steps_figure
+    from topk_plugin.trial.steps import by_training, figure_paths, read_log, steps_figure
 
-    for log in options.logs:
-        records = read_log(log)
-        folder = options.out or log.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        figure = folder / f"{log.stem}.png"
-        steps_figure(records).savefig(figure, dpi=120)
-        print(f"figure   {figure} ({len(records):,} generator steps)")
+    logs = [*{log.absolute(): log for log in options.logs}.values()]
+    for log, path in zip(logs, figure_paths(logs, options.out), strict=True):
+        trainings = by_training(read_log(log))
+        for which, records in trainings.items():
+            figure = path.with_name("-".join(filter(None, (path.name, which))) + ".png")
+            try:
+                figure.parent.mkdir(parents=True, exist_ok=True)
+                steps_figure(records).savefig(figure, dpi=120)
+            except OSError as error:
+                raise ConfigError(
+                    f"{figure}: not written ({error.strerror}), expected a folder that can be; "
+                    "give one by --out"
+                ) from None
+            say(f"figure   {figure} ({len(records):,} generator steps)", "stdout")
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topk_plugin.errors import ConfigError, TopKError
+from topk_plugin.streams import say
 from topk_plugin.trial.arms import arms_of
 from topk_plugin.trial.distances import CLASSIFIER, distances
 from topk_plugin.trial.metrics import metric_of
@@ -84,8 +85,9 @@ def run_demo(
         # killed by signal n: the shell's 128 + n, since a negative status cannot be exited with
         return status if status >= 0 else 128 - status
 
-    metric = metric_of(METRIC).called(name)
-    print(f"\n{written(folder, runs, [metric], distance, shlex.join(['topk', *sys.argv[1:]]))}")
+    metric = metric_of(METRIC).called(name, CLASSIFIER)
+    command = shlex.join(["topk", *sys.argv[1:]])
+    say(f"\n{written(folder, runs, [metric], distance, command)}", "stdout")
     grids = {run.arm.name: run.out / "samples.png" for run in shown}
     samples_figure(grids).savefig(folder / "samples.png", dpi=120)
     steps_figure(read_log(shown[1].folder / LOG)).savefig(folder / "topk.png", dpi=120)

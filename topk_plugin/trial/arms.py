@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from topk_plugin.config import TopKConfig, add_run_arguments
 from topk_plugin.errors import ConfigError, unknown_name
@@ -38,6 +41,29 @@ def arms_of(given: Sequence[str]) -> list[Arm]:
                 "leave one of them out"
             )
     return arms
+
+
+def settings_of(
+    arm: Arm, flags: Sequence[str], environ: Mapping[str, str], file: Path | None
+) -> dict[str, Any]:
+    """What an arm is trained with, wherever it was said, as JSON has it; of PLAIN nothing matters.
+
+    Args:
+        flags: settings of all arms, as flags.
+        file: that ``--config`` names.
+
+    Raises:
+        ConfigError: a variable or the file has an unknown setting, or a wrong one.
+    """
+    if arm.name == PLAIN:
+        return {}
+    parser = argparse.ArgumentParser(add_help=False)
+    add_run_arguments(parser)
+    given = vars(parser.parse_args([*flags, *arm.flags]))
+    found: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(TopKConfig.from_sources(given, environ, file)))
+    )
+    return found
 
 
 def _flags_of(text: str) -> tuple[str, ...]:

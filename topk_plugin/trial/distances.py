@@ -101,8 +101,11 @@ def _batches(folder: Path, mode: str) -> Iterator[Tensor]:
         raise NotMeasured(f"{folder}: found no images ({', '.join(sorted(SUFFIXES))})")
     batch: list[Tensor] = []
     for file in files:
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(numpy.array(image.convert(mode)))
+        try:
+            with Image.open(file) as image:
+                pixels = torch.from_numpy(numpy.array(image.convert(mode)))
+        except Exception as error:  # of Pillow's many decoders, whatever it is
+            raise NotMeasured(f"{file}: {type(error).__name__}: {error}") from error
         pixels = pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
         if batch and (len(batch) == BATCH or batch[0].shape != pixels.shape):
             yield torch.stack(batch)

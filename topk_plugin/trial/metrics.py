@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import re
@@ -27,6 +29,9 @@ EXPECTED = "[higher:|lower:]KIND:…, where KIND:… is one of " + ", ".join(
     KINDS.values()
 )  # as a sentence says it
 
+ENCODING = "utf-8-sig"
+"""Of JSON and CSV files; some programs begin them with a mark of the byte order."""
+
 
 class NotMeasured(Exception):
     """A metric that a run does not give; the message says why."""
@@ -46,10 +51,21 @@ class Metric:
     what: str  # the key, the column, the real images, or the function
     better: str
     name: str  # as the report calls it
+    by: str = ""  # the features of a distance
 
-    def called(self, name: str) -> Metric:
-        """The same by another name."""
-        return dataclasses.replace(self, name=name)
+    def called(self, name: str, by: str) -> Metric:
+        """The same by another name, and by the features that a distance is measured by."""
+        return dataclasses.replace(self, name=name, by=by)
+
+    def key(self) -> str:
+        """What its numbers are kept under: all that they are read by, a function's module too."""
+        by = _digest(self.source) if self.kind == "python" else self.by
+        return f"{self.better}:{self.spec}" + (f" by {by}" if by else "")
+
+    @property
+    def text(self) -> str:
+        """As a command says it."""
+        return f"{self.better}:{self.spec}" if self.better else self.spec
 
     @property
     def needs_out(self) -> bool:
@@ -72,7 +88,7 @@ def metric_of(text: str) -> Metric:
     source, what, named = rest, "", rest
     if kind == "regex":
         try:
-            pattern = re.compile(rest)
+            pattern = re.compile(rest, re.MULTILINE)
         except re.error as error:
             raise ConfigError(
                 f"--metric: found the pattern {rest!r}, which is none ({error}); "
@@ -108,14 +124,23 @@ def measure(
         distance: of two folders of images.
 
     Raises:
-        NotMeasured: there is no such file, key, column or line, or what is there is no finite
-            number.
+        NotMeasured: there is no such file, key, column or line, it cannot be read, or what is there
+            is no finite number.
     """
+    try:
+        return _measured(metric, out, seed, said, distance)
+    except (OSError, ValueError, csv.Error) as error:  # bytes that are no text, a folder, no access
+        raise NotMeasured(f"{type(error).__name__}: {error}") from error
+
+
+def _measured(
+    metric: Metric, out: Path, seed: int, said: str, distance: Distance
+) -> dict[str, float]:
     source = metric.source.replace("{out}", str(out)).replace("{seed}", str(seed))
     if metric.kind == "python":
         return _called(source, metric.what, out)
     if metric.kind == "regex":
-        found = re.findall(metric.source, said)
+        found = re.findall(metric.source, said, re.MULTILINE)
         if not found:
             raise NotMeasured(f"no line of the output matches {metric.source!r}")
         return {metric.name: _number(found[-1], f"the last match of {metric.source!r}")}
@@ -134,7 +159,7 @@ Distance = Callable[[Path, str], float]
 
 def _of_json(path: Path, key: str, better: str) -> float:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding=ENCODING))
     except ValueError as error:
         raise NotMeasured(f"{path} is no JSON ({error})") from None
     for part in key.split("."):
@@ -147,10 +172,11 @@ def _of_json(path: Path, key: str, better: str) -> float:
 
 def _of_csv(path: Path, column: str, better: str) -> float:
     column, best, _ = column.partition("@best")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    with path.open(newline="", encoding=ENCODING) as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
     if not rows or column not in rows[0]:
-        there = ", ".join(rows[0]) if rows else "nothing below its first line"
+        there = ", ".join(reader.fieldnames or ()) if rows else "nothing below its first line"
         raise NotMeasured(f"{path} has no column {column!r}: found {there}")
     values = [row[column] for row in rows if (row[column] or "").strip()]
     if not values:
@@ -163,13 +189,29 @@ def _of_csv(path: Path, column: str, better: str) -> float:
     return max(numbers) if better == "higher" else min(numbers)
 
 
-def _called(module: str, function: str, out: Path) -> dict[str, float]:
+def _digest(module: str) -> str:
+    """Of a module's file; "" where it has none or is none, which measuring says."""
+    _beside_the_script()
+    try:
+        spec = importlib.util.find_spec(module)
+        file = Path(spec.origin or "") if spec else Path()
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    except (Exception, SystemExit):  # of the packages that it lies in
+        return ""
+
+
+def _beside_the_script() -> None:
+    """A module is looked for where the script is, too."""
     folder = str(Path.cwd())
-    if folder not in sys.path:  # a module beside the script
+    if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def _called(module: str, function: str, out: Path) -> dict[str, float]:
+    _beside_the_script()
     try:
         answer = getattr(importlib.import_module(module), function)(out)
-    except Exception as error:  # of the user's function, whatever it is
+    except (Exception, SystemExit) as error:  # of the user's function, whatever it is
         raise NotMeasured(f"{module}:{function}: {type(error).__name__}: {error}") from error
     numbers = answer if isinstance(answer, Mapping) else {function: answer}
     return {str(name): _number(value, f"{name!r} of {module}") for name, value in numbers.items()}
@@ -178,7 +220,7 @@ def _called(module: str, function: str, out: Path) -> dict[str, float]:
 def _number(value: Any, what: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise NotMeasured(f"{what} is {value!r}, which is no number") from None
     if not math.isfinite(number):
         raise NotMeasured(f"{what} is {number}")

@@ -6,11 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from topk_plugin.pairs import Summary, decimals, paired_difference, summary, with_interval
+from topk_plugin.extras import needed
+from topk_plugin.pairs import (
+    Summary,
+    decimals,
+    paired_difference,
+    summary,
+    telling,
+    with_interval,
+)
 from topk_plugin.trial.arms import PLAIN
 
-POWER = 1.96 + 0.8416
-"""Standard errors at which four trials of five tell a difference, at 95%."""
+POWER = 0.8
+"""The share of trials in which as many seeds as are advised tell a difference, at 95%."""
+
+NORMAL = 1.96 + 0.8416
+"""Standard errors at which that is so of many seeds; of few it takes more."""
+
+MOST_SEEDS = 1_000_000
 
 
 class Outcome(NamedTuple):
@@ -22,6 +35,13 @@ class Outcome(NamedTuple):
     plain: Mapping[int, float]  # by seed
     topk: Mapping[int, float]
     difference: Summary | None  # top-k minus plain; None: no seed has both
+    alike: bool = False  # more seeds would be the same again
+    unchanged: bool = False  # every metric of the arm is the same with and without top-k
+
+    @property
+    def equal(self) -> bool:
+        """The same number in each pair."""
+        return all(plain == topk for plain, topk in self.pairs)
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
@@ -42,13 +62,16 @@ class Outcome(NamedTuple):
 
 
 def outcomes(
-    values: Mapping[str, Mapping[str, Mapping[int, float]]], better: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Mapping[int, float]]],
+    better: Mapping[str, str],
+    alike: bool = False,
 ) -> list[Outcome]:
     """Each metric's, arm by arm.
 
     Args:
         values: by metric, arm and seed.
         better: by metric.
+        alike: more seeds would be the same again.
     """
     found = []
     for metric, arms in values.items():
@@ -56,8 +79,9 @@ def outcomes(
         for arm, topk in arms.items():
             if arm != PLAIN:
                 difference = paired_difference(plain, topk)
-                found.append(Outcome(metric, better[metric], arm, plain, topk, difference))
-    return found
+                found.append(Outcome(metric, better[metric], arm, plain, topk, difference, alike))
+    changed = {outcome.arm for outcome in found if not outcome.equal}
+    return [outcome._replace(unchanged=outcome.arm not in changed) for outcome in found]
 
 
 def ratio(plain: Mapping[int, float], topk: Mapping[int, float]) -> Summary | None:
@@ -77,17 +101,18 @@ def sentence(outcome: Outcome) -> str:
     name, found = outcome.metric, outcome.difference
     if found is None:
         return f"{name}: no seed has a number without and with top-k."
-    if all(plain == topk for plain, topk in outcome.pairs):
-        return (
-            f"{name}: {_seeds(found.n)}, and each difference is exactly 0: top-k changed nothing."
-        )
-    digits = decimals([found])
+    if outcome.equal:
+        nothing = "each difference is exactly 0: top-k changed nothing"
+        said = nothing if outcome.unchanged else "this number is the same in each pair"
+        return f"{name}: {_seeds(found.n)}, and {said}."
+    digits = telling(found, decimals([found]))
     shown = f"{abs(found.mean):.{digits}f}"
     side = "lower" if found.mean < 0 else "higher"
     if found.interval is None:
+        more = "" if outcome.alike else "; give more (--seeds)"
         return (
-            f"{name}: top-k is {side} by {shown} in one seed, which cannot tell it from chance; "
-            "give more (--seeds)."
+            f"{name}: top-k is {side} by {shown} in one seed, which cannot tell it from "
+            f"chance{more}."
         )
     low, high = found.interval
     if low > 0 or high < 0:
@@ -99,19 +124,39 @@ def sentence(outcome: Outcome) -> str:
             f"{name}: top-k is {side} by {shown} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}] in "
             f"{outcome.same_side} of {found.n} seeds{judged}."
         )
-    needed = seeds_for(found)
+    enough = seeds_for(found)
+    more = f"more than {MOST_SEEDS:,}" if enough is None else f"about {enough:,}"
+    advice = f"; {more} would tell a difference of {shown}" if found.mean else ""
     return (
         f"{name}: {_seeds(found.n)} cannot tell: the difference is "
-        f"{with_interval(found, digits)}; about {needed:,} would tell a difference of {shown}."
+        f"{with_interval(found, digits)}{advice}."
     )
 
 
-def seeds_for(found: Summary) -> int:
-    """Seeds that tell a difference of the mean that was found, in four trials of five."""
+def seeds_for(found: Summary) -> int | None:
+    """Seeds that tell a difference of the mean that was found, in four trials of five.
+
+    More than were given, and by the paired t test's own power; None: over a million.
+    """
     assert found.std is not None  # of several
-    if found.mean == 0:
-        return 1_000_000
-    return min(1_000_000, max(found.n + 1, math.ceil((POWER * found.std / found.mean) ** 2)))
+    size = abs(found.mean) / found.std
+    if size == 0 or (NORMAL / size) ** 2 > MOST_SEEDS:
+        return None
+    n = max(found.n + 1, math.ceil((NORMAL / size) ** 2))
+    while _power(size, n) < POWER:
+        n += 1
+    return n
+
+
+def _power(size: float, n: int) -> float:
+    """Of the two-sided paired t test at 5%: Student's t, noncentral by the difference.
+
+    Args:
+        size: of the mean difference, in standard deviations of the differences.
+    """
+    stats = needed("scipy.stats")
+    edge, shift = stats.t.ppf(0.975, n - 1), size * math.sqrt(n)
+    return float(stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift))
 
 
 def _seeds(n: int) -> str:

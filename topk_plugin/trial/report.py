@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from topk_plugin.pairs import Summary, decimals, summary, with_interval
+from topk_plugin.files import write_atomically, writing
+from topk_plugin.pairs import Summary, decimals, summary, telling, with_interval
 from topk_plugin.streams import count
+from topk_plugin.trial.alike import alike, beginnings, of_one_seed
 from topk_plugin.trial.arms import PLAIN
-from topk_plugin.trial.metrics import Distance, Metric, NotMeasured, measure
+from topk_plugin.trial.measured import Measured, measured
+from topk_plugin.trial.metrics import Distance, Metric
 from topk_plugin.trial.outcome import Outcome, outcomes, ratio, sentence
-from topk_plugin.trial.runs import Run, failures
+from topk_plugin.trial.runs import Run, Trial, failures, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MEASURED = "metrics.json"
-Values = dict[str, dict[str, dict[int, float]]]
-"""Numbers by metric, arm and seed."""
-
-
-class Measured(NamedTuple):
-    """All numbers of a trial."""
-
-    values: Values
-    better: dict[str, str]  # by metric
-    missing: list[tuple[Run, str, str]]  # what a run does not give: the metric, and why
-
-
-def measured(runs: Sequence[Run], metrics: Sequence[Metric], distance: Distance) -> Measured:
-    """The metrics of all runs that ended well; each is read once and kept in the run's folder."""
-    found = Measured({}, {}, [])
-    for run in runs:
-        if not run.has_ended:
-            continue
-        file = run.folder / MEASURED
-        kept: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-        for metric in metrics:
-            key = f"{metric.better}:{metric.spec}"
-            if key not in kept:
-                try:
-                    kept[key] = measure(metric, run.out, run.seed, run.said(), distance)
-                except NotMeasured as error:
-                    found.missing.append((run, metric.spec, str(error)))
-                    continue
-                file.write_text(json.dumps(kept, indent=1) + "\n")
-            for name, value in kept[key].items():
-                arms = found.values.setdefault(name, {})
-                arms.setdefault(run.arm.name, {})[run.seed] = value
-                found.better[name] = metric.better
-    return found
 
 
 def written(
@@ -61,27 +27,33 @@ def written(
 ) -> str:
     """Writes report.md, report.json and trial.png, and returns what report.md says."""
     found = measured(runs, metrics, distance)
-    rows = outcomes(found.values, found.better)
+    how = alike(found.values, beginnings(runs))
+    shown = found._replace(values=of_one_seed(found.values)) if how else found
+    note = _one_seed(how, runs[0].trial) if how else ""
+    rows = outcomes(shown.values, found.better, bool(how))
     costs = {what: _costs(runs, what) for what in ("seconds", "memory")}
     drawn = any(row.difference is not None for row in rows)
-    text = "\n".join(_lines(runs, found, rows, costs, command, drawn)) + "\n"
-    (folder / "report.md").write_text(text)
-    (folder / "report.json").write_text(json.dumps(_as_json(rows, found, costs), indent=1) + "\n")
-    (folder / "trial.png").unlink(missing_ok=True)  # of what was measured before
-    if drawn:
-        pairs_figure([row for row in rows if row.difference is not None]).savefig(
-            folder / "trial.png", dpi=120
-        )
+    text = "\n".join(_lines(runs, shown, rows, costs, command, drawn, note)) + "\n"
+    write_atomically(folder / "report.md", text.encode("utf-8", "backslashreplace"))
+    as_json = _as_json(rows, found, costs) | {"alike": note or None}
+    write_json(folder / "report.json", as_json)
+    figure = folder / "trial.png"
+    with writing(figure):
+        figure.unlink(missing_ok=True)  # of what was measured before
+        if drawn:
+            pairs_figure([row for row in rows if row.difference is not None]).savefig(
+                figure, dpi=120
+            )
     return text
 
 
 def _lines(
     runs: Sequence[Run], found: Measured, rows: Sequence[Outcome],
-    costs: Mapping[str, Mapping[str, Summary]], command: str, drawn: bool,
+    costs: Mapping[str, Mapping[str, Summary]], command: str, drawn: bool, note: str,
 ) -> list[str]:  # fmt: skip
     arms = list(dict.fromkeys(run.arm.name for run in runs))
     several = len(arms) > 2
-    lines = ["# Does top-k help?", "", f"`{command}`", ""]
+    lines = ["# Does top-k help?", "", f"`{command}`", "", *[f"- {note}"] * bool(note)]
     for row in rows:
         said = sentence(row)
         lines += [f"- {row.arm}: {said}" if several else f"- {said}"]
@@ -97,7 +69,8 @@ def _lines(
             difference = seeds = ""
             for row in rows:
                 if (row.metric, row.arm) == (name, arm) and row.difference is not None:
-                    difference = with_interval(row.difference, digits)
+                    own_digits = telling(row.difference, digits)
+                    difference = with_interval(row.difference, own_digits)
                     side = "lower" if row.difference.mean < 0 else "higher"
                     seeds = f"{side} in {row.same_side} of {row.difference.n}"
             shown = name.replace("|", "\\|")
@@ -111,15 +84,25 @@ def _lines(
             lines.append(f"{unit} of {arm}: {shown} of that without it.  ")
     header = next((words for run in runs if (words := run.words("top-k ACTIVE"))), "")
     lines += ["", f"`{header}`"] * bool(header)
-    threads = runs[0].trial.threads
+    trial = runs[0].trial
+    seeded = trial.seeds_script or trial.takes_seed
     lines += [
         "",
-        f"Pairs share a seed; intervals are Student's t over seeds. Python "
-        f"{platform.python_version()}, {platform.machine()}, {count(threads, 'thread')} a run.",
+        f"Pairs share {'a' if seeded else 'no'} seed; intervals are Student's t over seeds. "
+        f"Python {platform.python_version()}, {platform.machine()}, "
+        f"{count(trial.threads, 'thread')} a run.",
     ]
     for run, _, last in failed:
         lines += ["", f"The last lines of {run.name}:", "", "```", last, "```"]
     return lines + (["", "![each seed's pair](trial.png)"] if drawn else [])
+
+
+def _one_seed(how: str, trial: Trial) -> str:
+    """What is said where the seeds are one."""
+    remedy = "put {seed} into the command"
+    if trial.takes_seed:
+        remedy = "let it draw from the {seed} that the command gives it"
+    return f"All seeds {how} alike, so they count as one: the script seeds itself; {remedy}."
 
 
 def _absences(found: Measured) -> list[str]:
@@ -188,8 +171,13 @@ def pairs_figure(rows: Sequence[Outcome]) -> Figure:
             if plain != topk:
                 color = "tab:blue" if topk < plain else "tab:orange"
             panel.plot([0, 1], [plain, topk], color=color, marker="o", markersize=4)
-        panel.set_xticks([0, 1], [PLAIN, row.arm])
+        panel.set_xticks([0, 1], [PLAIN, _literal(row.arm)])
         panel.set_xlim(-0.25, 1.25)
         better = f" ({row.better} is better)" if row.better else ""
-        panel.set_title(textwrap.fill(f"{row.metric}{better}", 44), fontsize=9)
+        panel.set_title(_literal(textwrap.fill(f"{row.metric}{better}", 44)), fontsize=9)
     return figure
+
+
+def _literal(text: str) -> str:
+    """For matplotlib, to which a dollar begins a formula."""
+    return text.replace("$", r"\$")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from topk_plugin.errors import ConfigError, RunError
 from topk_plugin.extras import needed
@@ -22,6 +25,14 @@ from topk_plugin.trial.arms import PLAIN, Arm
 
 TRIAL, RUN, OUTPUT, LOG = "trial.json", "run.json", "output.txt", "topk.jsonl"
 LOCK = ".lock"
+ARMS = "arms"
+"""In TRIAL, the settings of each arm."""
+
+LAUNCHER = re.compile(
+    r"^top-k (\((process|rank) \d+\) )?(ACTIVE|NOT ACTIVE|verdict|note)\b.*\n?", re.M
+)
+"""A line that `topk run` printed, and no script."""
+
 LAST_LINES = 12
 """Of what a failed script printed, as many are shown."""
 
@@ -43,6 +54,11 @@ class Trial:
     seeds_script: bool
     threads: int
 
+    @property
+    def takes_seed(self) -> bool:
+        """The command says the seed."""
+        return any("{seed}" in word for word in self.script)
+
     def saved(self) -> dict[str, Any]:
         """What all runs of one folder have in common."""
         return {
@@ -62,8 +78,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where its output, its log and its result are."""
-        safe = "".join(c if c.isalnum() or c in "=.,+-" else "_" for c in self.arm.name)
-        return self.trial.folder / "runs" / safe / f"seed-{self.seed}"
+        arm = quote(self.arm.name, safe="=,+")  # no two arms the same
+        return self.trial.folder / "runs" / arm / f"seed-{self.seed}"
 
     @property
     def out(self) -> Path:
@@ -77,8 +93,8 @@ class Run:
 
     def command(self) -> list[str]:
         """What is started."""
-        takes_seed = any("{seed}" in word for word in self.trial.script)
-        seed = str(self.seed) if self.trial.seeds_script and not takes_seed else "-"
+        seeded = self.trial.seeds_script and not self.trial.takes_seed
+        seed = str(self.seed) if seeded else "-"
         child = [sys.executable, "-m", "topk_plugin.trial.child", str(os.getpid()), seed]
         log = [] if self.arm.name == PLAIN else ["--log", str(self.folder / LOG)]
         words = [
@@ -104,9 +120,13 @@ class Run:
     def said(self) -> str:
         """All that it printed."""
         try:
-            return (self.folder / OUTPUT).read_text(errors="replace")
+            return (self.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
+
+    def said_by_script(self) -> str:
+        """That without the lines of the launcher, which are others in each arm."""
+        return LAUNCHER.sub("", self.said())
 
     def words(self, of: str) -> str:
         """The line of the launcher's that begins so: "top-k ACTIVE", "top-k verdict"."""
@@ -115,50 +135,60 @@ class Run:
 
 
 @contextmanager
-def opened(trial: Trial) -> Iterator[None]:
+def opened(trial: Trial, arms: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[None]:
     """The trial's folder, made where there is none, and held against other processes.
 
+    Args:
+        arms: the settings of each, wherever they were said.
+
     Raises:
-        ConfigError: it is no trial's, or that of another command.
+        ConfigError: it is no trial's, or that of another command or other settings.
         RunError: another process trains there.
     """
     file = trial.folder / TRIAL
-    begun = {LOCK, f"{TRIAL}{PARTIAL}"}  # all that a process leaves that was killed so early
-    if not file.exists() and any(one.name not in begun for one in _listed(trial.folder)):
-        raise ConfigError(
-            f"--out: {trial.folder} holds files and no trial; expected "
-            "a trial, or an empty folder: choose another one"
-        )
-    trial.folder.mkdir(parents=True, exist_ok=True)
     filelock = needed("filelock", "trials")
     lock = filelock.FileLock(trial.folder / LOCK)
+    begun = {LOCK, f"{TRIAL}{PARTIAL}"}  # all that a process leaves that was killed so early
     try:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists() and {one.name for one in trial.folder.iterdir()} - begun:
+            raise ConfigError(
+                f"--out: {trial.folder} holds files and no trial; expected "
+                "a trial, or an empty folder: choose another one"
+            )
         lock.acquire(timeout=5)
     except filelock.Timeout:
         raise RunError(
             f"{trial.folder}: another process trains here; wait for it, or choose another folder"
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {trial.folder} can be no folder of a trial ({error.strerror}); choose another "
+            "one"
+        ) from None
     with lock:
-        saved = trial.saved()
-        if file.exists():
-            before = json.loads(file.read_text())
-            differ = [
-                f"{name}: {before.get(name)!r} there, {value!r} now"
-                for name, value in saved.items()
-                if before.get(name) != value
-            ]
-            if differ:
-                raise ConfigError(
-                    f"--out: {trial.folder} is the trial of another command, so its runs cannot be "
-                    f"compared with these; choose another folder. Found {'; '.join(differ)}"
-                )
-        else:
-            _write(file, saved)
+        saved, arms = trial.saved(), arms or {}
+        before = json.loads(file.read_text()) if file.exists() else saved
+        known: dict[str, Mapping[str, Any]] = before.get(ARMS, {})
+        differ = _differing(before, saved)
+        for arm in known.keys() & arms.keys():
+            differ += [f"{arm}, {line}" for line in _differing(known[arm], arms[arm])]
+        if differ:
+            raise ConfigError(
+                f"--out: {trial.folder} is the trial of another command, so its runs cannot be "
+                f"compared with these; choose another folder. Found {'; '.join(differ)}"
+            )
+        write_json(file, saved | {ARMS: {**arms, **known}})
         yield
 
 
-def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was said before and is otherwise now; a name that is new is no difference."""
+    return [
+        f"{name}: {before[name]!r} there, {value!r} now"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
 
 
 def threads_of(folder: Path) -> int | None:
@@ -179,10 +209,12 @@ def train(runs: Sequence[Run], workers: int, tell: Callable[[Run], None]) -> Non
         tell: told of each run when it has ended.
     """
     left = [run for run in runs if not run.has_ended]
-    started: list[subprocess.Popen[bytes]] = []
+    started = _Started()
     with ThreadPoolExecutor(workers) as pool:
-        waiting: dict[Future[None], Run] = {pool.submit(_train, run, started): run for run in left}
+        waiting: dict[Future[None], Run] = {}
         try:
+            for run in left:
+                waiting[pool.submit(_train, run, started)] = run
             while waiting:
                 done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -190,26 +222,50 @@ def train(runs: Sequence[Run], workers: int, tell: Callable[[Run], None]) -> Non
                     future.result()
                     tell(run)
         except BaseException:
-            for future in waiting:
-                future.cancel()
-            for process in started:
-                if process.returncode is None:
-                    process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            started.stop()
             raise
 
 
-def _train(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
+class _Started:
+    """The processes of runs: from one moment on none is started, and those that were are ended."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def start(self, command: Sequence[str], **how: Any) -> subprocess.Popen[bytes] | None:
+        """As ``subprocess.Popen`` does; None where all was stopped."""
+        with self._lock:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(command, **how)
+            self._processes.append(process)
+            return process
+
+    def stop(self) -> None:
+        """Ends them all."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                if process.returncode is None:
+                    process.terminate()
+
+
+def _train(run: Run, started: _Started) -> None:
     shutil.rmtree(run.folder, ignore_errors=True)  # of a process that was killed
     run.out.mkdir(parents=True)
     environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": str(run.seed)}
     environment["OMP_NUM_THREADS"] = str(run.trial.threads)
     start = time.monotonic()
     with (run.folder / OUTPUT).open("wb") as output:
-        process = subprocess.Popen(
+        process = started.start(
             run.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env=environment,
         )  # fmt: skip
-        started.append(process)
+        if process is None:
+            return
         _, state, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(state)
     kilo = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
@@ -219,7 +275,7 @@ def _train(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
         "memory": usage.ru_maxrss * kilo,
         "command": run.command()[5:],
     }
-    _write(run.folder / RUN, result)
+    write_json(run.folder / RUN, result)
 
 
 def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
@@ -233,5 +289,6 @@ def failures(runs: Sequence[Run]) -> list[tuple[Run, int, str]]:
     return found
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Whole, or not at all; a RunError where the disk is full or the folder cannot be written."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

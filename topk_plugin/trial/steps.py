@@ -47,11 +47,49 @@ def read_log(path: Path) -> list[Record]:
     return records
 
 
+def by_training(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each training in a log by what tells it from others, in order of appearance.
+
+    "" is the first training of the process that was launched; others are "training-2",
+    "process-4711" of one that it started, "process-4711-training-2".
+    """
+    found: dict[str, list[Record]] = {}
+    for row in records:
+        parts = [f"{what}-{row[what]}" for what in ("process", "training") if what in row]
+        found.setdefault("-".join(parts), []).append(row)
+    return found
+
+
+def figure_paths(logs: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Where the figures of logs go, without a suffix: beside each, or into a folder.
+
+    There the names of as many folders above a log are in that of its figure as tell them apart.
+
+    Args:
+        logs: different ones.
+    """
+    paths = [log.with_suffix("") for log in logs]
+    if len(set(paths)) < len(paths):
+        paths = [*logs]  # the suffixes tell them apart
+    if folder is None:
+        return paths
+    parts = [path.absolute().parts[1:] for path in paths]
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return [folder / name for name in names]
+
+
 def steps_figure(records: Sequence[Record]) -> Figure:
     """k, the mean score of kept and of dropped rows, and that of the worst kept, over steps.
 
     Faint lines are single steps, strong lines epoch means, grey verticals ends of epochs. The
     dropped rows' line starts where k first falls below the batch size.
+
+    Args:
+        records: of one training.
     """
     from matplotlib.figure import Figure
 

@@ -46,8 +46,7 @@ def find_inception(path: str | Path | None = None, sha256: str = PUBLISHED) -> t
     except OSError as error:
         raise ConfigError(
             f"inception: {place} cannot be read ({error.strerror}), expected the weights that FID "
-            f"is defined by. {get}; or choose the features of a classifier: "
-            "--set features=classifier"
+            f"is defined by. {get}; or choose other features: classifier"
         ) from None
     if not digest.startswith(sha256):
         raise ConfigError(
