@@ -16,7 +16,8 @@ from torches import compiles, scalers
 
 from topk_plugin import attach
 from topk_plugin.loop import places
-from topk_plugin.loop.places import LEARNED
+from topk_plugin.loop.place import LEARNED, unsettled
+from topk_plugin.loop.uses import uses
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -546,8 +547,8 @@ def test_nothing_is_left_when_it_is_detached():
         del p.grad
         assert p.grad is None
     assert "grad" not in vars(nn.Parameter)
-    assert not places._open
-    assert places._uses.zeroed not in ledger.after_zeroing
+    assert not unsettled
+    assert uses.zeroed not in ledger.after_zeroing
 
 
 def test_a_critic_that_is_built_anew_is_learned_anew():

@@ -15,8 +15,7 @@ from torch import nn
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.loop import places
-from topk_plugin.loop.places import LEARNED
+from topk_plugin.loop.place import LEARNED, unsettled
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -184,7 +183,7 @@ def test_a_critic_that_is_gone_accuses_nobody():
     loop = Loop()
     with attach(loop.D, loop.topk) as attachment:
         loop.run(LEARNED + 2)
-        (place,) = places._open
+        (place,) = unsettled
         assert place.spared
         assert place.is_alive
         loop.D, loop.opt_D = Critic("batch"), None

@@ -17,211 +17,33 @@ seen is a gradient that was taken from ``.grad`` before and kept, or read by C++
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import PurePath
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
 from torch.autograd.graph import Node
-from torch.optim import Optimizer
 
 from topk_plugin.compat import is_probe, node_of
 from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.optimizers import before_step
-from topk_plugin.core.parameters import GRADIENT, Owned, owned_by
+from topk_plugin.core.parameters import GRADIENT, Owned
 from topk_plugin.core.training import Training
 from topk_plugin.core.trees import tree_leaves
-from topk_plugin.errors import GeneratorStepUnknown
 from topk_plugin.loop.frozen import checkpointed, learners
 from topk_plugin.loop.gradients import watch_gradients
+from topk_plugin.loop.place import Place, Stack, loops_frame, stack_of
 from topk_plugin.loop.plan import Plan
 from topk_plugin.loop.traced import something_is_compiled
+from topk_plugin.loop.uses import uses
 from topk_plugin.topk import TopK
-
-LEARNED = 20
-"""Generator steps after which a place is trusted."""
-
-FRAMES = 100
-"""Of a stack, at most: what differs below is one place, which is then learned less readily."""
 
 REMEMBERED = 1000
 """Places of one critic: more come only of stacks that do not recur, and are not learned."""
-
-Stack = tuple[int, ...]
-
-
-_MODULES = vars(torch.nn.modules.module)
-
-
-def stack_of(frame: FrameType | None) -> Stack:
-    """The code that runs and its line, in ``frame`` and those that called it."""
-    found: list[int] = []
-    while frame is not None and len(found) < 2 * FRAMES:
-        if frame.f_globals is not _MODULES:  # its lines depend on hooks that come and go
-            found += (id(frame.f_code), frame.f_lineno)
-        frame = frame.f_back
-    return tuple(found)
-
-
-def loops_frame(frame: FrameType | None) -> FrameType | None:
-    """The innermost one, of ``frame`` and those that called it, that runs code of the loop."""
-    while frame is not None and _package(frame) in _NOT_THE_LOOPS:
-        frame = frame.f_back
-    return frame
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).split(".")[0]
-
-
-_NOT_THE_LOOPS = ("topk_plugin", "torch")
-
-
-class Place:
-    """One call stack, and what became of the gradients that its calls left in the critic.
-
-    Args:
-        frame: the innermost one that runs code of the loop.
-        distrusted: names of places that are never trusted; may grow.
-    """
-
-    def __init__(self, frame: FrameType, distrusted: list[str]) -> None:
-        lines, launched = list[str](), False
-        self.codes: list[CodeType] = []  # kept alive: another code may get the id of one
-        inner: FrameType | None = frame
-        while inner is not None and len(self.codes) < FRAMES:
-            self.codes.append(inner.f_code)
-            module = str(inner.f_globals.get("__name__", ""))
-            launched |= module.startswith("topk_plugin.run.")  # what stands below runs the loop
-            if not launched and _package(inner) not in _NOT_THE_LOOPS:
-                name = PurePath(inner.f_code.co_filename).name
-                lines.append(f"{name}:{inner.f_lineno} {inner.f_code.co_name}")
-            inner = inner.f_back
-        # the same in another process, and on another machine
-        self.name = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-        self.title = lines[0].split(" ")[0]
-        self._distrusted = distrusted
-        self.coupled = False  # rows acted on each other in the latest call that could show it
-        self.learned = 0  # generator steps
-        self._waiting = 0  # ... of which the gradient still lies in the critic
-        self._latest: object = None  # the step that was counted last
-        # since the critic's gradients were zeroed: whether a backward came, and was spared
-        self.reached = self.spared = False
-        self.left: frozenset[int] = frozenset()  # parameters, by id, not yet zeroed
-        self._owned: Owned | None = None
-
-    @property
-    def is_distrusted(self) -> bool:
-        """It failed once, perhaps in an earlier run."""
-        return self.name in self._distrusted
-
-    @property
-    def is_learned(self) -> bool:
-        """Its calls may be spared."""
-        return self.learned >= LEARNED and not self.is_distrusted
-
-    def called(self, owned: Owned, ids: frozenset[int], spared: bool) -> None:
-        """A call from here; ``ids`` are parameters, of those ``owned``, that get its gradient."""
-        self.left, self._owned = ids, owned
-        self.spared |= spared
-        _open[self] = None
-
-    def arrived(self, owned: Owned, ids: frozenset[int], spared: bool) -> None:
-        """The backward of such a call."""
-        self.called(owned, ids, spared)
-        self.reached = True
-
-    def counted(self, step: object) -> None:
-        """It was a generator ``step``."""
-        if step == self._latest:
-            return  # another call of it
-        self._latest = step
-        if self.reached:
-            self._waiting += 1
-        else:
-            self.learned += 1
-
-    def thrown_away(self, gone: Iterable[int]) -> None:
-        """The gradients of parameters, by id, are gone."""
-        self.left -= frozenset(gone)
-        if not self.left:
-            self.learned += self._waiting
-            self.close()
-
-    def close(self) -> None:
-        """Nothing of its calls lies in the critic any more."""
-        self._waiting, self.reached, self.spared, self.left = 0, False, False, frozenset()
-        _open.pop(self, None)
-
-    @property
-    def is_alive(self) -> bool:
-        """Else other parameters may have the ids of those that got its gradient."""
-        return self._owned is not None and self._owned.alive
-
-    def distrust(self) -> None:
-        """Its calls are never spared, from now on."""
-        if not self.is_distrusted:
-            self._distrusted.append(self.name)
-        self.close()
-
-    def used(self, how: str) -> None:
-        """Somebody uses what its calls left in the critic, or should have.
-
-        Raises:
-            GeneratorStepUnknown: they were spared.
-        """
-        spared = self.spared
-        self.distrust()
-        if spared:
-            raise GeneratorStepUnknown(
-                f"the critic's gradient of a generator step is used: {how}, and since the critic's "
-                f"zero_grad() came a call from {self.title}, of which the critic formed no "
-                f"gradient, since {self.learned} generator steps from there had thrown it away "
-                "unread. Nothing was changed yet. Let the critic form it in each step: "
-                "--no-spare, TopK(spare=False); or go on from a checkpoint that is written after "
-                "this, in which the place is no longer trusted."
-            )
-
-
-_open: dict[Place, None] = {}
-"""Those of which a gradient lies in a critic, or would without sparing, in the order of calls."""
-
-
-# --- what is watched while anything is learned ----------------------------------------------------
-
-
-class _Uses:
-    """Tells the places that are open who reads or replaces a gradient, or is about to step."""
-
-    def read(self, parameter: Tensor) -> None:
-        for place in list(_open):
-            if place.reached and id(parameter) in place.left and place.is_alive:
-                place.used("its .grad is read")
-
-    def replaced(self, parameter: Tensor) -> None:
-        self.zeroed({id(parameter)})
-
-    def zeroed(self, gone: set[int]) -> None:
-        for place in list(_open):
-            if not place.left.isdisjoint(gone):
-                place.thrown_away(gone)
-
-    def stepping(self, optimizer: Optimizer) -> None:
-        if not _open:
-            return
-        owned = owned_by(optimizer).ids
-        used = [place for place in _open if not place.left.isdisjoint(owned) and place.is_alive]
-        for place in sorted(used, key=lambda place: place.spared):  # the last ones may raise
-            place.used(f"{type(optimizer).__name__} is about to step it")
-
-
-_uses = _Uses()
 
 
 class Places:
@@ -299,11 +121,11 @@ class Places:
     def _watch(self) -> None:
         if not self._watches:
             zeroed = self.topk.ledger.after_zeroing
-            zeroed.append(_uses.zeroed)
-            before_step.append(_uses.stepping)
-            self._undo.callback(zeroed.remove, _uses.zeroed)
-            self._undo.callback(before_step.remove, _uses.stepping)
-            self._undo.callback(watch_gradients(_uses))
+            zeroed.append(uses.zeroed)
+            before_step.append(uses.stepping)
+            self._undo.callback(zeroed.remove, uses.zeroed)
+            self._undo.callback(before_step.remove, uses.stepping)
+            self._undo.callback(watch_gradients(uses))
             self._watches = True
 
     def stop(self) -> None:
