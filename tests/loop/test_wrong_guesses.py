@@ -185,16 +185,29 @@ def test_a_critic_that_is_gone_accuses_nobody():
         loop.run(LEARNED + 2)
         (place,) = unsettled
         assert place.spared
-        assert place.is_alive
+        assert place.left
         loop.D, loop.opt_D = Critic("batch"), None
         gc.collect()  # old torch holds optimizers in cycles
-        assert not place.is_alive
-        place.left = frozenset(map(id, loop.D.parameters()))
+        assert not place.left
+        place._left = frozenset(map(id, loop.D.parameters()))
         loop.D(reals()).sum().backward()
         torch.optim.SGD(loop.D.parameters(), 0.1).step()
         assert loop.D.score[0].weight.grad is not None
         assert not place.is_distrusted
         assert attachment._places._watches
+
+
+def test_layers_beside_one_that_was_replaced_since_are_still_looked_at():
+    loop = Loop()
+    with attach(loop.D, loop.topk):
+        loop.run(LEARNED + 2)
+        loop.D.score[0] = nn.Linear(16, 1).double()
+        loop.opt_D = torch.optim.Adam(loop.D.parameters(), 1e-2)
+        gc.collect()  # old torch holds optimizers in cycles
+        before = trained(loop, "GD")
+        with pytest.raises(GeneratorStepUnknown, match="Adam is about to step it"):
+            loop.opt_D.step()
+        assert all(map(torch.equal, trained(loop, "GD"), before))
 
 
 def test_a_call_that_failed_left_nothing():

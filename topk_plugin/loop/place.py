@@ -79,7 +79,7 @@ class Place:
         self._latest: object = None  # the step that was counted last
         # since the critic's gradients were zeroed: whether a backward came, and was spared
         self.reached = self.spared = False
-        self.left: frozenset[int] = frozenset()  # parameters, by id, not yet zeroed
+        self._left: frozenset[int] = frozenset()  # parameters, by id, not yet zeroed
         self._owned: Owned | None = None
 
     @property
@@ -94,7 +94,7 @@ class Place:
 
     def called(self, owned: Owned, ids: frozenset[int], spared: bool) -> None:
         """A call from here; ``ids`` are parameters, of those ``owned``, that get its gradient."""
-        self.left, self._owned = ids, owned
+        self._left, self._owned = ids, owned
         self.spared |= spared
         unsettled[self] = None
 
@@ -113,22 +113,25 @@ class Place:
         else:
             self.learned += 1
 
+    @property
+    def left(self) -> frozenset[int]:
+        """Parameters, by id, of which its gradient is not yet thrown away."""
+        if self._owned is None or self._owned.alive:
+            return self._left
+        # of layers that were replaced since: other parameters may have their ids
+        return self._left.intersection(map(id, self._owned))
+
     def thrown_away(self, gone: Iterable[int]) -> None:
         """The gradients of parameters, by id, are gone."""
-        self.left -= frozenset(gone)
-        if not self.left:
+        self._left = self.left - frozenset(gone)
+        if not self._left:
             self.learned += self._waiting
             self.close()
 
     def close(self) -> None:
         """Nothing of its calls lies in the critic any more."""
-        self._waiting, self.reached, self.spared, self.left = 0, False, False, frozenset()
+        self._waiting, self.reached, self.spared, self._left = 0, False, False, frozenset()
         unsettled.pop(self, None)
-
-    @property
-    def is_alive(self) -> bool:
-        """Else other parameters may have the ids of those that got its gradient."""
-        return self._owned is not None and self._owned.alive
 
     def distrust(self) -> None:
         """Its calls are never spared, from now on."""

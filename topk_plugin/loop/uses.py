@@ -14,7 +14,7 @@ class Uses:
 
     def read(self, parameter: Tensor) -> None:
         for place in list(unsettled):
-            if place.reached and id(parameter) in place.left and place.is_alive:
+            if place.reached and id(parameter) in place.left:
                 place.used("its .grad is read")
 
     def replaced(self, parameter: Tensor) -> None:
@@ -29,7 +29,7 @@ class Uses:
         if not unsettled:
             return
         owned = owned_by(optimizer).ids
-        used = [place for place in unsettled if not place.left.isdisjoint(owned) and place.is_alive]
+        used = [place for place in unsettled if not place.left.isdisjoint(owned)]
         for place in sorted(used, key=lambda place: place.spared):  # the last ones may raise
             place.used(f"{type(optimizer).__name__} is about to step it")
 
