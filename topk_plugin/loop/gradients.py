@@ -33,7 +33,7 @@ _watchers: list[Watcher] = []
 
 def _read(self: Tensor) -> Any:
     if not zeroing:
-        for watcher in _watchers:
+        for watcher in list(_watchers):  # one may stop
             watcher.read(self)
     return GRADIENT.__get__(self)
 

@@ -13,12 +13,16 @@ scaler, an optimizer written by hand, a norm that is logged. Before a place is l
 never learned; afterwards it is an error, before any weight or any state of an optimizer changed.
 A place that failed is written into the checkpoint's record, and not trusted again. What cannot be
 seen is a gradient that was taken from ``.grad`` before and kept, or read by C++.
+
+Autocast keeps 16-bit copies of parameters that get a gradient until its outermost block ends, also
+past their optimizer's step. In a loop that steps the critic inside such a block no bit would be as
+without sparing, so nothing is spared there.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any
@@ -61,6 +65,7 @@ class Places:
         self._is_on &= not isinstance(critic, nn.DataParallel | nn.parallel.DistributedDataParallel)
         self._falls = config.gamma < 1 and config.nu < 1
         self._apart = False  # rows were in the latest call that could show it
+        self._owned: Owned | None = None  # the critic's parameters
         self._known: dict[Stack, Place] = {}
         self._watches, self._undo = False, ExitStack()
 
@@ -84,6 +89,7 @@ class Places:
         place = None if frame is None else self._place(frame)
         if place is None or place.is_distrusted:
             return None
+        self._owned = owned
         self._watch()
         spared = place.is_learned and place.coupled and plan.mode == "shielded" and not plan.audit
         return Visit(place, owned, mine, spared)
@@ -115,7 +121,17 @@ class Places:
         self._apart = bool(apart) and all(apart)
         if visit is not None and apart:
             visit.place.coupled = False in apart
-        if self._apart and not any(place.spared for place in self._known.values()):
+        if self._apart:
+            self._rest()
+
+    def _in_autocast(self, changing: Collection[int]) -> None:
+        if self._owned is not None and not self._owned.ids.isdisjoint(changing):
+            self._is_on = False
+            self._rest()
+
+    def _rest(self) -> None:
+        """Watch nothing any more, unless a gradient is missing."""
+        if not any(place.spared for place in self._known.values()):
             self.stop()
 
     def _watch(self) -> None:
@@ -126,6 +142,8 @@ class Places:
             self._undo.callback(zeroed.remove, uses.zeroed)
             self._undo.callback(before_step.remove, uses.stepping)
             self._undo.callback(watch_gradients(uses))
+            uses.in_autocast.append(self._in_autocast)
+            self._undo.callback(uses.in_autocast.remove, self._in_autocast)
             self._watches = True
 
     def stop(self) -> None:
