@@ -58,17 +58,6 @@ class AroundDisabled(Float):
             super().step(n)
 
 
-class AroundByHand(Around):
-    """The critic's optimizer is nobody's class."""
-
-    def critic_step(self):
-        self.D.zero_grad()
-        self.loss_D().backward()
-        with torch.no_grad():
-            for p in self.D.parameters():
-                p -= 0.05 * p.grad
-
-
 class Later(Float):
     """The block comes once the place is learned, and the generator's step is the first in it."""
 
@@ -78,9 +67,7 @@ class Later(Float):
             self.critic_step()
 
 
-@pytest.mark.parametrize(
-    ("kind", "steps"), [(Around, 0), (AroundDisabled, 0), (AroundByHand, 0), (Later, 5 + 1)]
-)
+@pytest.mark.parametrize(("kind", "steps"), [(Around, 0), (AroundDisabled, 0), (Later, 5 + 1)])
 def test_nothing_is_spared_once_the_critic_steps_inside_a_block(kind, steps):
     assert spared(kind, LEARNED + 15) == steps
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from learning import Loop, spared
 from losses import WIDTH, Critic, assert_same, noise, reals
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils.checkpoint import checkpoint
 from torches import compiles, scalers
 
@@ -61,6 +62,23 @@ class DeletedByHand(Loop):
             del p.grad
         self.loss_D().backward()
         self.opt_D.step()
+
+
+class ByAutograd(Loop):
+    """It is asked for the critic's own gradient, while the graph of a generator's step lives."""
+
+    def critic_step(self):
+        parameters = list(self.D.parameters())
+        found = torch.autograd.grad(self.loss_D(), parameters)
+        for p, g in zip(parameters, found, strict=True):
+            p.grad = g
+        self.opt_D.step()
+
+    def generator_step(self):
+        self.opt_G.zero_grad()
+        self.loss = self.loss_G()
+        self.loss.backward()
+        self.opt_G.step()
 
 
 class Undetached(Loop):
@@ -174,8 +192,8 @@ class Replaced(Loop):
 
 
 LEARNS = [
-    Loop, GeneratorFirst, Modules, InPlace, ToNoneByHand, DeletedByHand, Undetached, Accumulated,
-    ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced,
+    Loop, GeneratorFirst, Modules, InPlace, ToNoneByHand, DeletedByHand, ByAutograd, Undetached,
+    Accumulated, ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced,
     pytest.param(Scaled, marks=scalers),
 ]  # fmt: skip
 
@@ -549,6 +567,16 @@ def test_nothing_is_left_when_it_is_detached():
     assert "grad" not in vars(nn.Parameter)
     assert not unsettled
     assert uses.zeroed not in ledger.after_zeroing
+
+
+def test_backwards_are_led_past_it_only_while_a_critic_is_spared():
+    engine, loop, found = vars(Variable)["_execution_engine"], Loop(), []
+    with attach(loop.D, loop.topk):
+        for n in range(LEARNED + 1):
+            loop.step(n)
+            found.append(vars(Variable)["_execution_engine"] is engine)
+    assert found == [True] * LEARNED + [False]
+    assert vars(Variable)["_execution_engine"] is engine
 
 
 def test_a_critic_that_is_built_anew_is_learned_anew():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from learning import Loop
 from losses import Critic, noise, reals
 from torch import nn
+from torch.autograd import grad
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import GeneratorStepUnknown
@@ -121,9 +122,37 @@ class InClosure(Changes):
         self.opt_D.step(closure)
 
 
+class ByAutograd(Loop):
+    """The critic's own gradient is that of the generator's call, and what it left was zeroed."""
+
+    changes, untouched = LEARNED + 5, "GD"
+
+    def step(self, n):
+        if n < self.changes:
+            self.critic_step()
+        scores = self.D(self.G(noise()))
+        if n >= self.changes:
+            self.opt_D.zero_grad()
+            self.form(F.softplus(scores).mean() + F.softplus(-self.D(reals())).mean())
+            return self.opt_D.step()
+        self.opt_G.zero_grad()
+        F.softplus(-scores).mean().backward()
+        return self.opt_G.step()
+
+    def form(self, loss):
+        parameters = list(self.D.parameters())
+        for p, g in zip(parameters, grad(loss, parameters), strict=True):
+            p.grad = g
+
+
+class BackwardToInputs(ByAutograd):
+    def form(self, loss):
+        loss.backward(inputs=list(self.D.parameters()))
+
+
 KINDS = [
     LateChange, BothBackwardFirst, ClippedTogether, Logged, OneLine, SteppedByHand, OtherOptimizer,
-    InClosure,
+    InClosure, ByAutograd, BackwardToInputs,
 ]  # fmt: skip
 
 

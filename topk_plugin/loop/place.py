@@ -145,17 +145,24 @@ class Place:
         Raises:
             GeneratorStepUnknown: they were spared.
         """
-        spared = self.spared
+        if self.spared:
+            self.missing(how)
         self.distrust()
-        if spared:
-            raise GeneratorStepUnknown(
-                f"the critic's gradient of a generator step is used: {how}, and since the critic's "
-                f"zero_grad() came a call from {self.title}, of which the critic formed no "
-                f"gradient, since {self.learned} generator steps from there had thrown it away "
-                "unread. Nothing was changed yet. Let the critic form it in each step: "
-                "--no-spare, TopK(spare=False); or go on from a checkpoint that is written after "
-                "this, in which the place is no longer trusted."
-            )
+
+    def missing(self, how: str) -> None:
+        """Somebody uses what a spared call should have left in the critic.
+
+        Raises:
+            GeneratorStepUnknown: always.
+        """
+        self.distrust()
+        raise GeneratorStepUnknown(
+            f"the critic's gradient of a generator step is used: {how}, and the critic formed none "
+            f"in a call from {self.title}, since {self.learned} generator steps from there had "
+            "thrown it away unread. Nothing was changed yet. Let the critic form it in each step: "
+            "--no-spare, TopK(spare=False); or go on from a checkpoint that is written after this, "
+            "in which the place is no longer trusted."
+        )
 
 
 unsettled: dict[Place, None] = {}

@@ -8,21 +8,22 @@ the shielded gate did by running the critic's backward once more. Only critics w
 each other need that, see :mod:`topk_plugin.loop.row_probe`, so only with them anything is learned.
 
 That the gradient is used is seen where an optimizer that owns a part of the critic is about to
-step, and where anybody reads ``.grad`` of one of its parameters: clipping over both networks, a
-scaler, an optimizer written by hand, a norm that is logged. Before a place is learned it is then
-never learned; afterwards it is an error, before any weight or any state of an optimizer changed.
-A place that failed is written into the checkpoint's record, and not trusted again. What cannot be
-seen is a gradient that was taken from ``.grad`` before and kept, or read by C++.
+step, where anybody reads ``.grad`` of one of its parameters (clipping over both networks, a scaler,
+an optimizer written by hand, a norm that is logged), and where ``autograd.grad`` or
+``backward(inputs=...)`` is asked for it. Before a place is learned it is then never learned;
+afterwards it is an error, before any weight or any state of an optimizer changed. A place that
+failed is written into the checkpoint's record, and not trusted again. What cannot be seen is a
+gradient that was taken from ``.grad`` before and kept, or read by C++.
 
 Autocast keeps 16-bit copies of parameters that get a gradient until its outermost block ends, also
-past their optimizer's step. In a loop that steps the critic inside such a block no bit would be as
-without sparing, so nothing is spared there.
+past their optimizer's step, and a critic that is spared is called past them. A loop whose optimizer
+steps the critic inside such a block would see other bits, so nothing is spared there.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any
@@ -31,15 +32,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
 from torch.autograd.graph import Node
+from torch.optim import Optimizer
 
 from topk_plugin.compat import is_probe, node_of
-from topk_plugin.core.graph import executes, is_capturing
+from topk_plugin.core.graph import behind, executes, is_capturing
 from topk_plugin.core.optimizers import before_step
-from topk_plugin.core.parameters import GRADIENT, Owned
+from topk_plugin.core.parameters import GRADIENT, Owned, owned_by
 from topk_plugin.core.training import Training
 from topk_plugin.core.trees import tree_leaves
 from topk_plugin.loop.frozen import checkpointed, learners
-from topk_plugin.loop.gradients import watch_gradients
+from topk_plugin.loop.gradients import watch_asking, watch_gradients
 from topk_plugin.loop.place import Place, Stack, loops_frame, stack_of
 from topk_plugin.loop.plan import Plan
 from topk_plugin.loop.traced import something_is_compiled
@@ -67,7 +69,8 @@ class Places:
         self._apart = False  # rows were in the latest call that could show it
         self._owned: Owned | None = None  # the critic's parameters
         self._known: dict[Stack, Place] = {}
-        self._watches, self._undo = False, ExitStack()
+        self._watches = self._spares = False
+        self._undo = ExitStack()
 
     def visit(self, plan: Plan, owned: Owned, leaves: Sequence[Any]) -> Visit | None:
         """A call of the critic that is going to be gated; None: it is no matter of its place.
@@ -92,6 +95,9 @@ class Places:
         self._owned = owned
         self._watch()
         spared = place.is_learned and place.coupled and plan.mode == "shielded" and not plan.audit
+        if spared and not self._spares:
+            self._undo.callback(watch_asking(uses.asked))
+            self._spares = True
         return Visit(place, owned, mine, spared)
 
     def _is_possible(self, plan: Plan, leaves: Sequence[Any]) -> bool:
@@ -124,8 +130,10 @@ class Places:
         if self._apart:
             self._rest()
 
-    def _in_autocast(self, changing: Collection[int]) -> None:
-        if self._owned is not None and not self._owned.ids.isdisjoint(changing):
+    def _stepping(self, optimizer: Optimizer) -> None:
+        if not _in_autocast() or self._owned is None:
+            return
+        if not self._owned.ids.isdisjoint(owned_by(optimizer).ids):
             self._is_on = False
             self._rest()
 
@@ -139,17 +147,17 @@ class Places:
             zeroed = self.topk.ledger.after_zeroing
             zeroed.append(uses.zeroed)
             before_step.append(uses.stepping)
+            before_step.append(self._stepping)
             self._undo.callback(zeroed.remove, uses.zeroed)
             self._undo.callback(before_step.remove, uses.stepping)
+            self._undo.callback(before_step.remove, self._stepping)
             self._undo.callback(watch_gradients(uses))
-            uses.in_autocast.append(self._in_autocast)
-            self._undo.callback(uses.in_autocast.remove, self._in_autocast)
             self._watches = True
 
     def stop(self) -> None:
         """Watch nothing any more; twice is fine."""
         self._undo.close()
-        self._watches = False
+        self._watches = self._spares = False
         for place in self._known.values():
             place.close()
 
@@ -170,11 +178,15 @@ class Visit:
     def returned(self, output: Any, sources: Sequence[Node]) -> None:
         """The critic gave ``output`` for what ``sources`` made."""
         self.place.called(self._owned, self.ids, self.spared)
+        tensors = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        made: set[Any] = {tensor.grad_fn for tensor in tensors}.difference([None], sources)
+        if self.spared:
+            uses.spared(self.place, self._owned, self.learners, made)
         if self.place.is_learned:
             return
         # what else it learns from is not frozen, and is to keep its gradient; and each time that
         # checkpointing runs BatchNorm again, which is less often then, its statistics change
-        apart = not self._owned.ids.issuperset(_leaves(output, sources))
+        apart = not self._owned.ids.issuperset(_leaves(made, sources))
         if apart or checkpointed() > self._checkpointed:
             self.place.distrust()
 
@@ -201,6 +213,13 @@ class Visit:
             training.counts.spare(step)
 
 
+def _in_autocast() -> bool:
+    """Whether a block of autocast is open, be it one in which it is disabled."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth > 1
+
+
 def _is_plain(parameter: Tensor) -> bool:
     """Whether all that happens to its gradient is seen."""
     return (
@@ -210,19 +229,8 @@ def _is_plain(parameter: Tensor) -> bool:
     )
 
 
-def _leaves(output: Any, sources: Sequence[Node]) -> set[int]:
-    """Ids of the leaves from which ``output`` was computed, not through ``sources``."""
-    tensors = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen, found = {*sources, *queue}, set[int]()
-    while queue:
-        node = queue.pop()
-        if isinstance(node, torch._C._functions.AccumulateGrad):
-            if not is_probe(node.variable):
-                found.add(id(node.variable))
-            continue
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                queue.append(parent)
-    return found
+def _leaves(roots: Iterable[Node], sources: Sequence[Node]) -> set[int]:
+    """Ids of the leaves that lie behind ``roots``, not through ``sources``."""
+    accumulate = torch._C._functions.AccumulateGrad
+    found = (node.variable for node in behind(roots, sources) if isinstance(node, accumulate))
+    return {id(leaf) for leaf in found if not is_probe(leaf)}
