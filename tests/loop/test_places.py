@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from learning import Loop, spared
 from losses import WIDTH, Critic, assert_same, noise, reals
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.utils.checkpoint import checkpoint
 from torches import compiles, scalers
 
@@ -567,16 +566,6 @@ def test_nothing_is_left_when_it_is_detached():
     assert "grad" not in vars(nn.Parameter)
     assert not unsettled
     assert uses.zeroed not in ledger.after_zeroing
-
-
-def test_backwards_are_led_past_it_only_while_a_critic_is_spared():
-    engine, loop, found = vars(Variable)["_execution_engine"], Loop(), []
-    with attach(loop.D, loop.topk):
-        for n in range(LEARNED + 1):
-            loop.step(n)
-            found.append(vars(Variable)["_execution_engine"] is engine)
-    assert found == [True] * LEARNED + [False]
-    assert vars(Variable)["_execution_engine"] is engine
 
 
 def test_a_critic_that_is_built_anew_is_learned_anew():

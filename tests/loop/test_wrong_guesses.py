@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from learning import Loop
 from losses import Critic, noise, reals
 from torch import nn
-from torch.autograd import grad
+from torch.autograd import Variable, grad
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import GeneratorStepUnknown
@@ -263,6 +263,16 @@ def test_a_call_that_failed_left_nothing():
     with attach(loop.D, loop.topk):
         loop.run(LEARNED + 5)
     assert loop.topk.report().spared == 5
+
+
+def test_backwards_are_led_past_it_only_while_a_critic_is_spared():
+    engine, loop, found = vars(Variable)["_execution_engine"], Loop(), []
+    with attach(loop.D, loop.topk):
+        for n in range(LEARNED + 1):
+            loop.step(n)
+            found.append(vars(Variable)["_execution_engine"] is engine)
+    assert found == [True] * LEARNED + [False]
+    assert vars(Variable)["_execution_engine"] is engine
 
 
 # --- the record -----------------------------------------------------------------------------------
