@@ -200,7 +200,7 @@ class TopK:
 
         Args:
             spare: attached critics form no gradient for their parameters inside, which is faster;
-                only for loops that throw it away.
+                only for loops that throw it away. They run as critics that are frozen by hand.
 
         Raises:
             ConfigError: no critic is attached that could be spared.

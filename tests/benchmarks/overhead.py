@@ -46,7 +46,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from topk_plugin import TopK, attach
 from topk_plugin.core.optimizers import unlisten
-from topk_plugin.loop import places
+from topk_plugin.loop import place
 
 Line = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[], float]  # the seconds of a step
@@ -389,7 +389,7 @@ def measure(
     model: str, made: str, options: argparse.Namespace, console: Console
 ) -> list[dict[str, Any]]:
     """Time all arms of one model and print the table."""
-    places.LEARNED = 3  # each round attaches anew
+    place.LEARNED = 3  # each round attaches anew
     torch.manual_seed(0)
     random.seed(0)
     clock = time.process_time if options.host else time.perf_counter

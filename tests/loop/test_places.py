@@ -16,7 +16,8 @@ from torches import compiles, scalers
 
 from topk_plugin import attach
 from topk_plugin.loop import places
-from topk_plugin.loop.places import LEARNED
+from topk_plugin.loop.place import LEARNED, unsettled
+from topk_plugin.loop.uses import uses
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -60,6 +61,23 @@ class DeletedByHand(Loop):
             del p.grad
         self.loss_D().backward()
         self.opt_D.step()
+
+
+class ByAutograd(Loop):
+    """It is asked for the critic's own gradient, while the graph of a generator's step lives."""
+
+    def critic_step(self):
+        parameters = list(self.D.parameters())
+        found = torch.autograd.grad(self.loss_D(), parameters)
+        for p, g in zip(parameters, found, strict=True):
+            p.grad = g
+        self.opt_D.step()
+
+    def generator_step(self):
+        self.opt_G.zero_grad()
+        self.loss = self.loss_G()
+        self.loss.backward()
+        self.opt_G.step()
 
 
 class Undetached(Loop):
@@ -173,8 +191,8 @@ class Replaced(Loop):
 
 
 LEARNS = [
-    Loop, GeneratorFirst, Modules, InPlace, ToNoneByHand, DeletedByHand, Undetached, Accumulated,
-    ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced,
+    Loop, GeneratorFirst, Modules, InPlace, ToNoneByHand, DeletedByHand, ByAutograd, Undetached,
+    Accumulated, ByHand, Clipped, TwoPlaces, OnePlaceTwice, Paired, FrozenLater, Replaced,
     pytest.param(Scaled, marks=scalers),
 ]  # fmt: skip
 
@@ -546,8 +564,8 @@ def test_nothing_is_left_when_it_is_detached():
         del p.grad
         assert p.grad is None
     assert "grad" not in vars(nn.Parameter)
-    assert not places._open
-    assert places._uses.zeroed not in ledger.after_zeroing
+    assert not unsettled
+    assert uses.zeroed not in ledger.after_zeroing
 
 
 def test_a_critic_that_is_built_anew_is_learned_anew():

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from learning import Loop
 from losses import Critic, noise, reals
 from torch import nn
+from torch.autograd import Variable, grad
 
 from topk_plugin import TopK, attach
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.loop import places
-from topk_plugin.loop.places import LEARNED
+from topk_plugin.loop.place import LEARNED, unsettled
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -122,9 +122,37 @@ class InClosure(Changes):
         self.opt_D.step(closure)
 
 
+class ByAutograd(Loop):
+    """The critic's own gradient is that of the generator's call, and what it left was zeroed."""
+
+    changes, untouched = LEARNED + 5, "GD"
+
+    def step(self, n):
+        if n < self.changes:
+            self.critic_step()
+        scores = self.D(self.G(noise()))
+        if n >= self.changes:
+            self.opt_D.zero_grad()
+            self.form(F.softplus(scores).mean() + F.softplus(-self.D(reals())).mean())
+            return self.opt_D.step()
+        self.opt_G.zero_grad()
+        F.softplus(-scores).mean().backward()
+        return self.opt_G.step()
+
+    def form(self, loss):
+        parameters = list(self.D.parameters())
+        for p, g in zip(parameters, grad(loss, parameters), strict=True):
+            p.grad = g
+
+
+class BackwardToInputs(ByAutograd):
+    def form(self, loss):
+        loss.backward(inputs=list(self.D.parameters()))
+
+
 KINDS = [
     LateChange, BothBackwardFirst, ClippedTogether, Logged, OneLine, SteppedByHand, OtherOptimizer,
-    InClosure,
+    InClosure, ByAutograd, BackwardToInputs,
 ]  # fmt: skip
 
 
@@ -184,18 +212,31 @@ def test_a_critic_that_is_gone_accuses_nobody():
     loop = Loop()
     with attach(loop.D, loop.topk) as attachment:
         loop.run(LEARNED + 2)
-        (place,) = places._open
+        (place,) = unsettled
         assert place.spared
-        assert place.is_alive
+        assert place.left
         loop.D, loop.opt_D = Critic("batch"), None
         gc.collect()  # old torch holds optimizers in cycles
-        assert not place.is_alive
-        place.left = frozenset(map(id, loop.D.parameters()))
+        assert not place.left
+        place._left = frozenset(map(id, loop.D.parameters()))
         loop.D(reals()).sum().backward()
         torch.optim.SGD(loop.D.parameters(), 0.1).step()
         assert loop.D.score[0].weight.grad is not None
         assert not place.is_distrusted
         assert attachment._places._watches
+
+
+def test_layers_beside_one_that_was_replaced_since_are_still_looked_at():
+    loop = Loop()
+    with attach(loop.D, loop.topk):
+        loop.run(LEARNED + 2)
+        loop.D.score[0] = nn.Linear(16, 1).double()
+        loop.opt_D = torch.optim.Adam(loop.D.parameters(), 1e-2)
+        gc.collect()  # old torch holds optimizers in cycles
+        before = trained(loop, "GD")
+        with pytest.raises(GeneratorStepUnknown, match="Adam is about to step it"):
+            loop.opt_D.step()
+        assert all(map(torch.equal, trained(loop, "GD"), before))
 
 
 def test_a_call_that_failed_left_nothing():
@@ -222,6 +263,16 @@ def test_a_call_that_failed_left_nothing():
     with attach(loop.D, loop.topk):
         loop.run(LEARNED + 5)
     assert loop.topk.report().spared == 5
+
+
+def test_backwards_are_led_past_it_only_while_a_critic_is_spared():
+    engine, loop, found = vars(Variable)["_execution_engine"], Loop(), []
+    with attach(loop.D, loop.topk):
+        for n in range(LEARNED + 1):
+            loop.step(n)
+            found.append(vars(Variable)["_execution_engine"] is engine)
+    assert found == [True] * LEARNED + [False]
+    assert vars(Variable)["_execution_engine"] is engine
 
 
 # --- the record -----------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +15,23 @@ from topk_plugin.core.parameters import Owned
 from topk_plugin.errors import ConfigError
 
 
-def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves that ``tensors`` were computed from."""
-    queue = [tensor.grad_fn for tensor in tensors]
-    seen, leaves = set(queue), []
+def behind(roots: Iterable[Node | None], stops: Iterable[Node] = ()) -> Iterator[Node]:
+    """``roots`` and all from which they were computed, each once; not ``stops``, nor past them."""
+    seen: set[Any] = {None, *stops}
+    queue: list[Any] = [*{*roots} - seen]
+    seen.update(queue)
     while queue:
         node = queue.pop()
-        if node is None:
-            continue
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            leaves.append(leaf)
+        yield node
         parents = {parent for parent, _ in node.next_functions} - seen
         seen |= parents
         queue += parents
-    return leaves
+
+
+def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that ``tensors`` were computed from."""
+    found = (getattr(node, "variable", None) for node in behind(t.grad_fn for t in tensors))
+    return [leaf for leaf in found if leaf is not None]
 
 
 def executes(node: Node) -> bool:
@@ -100,15 +103,4 @@ class LiveIds(set[int]):
 
 def reaches(tensor: Tensor, nodes: Collection[Node]) -> bool:
     """Whether ``tensor`` was computed from what one of ``nodes`` gave."""
-    queue = [tensor.grad_fn]
-    seen = set(queue)
-    while queue:
-        node = queue.pop()
-        if node is None:
-            continue
-        if node in nodes:
-            return True
-        parents = {parent for parent, _ in node.next_functions} - seen
-        seen |= parents
-        queue += parents
-    return False
+    return any(node in nodes for node in behind([tensor.grad_fn]))
