@@ -89,6 +89,8 @@ class Outputs(dict[str, Output]):
     def twins(self, head: str) -> set[str]:
         """Outputs like ``head`` for the samples that are set against the generator's, in one call
         for both."""
+        if head not in self:
+            return set()
         idle = {n: o.shape for n, o in self.items() if not o.raised + o.lowered}
         alike = {n for n, shape in (self.beside | idle).items() if shape == self[head].shape}
         return alike - {head}

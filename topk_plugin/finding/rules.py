@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from topk_plugin.finding.contrast import NO_CONTRAST, Contrast
 from topk_plugin.finding.pushes import Push
 
 ALIKE = 0.9
@@ -36,6 +37,7 @@ some of them the other way."""
 
 UNLIKE = "the loss reads its numbers otherwise than as scores, as it does class logits"
 ALONG = "its own steps push generated samples the way the generator's steps do"
+UNSHOWN = "its own steps do not show that they set generated samples against others"
 
 Kind = Literal["score", "numbers", "image"]
 
@@ -79,7 +81,7 @@ class Seen:
     steps: int = 0  # of the generator, whose gradient came through it
     apart: bool = False  # its optimizer stepped on other gradients than those
     helps: bool = False  # ... or on those alone
-    contrast: int = 0  # its own steps raised generated samples against others: how often more
+    contrast: Contrast = NO_CONTRAST  # of its own steps
     trouble: str = ""  # why it cannot be told what its steps are
 
 
@@ -107,22 +109,29 @@ def judge(
         if sure[place] or verdict.why:
             continue
         if (kinds | {*known}) - {seen.like}:
-            why = "its own steps do not show that they set generated samples against others"
-            verdicts[place] = Verdict((), f"{why}, and it is not the only one", maybe=True)
+            verdicts[place] = Verdict((), f"{UNSHOWN}, and it is not the only one", maybe=True)
         elif seen.steps < (1 if last else LONE_STEPS):
             verdicts[place] = Verdict((), "too few generator steps came through it to tell")
-        elif not verdict.heads:
-            verdicts[place] = _late(seen)
+        else:
+            verdicts[place] = _late(seen, verdict.heads)
     return verdicts
 
 
-def _late(seen: Seen) -> Verdict:
-    """Of one module when nothing else is left."""
-    verdict = Verdict(*heads_of(seen, LONE))
+def _late(seen: Seen, heads: tuple[str, ...]) -> Verdict:
+    """Of one module when nothing else is left.
+
+    Args:
+        heads: its scores, if they are clear.
+    """
+    verdict = Verdict(heads) if heads else Verdict(*heads_of(seen, LONE))
     heads = verdict.heads or unanimous(seen)
-    if heads and seen.contrast * _way(seen, heads) > 0:
+    if not heads:
+        return verdict
+    if seen.contrast.way == _way(seen, heads):
         return Verdict((), ALONG)
-    return Verdict(heads) if heads else verdict
+    if seen.contrast.steps and not seen.contrast.is_likely:
+        return Verdict((), UNSHOWN, maybe=True)
+    return Verdict(heads)
 
 
 def _alone(seen: Seen) -> Verdict:
@@ -136,7 +145,9 @@ def _alone(seen: Seen) -> Verdict:
     if not seen.apart:
         return Verdict((), "nothing trained it but the generator step's own gradient")
     verdict = Verdict(*heads_of(seen, ALIKE))
-    if verdict.heads and seen.contrast * _way(seen, verdict.heads) > 0:
+    if verdict.heads and seen.contrast.wavers:
+        return Verdict((), UNSHOWN, maybe=True)
+    if verdict.heads and seen.contrast.way == _way(seen, verdict.heads):
         return Verdict((), ALONG)
     if verdict.why and (heads_of(seen, LONE)[0] or unanimous(seen)):
         return Verdict(())
@@ -144,7 +155,7 @@ def _alone(seen: Seen) -> Verdict:
 
 
 def _opposes(seen: Seen, verdict: Verdict) -> bool:
-    return seen.contrast * _way(seen, verdict.heads) < 0
+    return seen.contrast.is_clear and seen.contrast.way == -_way(seen, verdict.heads)
 
 
 def _way(seen: Seen, heads: Sequence[str]) -> int:

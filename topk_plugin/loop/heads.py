@@ -163,7 +163,13 @@ def read_alike(scores: Tensor, gradient: Tensor) -> bool:
     coarse = gradient.abs().max() * 1e-3
     if bool(((gradient - gradient[:, :1]).abs() <= coarse).all()):
         return True
-    moves = gradient.flatten()[scores.flatten().argsort()].diff()
+    return follows(scores.flatten(), gradient.flatten())
+
+
+def follows(scores: Tensor, gradient: Tensor) -> bool:
+    """Whether the ``gradient`` (N,) rises or falls with the ``scores`` (N,), or is one for all."""
+    coarse = gradient.abs().max() * 1e-3
+    moves = gradient[scores.argsort()].diff()
     return bool((moves >= -coarse).all()) or bool((moves <= coarse).all())
 
 
