@@ -96,8 +96,9 @@ def _of_step(pulls: Sequence[Pull], twins: Mapping[str, Set[str]]) -> Contrast:
     difference, at_fakes, at_others = 0.0, list[Push](), list[Push]()
     for name, beside in twins.items():
         of_fakes = [one[name] for one in fakes if name in one]
-        of_others = [one[name] for one in others if name in one]
-        of_others += [one[twin] for one in fakes for twin in beside & one.keys()]
+        of_others = [one[name] for one in others if name in one] or [
+            one[twin] for one in fakes for twin in beside & one.keys()
+        ]
         if of_fakes and of_others:  # a score moves against its gradient
             difference += _mean(of_others) - _mean(of_fakes)
             at_fakes += of_fakes
