@@ -10,6 +10,7 @@ from topk_plugin import TopK
 from topk_plugin.core.choice import BALLOT, DROPPED_SUM, KEPT, KEPT_SUM, NONFINITE, ROWS, Ranked
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.core.sorted_choice import Sorted, tally_of
+from topk_plugin.finding import words
 from topk_plugin.finding.contrast import NO_CONTRAST, Contrast, contrast
 from topk_plugin.finding.pushes import Pull, Push, nothing_dropped, parted
 from topk_plugin.finding.rules import Output, Seen, heads_of, judge
@@ -107,6 +108,14 @@ def test_features_that_are_all_pushed_one_way_are_no_heads_beside_a_score():
     assert taken(critic(outputs=outputs)) == [("0",)]
 
 
+@pytest.mark.parametrize(
+    ("pushed", "heads"), [((160, 0), ("0", "1")), ((150, 10), ("0",)), ((0, 160), ("0",))]
+)
+def test_a_score_of_each_pixel_beside_another_is_a_head(pushed, heads):
+    outputs = {"0": score(), "1": score(*pushed, "image", (8, 1, 4, 5))}
+    assert taken(critic(outputs=outputs)) == [heads]
+
+
 def test_numbers_that_the_loss_reads_otherwise_are_no_heads():
     logits = Output((8, 10), "numbers", 160, 0, alike=False)
     (verdict,) = judge([critic(outputs={"0": logits})], last=True)
@@ -200,6 +209,11 @@ def test_own_steps_that_oppose_do_so_nearly_all_and_by_one_target(own, beside_an
 def test_what_wavers_keeps_no_other_from_being_taken():
     wavers = critic(like="m:Other", steps=8, contrast=WAVERS)
     assert taken(critic(steps=3, contrast=NO_CONTRAST), wavers) == [("0",), ()]
+
+
+def test_critics_of_one_class_are_named_once():
+    said = words.lost("found critic m:Critic", 3, ["--critic m:Critic"] * 3)
+    assert said.count("--critic m:Critic") == 1
 
 
 def own_step(loss, generated):

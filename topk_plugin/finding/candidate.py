@@ -33,7 +33,7 @@ from topk_plugin.finding.pushes import (
     parted,
     pushes,
 )
-from topk_plugin.finding.rules import LONE, Seen, heads_of, unanimous
+from topk_plugin.finding.rules import LONE, LONE_STEPS, Seen, heads_of, unanimous
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
 
@@ -281,6 +281,17 @@ class Candidate:
         heads = heads_of(seen, LONE)[0] or unanimous(seen) or self._unpushed()
         seen.contrast = contrast(own, {name: self.outputs.twins(name) for name in heads})
         return seen
+
+    def waits(self, generators: Set[int]) -> bool:
+        """Whether it opposes for certain, and too few steps of the generator came through it."""
+        seen = self.seen(generators)
+        return seen.contrast.is_clear and not seen.trouble and self.steps < LONE_STEPS
+
+    @property
+    def tasks(self) -> set[int]:
+        """Backward passes that are remembered."""
+        steps = (*self.used, *self._on_fakes, self._left)
+        return {pull.task for used in steps for pull in used}
 
     def _unpushed(self) -> Sequence[str]:
         """What may be its scores, where no step of the generator told."""
