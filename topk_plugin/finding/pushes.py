@@ -102,8 +102,8 @@ def _of_own(present: Gradients, scores: Mapping[str, Tensor]) -> Pushes:
     for name, gradient in present:
         if gradient.numel():
             size = len(gradient) if gradient.dim() else 1
-            one, wide = (t.detach().reshape(size, -1) for t in (scores[name], gradient))
-            told[name] = told[name]._replace(by_score=by_score(one, wide.double()))
+            of = (t.detach().double().reshape(size, -1) for t in (scores[name], gradient))
+            told[name] = told[name]._replace(by_score=by_score(*of))
     return told
 
 
