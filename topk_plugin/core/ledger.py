@@ -173,14 +173,13 @@ class StepLedger:
         choices = [*self.line, *[call.choice for call in calls]]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
-        stops = {id(call.box) for call in self.stopped}
-        self.stopped.clear()
         self.settled = True
         self._upstream = NO_IDS.union(*[call.upstream for call in calls])
         self.counted(calls, choices, optimizer)
         for call in calls:
-            call.training.stops_too |= id(call.box) in stops
+            call.training.stops_too |= any(one.box is call.box for one in self.stopped)
             call.counted()
+        self.stopped.clear()
 
     def mark(self) -> None:
         """``topk.step()``: one generator step, told by hand.

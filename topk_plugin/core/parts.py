@@ -111,6 +111,15 @@ class PartChoice(NamedTuple):
         return gradient.index_copy(0, self.rows, kept)
 
 
+def those_read(
+    choice: AnyChoice | PartChoice, labels: Tensor | None
+) -> tuple[AnyChoice, Tensor | None]:
+    """What was chosen of the rows that compete, and their ``labels``, of (B,) or None."""
+    if not isinstance(choice, PartChoice):
+        return choice, labels
+    return choice.choice, None if labels is None else labels.index_select(0, choice.rows)
+
+
 class PartRanked:
     """Scores of a batch, of which those compete that the loss reads.
 

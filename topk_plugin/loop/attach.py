@@ -25,7 +25,7 @@ from topk_plugin.core.line import AnyRanked
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced
 from topk_plugin.core.parameters import ModuleParameters
-from topk_plugin.core.parts import PartChoice, PartRanked
+from topk_plugin.core.parts import PartChoice, PartRanked, those_read
 from topk_plugin.core.ranking import rows_scored
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall, gate_inputs, gate_outputs
@@ -333,10 +333,7 @@ class Attachment:
         names = names_of(output, heads) if plan.audit and len(heads) > 1 else []
 
         def arrived(choice: AnyChoice | PartChoice, read: list[int], stopped: bool) -> None:
-            of = labels
-            if isinstance(choice, PartChoice):
-                of = None if labels is None else labels.index_select(0, choice.rows)
-                choice = choice.choice
+            choice, of = those_read(choice, labels)
             if names:
                 training.heads = [names[place] for place in read]
             self.record.training = training
