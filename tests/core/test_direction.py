@@ -153,16 +153,17 @@ def test_the_direction_of_low_losses(gan):
 
 
 def test_a_saturated_loss_postpones_the_vote():
-    """No gradient reaches the scores for 150 steps; then the direction is still to be found."""
+    """No gradient reaches the scores for 150 marked steps; then it is still to be found."""
     torch.manual_seed(0)
     G, D = nn.Linear(2, 2).double(), nn.Linear(2, 1).double()
     optimizer = torch.optim.SGD(G.parameters(), 0.0)
     topk = TopK(gamma=0.5, nu=0.5)
     with attach(D, topk):
         for step in range(260):
-            scores = D(G(torch.randn(4, 2).double()))
             optimizer.zero_grad()
-            (scores * (0.0 if step < 150 else 1.0)).mean().backward()
+            with topk.generator_step():
+                scores = D(G(torch.randn(4, 2).double()))
+                (scores * (0.0 if step < 150 else 1.0)).mean().backward()
             optimizer.step()
     assert (topk.steps, topk.direction) == (260, "low")
 

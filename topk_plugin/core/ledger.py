@@ -74,9 +74,8 @@ class Arrival:
         """The training has not begun with it: the adversarial loss has the weight 0 so far (the
         device is waited for)."""
         nothing = self.box.weighs_nothing
-        if self.known or nothing is None or self.training.progress.begun:
-            return False
-        return bool(nothing)
+        at = self.training.progress
+        return not (self.known or nothing is None or at.begun or at.is_held) and bool(nothing)
 
 
 class StepLedger:

@@ -116,7 +116,7 @@ class LineGate:
                 "--heads, or TopK(heads=...)."
             )
         batch = _batch_of(heads)
-        if not batch:  # as where a class has no samples
+        if not batch and not self.scope.is_shared:  # as where a class has no samples
             return output
         arrived = None
         if is_compiling():

@@ -51,7 +51,6 @@ class Parts:
 
     def __init__(self) -> None:
         self.found = False  # rows that are not read do not compete
-        self.told = False  # there are such rows
         self._seen: dict[int, list[Tensor]] = {}  # by B: (B + 1,) bool, rows read and saturates()
 
     def looks(
@@ -69,16 +68,20 @@ class Parts:
 
         return look
 
-    def decide(self, acts: bool) -> None:
-        """The steps that are looked at ended (the device is waited for, once).
+    @property
+    def told(self) -> bool:
+        """What was seen so far shows such rows (the device is waited for)."""
+        return any(_same_rows(torch.stack(seen).tolist()) for seen in self._seen.values())
+
+    def decide(self, last: bool) -> None:
+        """An epoch ended, before k falls (the device is waited for).
 
         Args:
-            acts: what is found holds from now on; an audit ranks all rows.
+            last: the steps that are looked at have ended.
         """
-        found = any(_same_rows(torch.stack(seen).tolist()) for seen in self._seen.values())
-        self.found |= found and acts
-        self.told |= found
-        self._seen.clear()
+        self.found |= self.told
+        if last:
+            self._seen.clear()
 
 
 def _same_rows(seen: list[list[bool]]) -> bool:

@@ -22,7 +22,7 @@ from torch.autograd.graph import Node
 from topk_plugin.compat import place_of, probe_of
 from topk_plugin.core.choice import Ranked, keep_companion
 from topk_plugin.core.contest import Contestant
-from topk_plugin.core.graph import executes
+from topk_plugin.core.graph import executes, is_capturing
 from topk_plugin.core.parts import PartChoice, PartRanked, rows_read
 from topk_plugin.core.sorted_choice import AnyChoice, Sorted
 from topk_plugin.errors import GeneratorStepUnknown
@@ -273,7 +273,8 @@ class GatedCall:
             return gradients
         self.box.looked_at = self.audit
         if self.looks is not None:
-            self.box.weighs_nothing = ~rows_read(heads, 1).any()
+            if not any(g is not None and is_capturing(g) for g in heads):
+                self.box.weighs_nothing = ~rows_read(heads, 1).any()
             for look in self.looks:
                 look((*heads, *others[:here]))
             self.looks = ()  # told once

@@ -97,7 +97,7 @@ class Training:
         if self.vote.goes_on:
             self.vote.require_agreement(unless_wavering=True)
         self.progress.end_epoch(told_by)
-        self._decide_parts()
+        self.parts.decide(last=not self.audit.goes_on)
         if self._epoch_ended is not None:
             self._epoch_ended(self.progress)
         self.audit.check()
@@ -124,17 +124,11 @@ class Training:
             self.vote.require_descent(optimizer)
         tally, self.ungated = self.counts.take(choices), 0
         self.progress.step_counted()
-        if self.audit.goes_on:
-            self.audit.settle(boxes)
-            if not self.audit.goes_on:
-                self._decide_parts()
+        self.audit.settle(boxes)
         if self.vote.goes_on:
             self.vote.vote(tally.ballot, [choice.cast for choice in choices])
         self.counts.add(tally)
         return tally
-
-    def _decide_parts(self) -> None:
-        self.parts.decide(acts=not self.progress.is_held)
 
     @property
     def left(self) -> str:

@@ -69,7 +69,9 @@ def planned(
     places: list[int] = []
     node, upstream = None, frozenset[int]()
     for place, leaf in enumerate(leaves):
-        if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.shape[:1].numel()):
+        if not (isinstance(leaf, Tensor) and leaf.grad_fn is not None and leaf.dim()):
+            continue
+        if not len(leaf) and not topk.scope.is_shared:  # other ranks wait for one that has no rows
             continue
         if places and leaf.shape[0] != leaves[places[0]].shape[0]:
             continue
