@@ -87,22 +87,6 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(setup, load, tmp_path):
     assert "not taken" not in done.err
 
 
-def test_weights_that_a_loop_puts_back_are_no_checkpoint(tmp_path):
-    text = """
-        def step(x):
-            critic_step(x)
-            before = copy.deepcopy(D.state_dict())
-            critic_step(x)
-            generator_step()
-            D.load_state_dict(before)
-
-        passes(step)
-        write(D, G)
-        """
-    with_loop(tmp_path, text)
-    assert "weights were loaded" not in equals_by_hand(tmp_path).err
-
-
 def test_a_run_that_begins_below_b_is_told_to_name_the_critic(tmp_path):
     with_loop(tmp_path, f"{GAN_STEP}\npasses(step)\n")
     done = unnamed(tmp_path, flags=(*SLOW, "--start-epoch", "2"))

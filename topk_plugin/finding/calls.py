@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,6 @@ class Calls:
         self._generated = Generated(self._maker)
         self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
         self._candidates = weakref.WeakKeyDictionary()
-        self.kept_to: weakref.WeakSet[nn.Module] | None = None  # nothing else is looked at
         self._averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that return means alone
         # that return a score; whether what they scored was made by networks of the same optimizer
         self._scored: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
@@ -74,13 +73,6 @@ class Calls:
         self.passes.stop()
         self.passes = Passes(self.topk.training)
 
-    def keep_to(self, waiting: Iterable[Candidate]) -> None:
-        """Look at those modules alone from now on."""
-        modules = [one for each in waiting for one in (each.owner(), each.scorer())]
-        self.kept_to = weakref.WeakSet(module for module in modules if module is not None)
-        for scorer in [module for module in self._candidates if module not in self.kept_to]:
-            del self._candidates[scorer]
-
     def stop(self) -> None:
         """Watch no passes any more; twice is fine."""
         self.passes.stop()
@@ -96,7 +88,6 @@ class Calls:
         if (
             here.inside
             or inside.a_critic
-            or (self.kept_to is not None and plain(module) not in self.kept_to)
             or self.topk.is_paused
             or torch._C._get_tracing_state() is not None
             or not (own := self.owners.of(module)).optimizers

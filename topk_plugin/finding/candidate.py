@@ -19,21 +19,20 @@ from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.errors import GeneratorStepUnknown
-from topk_plugin.finding.contrast import contrast
 from topk_plugin.finding.identity import Identity, called, flag, like, with_heads
 from topk_plugin.finding.outputs import Outputs, Returned
 from topk_plugin.finding.owners import Ownership
 from topk_plugin.finding.pushes import (
-    FEW,
     UNSEEN,
     Pull,
     Pushes,
     added,
+    contrast,
     nothing_dropped,
     parted,
     pushes,
 )
-from topk_plugin.finding.rules import LONE, LONE_STEPS, Seen, heads_of, unanimous
+from topk_plugin.finding.rules import LONE, Seen, heads_of, unanimous
 from topk_plugin.loop.critic_step import reached_of
 from topk_plugin.topk import TopK
 
@@ -41,8 +40,8 @@ REMEMBERED = 8
 """Steps of a module's own optimizer that are remembered."""
 
 
-ALL = 100
-"""Of those, steps on generated samples whose gradients are remembered."""
+FEW = 4096
+"""Numbers of a sample of which it is looked at how the loss reads them: of more it takes long."""
 
 
 class Made(NamedTuple):
@@ -82,7 +81,6 @@ class Candidate:
         self.steps = 0  # of the generator, whose gradient came through it
         self._settled: Settled | None = None  # by the optimizer step that just ended
         self.used: deque[list[Pull]] = deque(maxlen=REMEMBERED)  # by steps of its own optimizer
-        self._on_fakes: deque[list[Pull]] = deque(maxlen=ALL)  # ... those on generated samples
         self.taken = False
         self._left: list[Pull] = []  # whose gradients lie in its parameters
         # by call, what all backwards did that reached the generator
@@ -127,7 +125,6 @@ class Candidate:
         if made is not None and made.rows is not None and len(made.sources[0]) == batch:
             rows = made.rows
         mine = tensors[: len(leaves)]
-        values = {name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)}
         scores = {
             name: leaf.detach()[rows]
             for name, (leaf, score) in leaves.items()
@@ -146,7 +143,7 @@ class Candidate:
             latest[:] = [pushes(of_theirs, scores if call is not None else None)]
             if reached_of(self._parameters()) is not None:
                 task = torch._C._current_graph_task_id()
-                parts = parted(present, generated, batch, values)
+                parts = parted(present, generated, batch)
                 self._left += [Pull(task, of, pushed) for of, pushed in parts]
             if call is not None:
                 # the scores vote; other outputs where there are none
@@ -210,8 +207,6 @@ class Candidate:
                 self._left = [UNSEEN]
             if self._left:
                 self.used.append(self._left)
-            if any(pull.generated for pull in self._left):
-                self._on_fakes.append(self._left)
             self._left = []
         if not self.trouble:
             try:
@@ -279,24 +274,8 @@ class Candidate:
             helps=any(all(p.task in generators for p in used) for used in self.used),
             trouble=self.trouble,
         )
-        own = [[p for p in used if p.task not in open_] for used in self._on_fakes]
-        heads = heads_of(seen, LONE)[0] or unanimous(seen) or self._unpushed()
-        seen.contrast = contrast(own, {name: self.outputs.twins(name) for name in heads})
+        own = [[p for p in used if p.task not in open_] for used in self.used]
+        heads = heads_of(seen, LONE)[0] or unanimous(seen)
+        twins = {name: self.outputs.twins(name) for name in heads}
+        seen.contrast = sum(contrast(pulls, twins) for pulls in own)
         return seen
-
-    def waits(self, generators: Set[int]) -> bool:
-        """Whether it opposes for certain, and too few steps of the generator came through it."""
-        seen = self.seen(generators)
-        return seen.contrast.is_clear and not seen.trouble and self.steps < LONE_STEPS
-
-    @property
-    def tasks(self) -> set[int]:
-        """Backward passes that are remembered."""
-        steps = (*self.used, *self._on_fakes, self._left)
-        return {pull.task for used in steps for pull in used}
-
-    def _unpushed(self) -> Sequence[str]:
-        """What may be its scores, where no step of the generator told."""
-        names = {name for used in self._on_fakes for pull in used for name in pull.pushes}
-        scores = {n for n in names if n not in self.outputs or self.outputs[n].kind == "score"}
-        return () if self.steps else sorted(scores)

@@ -2,16 +2,15 @@
 
 While it looks there are no gates, only hooks that read gradients: k = B then, and nothing is lost.
 It decides when the first pass over the data ends, at the latest, and looks again when optimizers
-are built. What opposes, and sent the generator no gradient until then, is looked at further. Where
-a checkpoint says which critics were found they are attached at their first call.
+are built. Where a checkpoint says which critics were found they are attached at their first call.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,18 +23,30 @@ from topk_plugin.finding import words
 from topk_plugin.finding.backlog import Backlog
 from topk_plugin.finding.calls import Calls
 from topk_plugin.finding.candidate import Candidate
-from topk_plugin.finding.found import Found, gate
-from topk_plugin.finding.identity import Identity, Places, plain
+from topk_plugin.finding.identity import Identity, Places, called, flag, like, plain
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
 from topk_plugin.hooks import Selection
-from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of
+from topk_plugin.loop.attach import Attachment
+from topk_plugin.loop.intercept import Interceptor, Watch, interceptor_of, is_intercepted
 from topk_plugin.loop.resume import ResumeRecord, records_in
+from topk_plugin.loop.wrappers import entrances
 from topk_plugin.monkeypatch import ClassPatches
-from topk_plugin.streams import warn
+from topk_plugin.streams import count, warn
 from topk_plugin.topk import TopK
 
 L = TypeVar("L")
+
+
+class Found(NamedTuple):
+    """A critic that was found."""
+
+    title: str
+    like: str  # its kind
+    identity: Identity
+    attachment: Attachment
+    critic: weakref.ref[nn.Module]
+    flag: str | None  # that names it
 
 
 class Finder:
@@ -89,8 +100,6 @@ class Finder:
             found.attachment.remove()
 
     def _look(self) -> None:
-        if self.calls is not None and self.calls.kept_to is not None:
-            self._look_away()
         if self.calls is None:
             self.calls = Calls(self.topk, self.owners, self.places, self._attached)
             self._watch.start()
@@ -163,14 +172,13 @@ class Finder:
         known = {found.like for found in self.found}
         seen = [one.seen(self._generators) for one in candidates]
         if candidates:
-            before = {} if calls.kept_to is None else self._left
-            self._left = before | dict(zip(candidates, judge(seen, known, last), strict=True))
+            self._left = dict(zip(candidates, judge(seen, known, last), strict=True))
         fresh = {one: self._left[one].heads for one in candidates if self._left[one].heads}
         if fresh:
             self._take(fresh, calls)
         if last and self.found:
-            self._told = self._told or _told_of_others(self.found, self._left)
-            self._wait(calls)
+            self._tell_of_others()
+            self._look_away()
         elif last and calls.of_one_optimizer:
             self.refused = GeneratorStepUnknown(words.one_optimizer(calls.of_one_optimizer))
             raise self.refused
@@ -181,52 +189,58 @@ class Finder:
             self.refused = self.nothing()
             raise self.refused
 
-    def _wait(self, calls: Calls) -> None:
-        """Look no more but at critics that the generator does not learn from, or not yet."""
-        waiting = [one for one in calls.candidates if one.waits(self._generators)]
-        if not waiting:
-            self._look_away()
-            return
-        if calls.kept_to is None:
-            self._backlog.clear()
-        calls.keep_to(waiting)
-        self._generators &= set[int]().union(*(one.tasks for one in waiting))
-
     # --- attaching --------------------------------------------------------------------------------
 
     def _take(self, fresh: dict[Candidate, tuple[str, ...]], calls: Calls) -> None:
         """Attach critics that were found, and count the generator's steps before."""
         at = self.topk.training.progress
         if not self.found and not at.is_held and self._backlog.any_below(fresh):
-            self.refused = _to_be_named(fresh)
-            if self.refused is not None:
-                raise self.refused
+            self._refuse(fresh)
         for one, heads in fresh.items():
             del self._left[one]
             owner, scorer = one.owner(), one.scorer()
             if owner is not None and scorer is not None:
                 named = () if self.topk.config.heads else one.outputs.named(heads)
-                since = self._backlog.gated_since(one)
-                record = self._attach(owner, scorer, [*one.entrances], named, since)
-                record.training = self._backlog.through(one, owner)
+                self._attach(owner, scorer, [*one.entrances], named)
+                self._backlog.through(one, owner)
             one.taken = True
             hand_over(one.ledger, self.topk.ledger)
         if not at.is_held:  # an audit's: those steps were none of it
             self._backlog.count(fresh, calls.passes)
 
+    def _tell_of_others(self) -> None:
+        """Warns of what may be a critic too, once: a run may take days until its verdict."""
+        unsure = [one for one, verdict in self._left.items() if verdict.maybe]
+        if unsure and not self._told:
+            self._told = True
+            flags = [found.flag for found in self.found] + [one.flag() for one in unsure]
+            warn(words.unsure([one.name for one in unsure], flags), stacklevel=2)
+
+    def _refuse(self, fresh: dict[Candidate, tuple[str, ...]]) -> None:
+        """Raises ConfigError where the critics can be named, to gate them from the first step."""
+        flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
+        if None not in flags:
+            self.refused = ConfigError(words.below([one.name for one in fresh], flags))
+            raise self.refused
+
     def _attach(
         self, owner: nn.Module, scorer: nn.Module, called_by: Sequence[nn.Module],
-        heads: tuple[str, ...], since: int = 0,
-    ) -> ResumeRecord:  # fmt: skip
+        heads: tuple[str, ...],
+    ) -> None:  # fmt: skip
         identity = self.places.of(owner, scorer)._replace(heads=heads)
-        found = gate(owner, [*called_by, scorer], identity, self.topk, since)
-        record = found.attachment.record
+        modules = {id(m): m for one in (*called_by, scorer) for m in entrances(one)}
+        free = [module for module in modules.values() if not is_intercepted(module)]
+        attachment = Attachment(free, owner, self.topk, heads=heads)
+        attachment.heads.seen = attachment.heads.found = True
+        record = attachment.record
         record.loaded, record.found = scorer in self._loaded, self._record.found
-        self.found.append(found)
+        title = called(owner, identity.part)
+        named = flag(owner, identity.part, heads)
+        critic = weakref.ref(owner)
+        self.found.append(Found(title, like(owner), identity, attachment, critic, named))
         if identity.saved not in self.topk.found:
             self.topk.found.append(identity.saved)
         self._record.remove()  # those of the critics go on
-        return record
 
     # --- critics that a checkpoint says -----------------------------------------------------------
 
@@ -234,8 +248,7 @@ class Finder:
         """``module`` is going to load ``state``."""
         if self.found:
             return
-        if not self.owners.of(module).optimizers & {id(one) for one in self._stepped}:
-            self._loaded.update(module.modules())  # else they are put back in mid-run
+        self._loaded.update(module.modules())
         for record in records_in(state):
             if not self._record.found:
                 self._record.restore(record)
@@ -243,9 +256,7 @@ class Finder:
     def _attached(self, module: nn.Module) -> Interceptor | None:
         """What a call of ``module`` has to be led through from now on, if anything."""
         calls = self.calls
-        if (
-            calls is not None and calls.kept_to is None and calls.passes.ended
-        ):  # and nobody could know
+        if calls is not None and calls.passes.ended:  # and nobody could know
             self._decide(calls, last=True)
         inner = plain(module)
         place = self.places.of(module)
@@ -261,15 +272,18 @@ class Finder:
 
     def __str__(self) -> str:
         present = [f for f in self.found if f.critic() in self.topk.training.critics]
-        shown = {found.title: found.shown for found in present or self.found}.values()
+        named = {f.title: f.identity.heads for f in present or self.found}
+        shown = [f"{t}{'=' if h else ''}{','.join(h)}" for t, h in named.items()]
         return f"found critic{'s' * (len(shown) > 1)} {', '.join(shown) or '(none yet)'}"
 
     def left_out(self) -> list[str]:
-        """Critics that the header did not name, modules that were looked at and not taken, and what
-        went ungated; a line each."""
-        later = [(found.shown, found.since) for found in self.found if found.since]
-        left = [words.of(one, v, self.owners, v.maybe) for one, v in self._left.items()]
-        return words.left_out(later, left, self._backlog.ungated)
+        """What went ungated, and which modules were looked at and not taken; a line each."""
+        left = self._left.items()
+        lines = [f"not taken: {words.of(one, v, self.owners, v.maybe)}" for one, v in left]
+        if self._backlog.ungated:
+            steps = f"{count(self._backlog.ungated, 'generator step')} at k < B"
+            lines.append(f"{steps} went ungated before their critic was found")
+        return lines
 
     def lost(self) -> TopKError | None:
         """What to say where critics were found, and nothing was gated from then on."""
@@ -283,21 +297,6 @@ class Finder:
         steps = self.topk.ledger.optimizer_steps
         table = [words.of(one, verdict, self.owners) for one, verdict in self._left.items()]
         return NoEffectError(words.nothing_found(table, steps, len(self.owners)))
-
-
-def _to_be_named(fresh: Mapping[Candidate, tuple[str, ...]]) -> ConfigError | None:
-    """Where the critics can be named, to gate them from the first step."""
-    flags = dict.fromkeys(one.flag(heads) for one, heads in fresh.items())
-    return None if None in flags else ConfigError(words.below([one.name for one in fresh], flags))
-
-
-def _told_of_others(found: Sequence[Found], left: Mapping[Candidate, Verdict]) -> bool:
-    """Warns of what may be a critic too: a run may take days until its verdict."""
-    unsure = [one for one, verdict in left.items() if verdict.maybe]
-    if unsure:
-        flags = [one.flag for one in found] + [one.flag() for one in unsure]
-        warn(words.unsure([one.name for one in unsure], flags), stacklevel=2)
-    return bool(unsure)
 
 
 _finders: list[Finder] = []

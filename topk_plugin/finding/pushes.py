@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -10,10 +10,7 @@ from torch import Tensor
 
 from topk_plugin.core.choice import DROPPED_SUM, KEPT, KEPT_SUM, ROWS, THRESHOLD
 from topk_plugin.core.sorted_choice import AnyChoice, SortedChoice
-from topk_plugin.loop.heads import follows, read_alike
-
-FEW = 4096
-"""Numbers at which it is looked how a loss reads them: of more it takes long."""
+from topk_plugin.loop.heads import read_alike
 
 
 class Push(NamedTuple):
@@ -24,7 +21,6 @@ class Push(NamedTuple):
     mean: float  # of the gradient
     alike: bool = True  # of several numbers of a sample; see read_alike()
     read: Tensor | None = None  # (N,) bool: which of several get a gradient in some sample
-    by_score: bool = False  # its score alone says how a number of it is pushed; see by_score()
 
 
 Pushes = dict[str, Push]
@@ -60,17 +56,6 @@ def _push(gradient: Tensor, scores: Tensor | None) -> Push:
     )
 
 
-def by_score(scores: Tensor, gradient: Tensor) -> bool:
-    """Whether a loss has one target for all samples: the gradient rises or falls with the score.
-
-    Args:
-        scores, gradient: (B, N); of several numbers each by itself, or their mean.
-    """
-    step = -(-scores.numel() // FEW)  # all of many say no more
-    each = follows(scores.flatten()[::step], gradient.flatten()[::step])
-    return each or follows(scores.mean(1), gradient.mean(1))
-
-
 def pushes(present: Gradients, scores: Mapping[str, Tensor] | None = None) -> Pushes:
     """Of each output; looked at on the host: the run is in its first steps, nothing is gated.
 
@@ -81,30 +66,14 @@ def pushes(present: Gradients, scores: Mapping[str, Tensor] | None = None) -> Pu
 
 
 def parted(
-    present: Gradients, generated: bool | Tensor, batch: int, scores: Mapping[str, Tensor]
+    present: Gradients, generated: bool | Tensor, batch: int
 ) -> Iterator[tuple[bool, Pushes]]:
-    """The gradients for generated samples, and those for others, of a ``batch`` that holds both.
-
-    Args:
-        scores: the outputs themselves, of the same shapes.
-    """
+    """The gradients for generated samples, and those for others, of a ``batch`` that holds both."""
     if isinstance(generated, Tensor) and all(g.shape[:1] == (batch,) for _, g in present):
-        for rows in (generated, ~generated):
-            part = [(name, g[rows]) for name, g in present]
-            yield rows is generated, _of_own(part, {name: s[rows] for name, s in scores.items()})
+        yield True, pushes([(name, g[generated]) for name, g in present])
+        yield False, pushes([(name, g[~generated]) for name, g in present])
     else:
-        yield isinstance(generated, Tensor) or generated, _of_own(present, scores)
-
-
-def _of_own(present: Gradients, scores: Mapping[str, Tensor]) -> Pushes:
-    """Of a module's own step."""
-    told = pushes(present)
-    for name, gradient in present:
-        if gradient.numel():
-            size = len(gradient) if gradient.dim() else 1
-            of = (t.detach().double().reshape(size, -1) for t in (scores[name], gradient))
-            told[name] = told[name]._replace(by_score=by_score(*of))
-    return told
+        yield isinstance(generated, Tensor) or generated, pushes(present)
 
 
 def nothing_dropped(choice: AnyChoice) -> AnyChoice:
@@ -134,3 +103,20 @@ def added(a: Pushes, b: Pushes) -> Pushes:
             )  # fmt: skip
         total[name] = two
     return total
+
+
+def contrast(pulls: Sequence[Pull], twins: Mapping[str, Set[str]]) -> int:
+    """Whether a step raised (1) or lowered (-1) generated samples against the others.
+
+    Args:
+        twins: for each score, the outputs for other samples that one call gives with it.
+    """
+    difference = 0.0
+    fakes, others = ([p.pushes for p in pulls if p.generated is of] for of in (True, False))
+    for name, beside in twins.items():
+        of_fakes = [one[name].mean for one in fakes if name in one]
+        of_others = [one[name].mean for one in others if name in one]
+        of_others += [one[twin].mean for one in fakes for twin in beside & one.keys()]
+        if of_fakes and of_others:  # a score moves against its gradient
+            difference += sum(of_others) / len(of_others) - sum(of_fakes) / len(of_fakes)
+    return (difference > 0) - (difference < 0)

@@ -6,8 +6,8 @@ A critic is owned by an optimizer that does not own the generator, and
    features are pushed both ways;
 2. is trained on more than the generator's own gradient, which decoders and networks that estimate
    mutual information in the generator's step are not;
-3. opposes: its own steps set generated samples against the others, which those of a regression, or
-   of a classifier of labels, do by chance alone; see :mod:`topk_plugin.finding.contrast`.
+3. opposes: its own steps set generated samples against the others. A regression, or a classifier
+   of labels, never sees the two apart.
 
 What shows all of it is taken at once. Where the third cannot be read (samples that were augmented
 or concatenated after they were detached), a module is taken after some steps if all that are left
@@ -22,7 +22,6 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from topk_plugin.finding.contrast import NO_CONTRAST, Contrast
 from topk_plugin.finding.pushes import Push
 
 ALIKE = 0.9
@@ -37,7 +36,6 @@ some of them the other way."""
 
 UNLIKE = "the loss reads its numbers otherwise than as scores, as it does class logits"
 ALONG = "its own steps push generated samples the way the generator's steps do"
-UNSHOWN = "its own steps do not show that they set generated samples against others"
 
 Kind = Literal["score", "numbers", "image"]
 
@@ -81,7 +79,7 @@ class Seen:
     steps: int = 0  # of the generator, whose gradient came through it
     apart: bool = False  # its optimizer stepped on other gradients than those
     helps: bool = False  # ... or on those alone
-    contrast: Contrast = NO_CONTRAST  # of its own steps
+    contrast: int = 0  # its own steps raised generated samples against others: how often more
     trouble: str = ""  # why it cannot be told what its steps are
 
 
@@ -109,29 +107,22 @@ def judge(
         if sure[place] or verdict.why:
             continue
         if (kinds | {*known}) - {seen.like}:
-            verdicts[place] = Verdict((), f"{UNSHOWN}, and it is not the only one", maybe=True)
+            why = "its own steps do not show that they set generated samples against others"
+            verdicts[place] = Verdict((), f"{why}, and it is not the only one", maybe=True)
         elif seen.steps < (1 if last else LONE_STEPS):
             verdicts[place] = Verdict((), "too few generator steps came through it to tell")
-        else:
-            verdicts[place] = _late(seen, verdict.heads)
+        elif not verdict.heads:
+            verdicts[place] = _late(seen)
     return verdicts
 
 
-def _late(seen: Seen, heads: tuple[str, ...]) -> Verdict:
-    """Of one module when nothing else is left.
-
-    Args:
-        heads: its scores, if they are clear.
-    """
-    verdict = Verdict(heads) if heads else Verdict(*heads_of(seen, LONE))
+def _late(seen: Seen) -> Verdict:
+    """Of one module when nothing else is left."""
+    verdict = Verdict(*heads_of(seen, LONE))
     heads = verdict.heads or unanimous(seen)
-    if not heads:
-        return verdict
-    if seen.contrast.way == _way(seen, heads):
+    if heads and seen.contrast * _way(seen, heads) > 0:
         return Verdict((), ALONG)
-    if seen.contrast.steps and not seen.contrast.is_likely:
-        return Verdict((), UNSHOWN, maybe=True)
-    return Verdict(heads)
+    return Verdict(heads) if heads else verdict
 
 
 def _alone(seen: Seen) -> Verdict:
@@ -145,9 +136,7 @@ def _alone(seen: Seen) -> Verdict:
     if not seen.apart:
         return Verdict((), "nothing trained it but the generator step's own gradient")
     verdict = Verdict(*heads_of(seen, ALIKE))
-    if verdict.heads and seen.contrast.wavers:
-        return Verdict((), UNSHOWN, maybe=True)
-    if verdict.heads and seen.contrast.way == _way(seen, verdict.heads):
+    if verdict.heads and seen.contrast * _way(seen, verdict.heads) > 0:
         return Verdict((), ALONG)
     if verdict.why and (heads_of(seen, LONE)[0] or unanimous(seen)):
         return Verdict(())
@@ -155,7 +144,7 @@ def _alone(seen: Seen) -> Verdict:
 
 
 def _opposes(seen: Seen, verdict: Verdict) -> bool:
-    return seen.contrast.is_clear and seen.contrast.way == -_way(seen, verdict.heads)
+    return seen.contrast * _way(seen, verdict.heads) < 0
 
 
 def _way(seen: Seen, heads: Sequence[str]) -> int:
@@ -178,7 +167,9 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
     share = {
         name: max(total) / sum(total)
         for name, output in seen.outputs.items()
-        if output.raised + output.lowered and (total := pooled[_group(name, seen.listed)])
+        if output.raised + output.lowered
+        and (total := pooled[_group(name, seen.listed)])
+        and output.kind != "image"
     }
     scores = [name for name in share if seen.outputs[name].kind == "score"]
     if not scores and any(output.kind == "image" for output in seen.outputs.values()):
@@ -192,20 +183,10 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
     heads += [
         name
         for name in share
-        if seen.outputs[name].kind == "numbers"
+        if name not in scores
         and seen.outputs[name].by_mean
         and (share[name] >= UNANIMOUS or _group(name, seen.listed) in beside)
         and (not heads or (seen.outputs[name].is_flat and _way(seen, [name]) in ways))
-    ]
-    # a score of each pixel is as large as the image; what an autoencoder makes goes both ways
-    heads += [
-        name
-        for name in share
-        if heads
-        and seen.outputs[name].kind == "image"
-        and seen.outputs[name].by_mean
-        and share[name] >= UNANIMOUS
-        and _way(seen, [name]) in ways
     ]
     if not heads:
         if not scores and not any(seen.outputs[name].by_mean for name in share):

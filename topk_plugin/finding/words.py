@@ -75,33 +75,8 @@ def too_late(found: str) -> str:
     )
 
 
-def left_out(later: Iterable[tuple[str, int]], left: Iterable[str], ungated: int) -> list[str]:
-    """What the verdict says; a line each.
-
-    Args:
-        later: critics that were found when others were gated: their names, and the first
-            generator step that is gated.
-        left: what is said of modules that were not taken.
-        ungated: generator steps at k < B.
-    """
-    steps: dict[str, list[int]] = {}
-    for name, since in later:
-        steps.setdefault(name, []).append(since)
-    lines = [
-        f"found later: {name}{f' ({len(of)} of them)' if len(of) > 1 else ''}, "
-        f"gated from generator step {of[0]} on"
-        for name, of in steps.items()
-    ]
-    lines += [f"not taken: {line}" for line in left]
-    if ungated:
-        what = f"{count(ungated, 'generator step')} at k < B"
-        lines.append(f"{what} went ungated before their critic was found")
-    return lines
-
-
 def lost(found: str, steps: int, flags: Sequence[str | None]) -> str:
     """The error where critics were found, and their calls in later steps were not those."""
-    flags = list(dict.fromkeys(flags))
     how = " ".join(map(str, flags)) if None not in flags else "attach them in the script"
     return (
         f"{found}, and none of the {steps} later steps of the generator's optimizer was gated: the "

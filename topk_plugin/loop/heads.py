@@ -95,13 +95,12 @@ class Heads:
             )
             self._refuse_copies(output, tensors, heads, named)
         if not named and any(h.shape == source.shape and h.numel() > batch for h in heads):
-            names = names_of(output, heads)
             raise ScoreShapeError(
                 f"the critic returns {describe(output)}, as large as its input "
                 f"{tuple(source.shape)}: an image, not a score; expected one score per sample. "
                 "Top-k needs a critic that scores samples (an autoencoding critic does not). If it "
-                "scores each pixel, the mean of its map ranks the samples: name all that are "
-                f"scores, --heads {','.join(names)} or TopK(heads={tuple(names)!r})."
+                "scores each pixel, the mean of its map ranks the samples: name it, --heads 0 or "
+                "TopK(heads=(0,))."
             )
         return heads, named
 
@@ -175,13 +174,7 @@ def read_alike(scores: Tensor, gradient: Tensor) -> bool:
     coarse = gradient.abs().max() * 1e-3
     if bool(((gradient - gradient[:, :1]).abs() <= coarse).all()):
         return True
-    return follows(scores.flatten(), gradient.flatten())
-
-
-def follows(scores: Tensor, gradient: Tensor) -> bool:
-    """Whether the ``gradient`` (N,) rises or falls with the ``scores`` (N,), or is one for all."""
-    coarse = gradient.abs().max() * 1e-3
-    moves = gradient[scores.argsort()].diff()
+    moves = gradient.flatten()[scores.flatten().argsort()].diff()
     return bool((moves >= -coarse).all()) or bool((moves <= coarse).all())
 
 
