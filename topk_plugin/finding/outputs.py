@@ -136,14 +136,15 @@ def _kind(leaf: Tensor, batch: int, shape: Sequence[int]) -> Kind:
 
 def _apart(output: Any, leaves: Leaves, numbers: Mapping[str, int]) -> tuple[Any, Leaves]:
     """``output`` with views of ``leaves``: a loss that reads one of several outputs sends nothing
-    to the views of those that it was made of, or of the same tensor at another place.
+    to the views of those that it was made of, or of the same tensor at another place. Scores are
+    copied: where the script changes a view in place, gradients no longer go through it.
 
     Args:
         numbers: which of the output's leaves they are.
     """
     if len(leaves) < 2:
         return output, leaves
-    views = {name: (leaf.view_as(leaf), score) for name, (leaf, score) in leaves.items()}
+    views = {n: (leaf.clone() if s else leaf.view_as(leaf), s) for n, (leaf, s) in leaves.items()}
     flat, rebuild = flatten(output)
     for name, (view, _) in views.items():
         flat[numbers[name]] = view
