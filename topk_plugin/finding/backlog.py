@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topk_plugin.core.ledger import Arrival
+from topk_plugin.core.training import Training
 from topk_plugin.finding.candidate import Candidate, Settled
 from topk_plugin.finding.passes import Passes
 from topk_plugin.topk import TopK
@@ -60,11 +61,19 @@ class Backlog:
         fresh = list(fresh)
         return any(step.below and step.calls_of(fresh) for step in self._steps)
 
-    def through(self, candidate: Candidate, critic: nn.Module) -> None:
-        """The calls of ``candidate`` were those of ``critic``."""
+    def gated_since(self, candidate: Candidate) -> int:
+        """The next generator step, where steps through it were gated by other critics; else 0."""
+        came = (call.training for step in self._steps for call in step.calls_of([candidate]))
+        return max((one.progress.steps + 1 for one in came if one.progress.begun), default=0)
+
+    def through(self, candidate: Candidate, critic: nn.Module) -> Training | None:
+        """The calls of ``candidate`` were those of ``critic``; in the latest step, of which one."""
+        training = None
         for step in self._steps:
             for call in step.calls_of([candidate]):
-                call.training.critics.add(critic)
+                training = call.training
+                training.critics.add(critic)
+        return training
 
     def count(self, fresh: Mapping[Candidate, tuple[str, ...]], passes: Passes) -> None:
         """Count the steps through what is found now, by its heads: nothing was gated in them."""
@@ -78,7 +87,7 @@ class Backlog:
             first, *others = step.optimizers
             if mine:
                 mine[0].training.counts.ungated += step.below
-                self.topk.ledger.counted(mine, [call.choice for call in mine], first)
+                self._settle(mine, first)
                 for optimizer in others:
                     self.topk.trainings.joined(optimizer)
             for call in came:  # of a step that was counted, when another critic was found by it
@@ -89,3 +98,12 @@ class Backlog:
                 if self.topk.config.every == "epoch" and not training.progress.counted:
                     training.end_epoch(passes.told_by)
                     training.progress.caught_up += 1
+
+    def _settle(self, calls: list[Arrival], optimizer: Optimizer) -> None:
+        """By the run's own ledger, which knows then what it settled last: another optimizer of
+        the same backward may be going to step."""
+        ledger = self.topk.ledger
+        pending, aside = ledger.pending, ledger.aside
+        ledger.pending = calls
+        ledger.settle(optimizer)
+        ledger.pending, ledger.aside = pending, aside
