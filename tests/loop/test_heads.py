@@ -177,6 +177,17 @@ def test_a_map_and_the_same_map_flattened():
         D(G(z))
 
 
+def per_pixel(one, two, x):
+    return {"all": one(x.flatten(1)), "each": x * two(x.flatten(1)).view(-1, 1, 1, 1)}
+
+
+def test_a_score_of_each_pixel_has_to_be_named_with_all_others():
+    G, D = make_generator(), Returns(per_pixel)
+    said = r"name all that are scores, --heads all,each or TopK\(heads=\('all', 'each'\)\)"
+    with attach(D, TopK()), pytest.raises(ScoreShapeError, match=said):
+        D(G(noise()).view(BATCH, 1, 2, 3))
+
+
 def features_end_with_the_score(one, two, fake):
     scores = one(fake)
     return scores, [two(fake), scores]

@@ -6,8 +6,8 @@ A critic is owned by an optimizer that does not own the generator, and
    features are pushed both ways;
 2. is trained on more than the generator's own gradient, which decoders and networks that estimate
    mutual information in the generator's step are not;
-3. opposes: its own steps set generated samples against the others. A regression, or a classifier
-   of labels, never sees the two apart.
+3. opposes: its own steps set generated samples against the others, which those of a regression, or
+   of a classifier of labels, do by chance alone; see :mod:`topk_plugin.finding.contrast`.
 
 What shows all of it is taken at once. Where the third cannot be read (samples that were augmented
 or concatenated after they were detached), a module is taken after some steps if all that are left
@@ -167,9 +167,7 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
     share = {
         name: max(total) / sum(total)
         for name, output in seen.outputs.items()
-        if output.raised + output.lowered
-        and (total := pooled[_group(name, seen.listed)])
-        and output.kind != "image"
+        if output.raised + output.lowered and (total := pooled[_group(name, seen.listed)])
     }
     scores = [name for name in share if seen.outputs[name].kind == "score"]
     if not scores and any(output.kind == "image" for output in seen.outputs.values()):
@@ -183,10 +181,20 @@ def heads_of(seen: Seen, alike: float) -> tuple[tuple[str, ...], str]:
     heads += [
         name
         for name in share
-        if name not in scores
+        if seen.outputs[name].kind == "numbers"
         and seen.outputs[name].by_mean
         and (share[name] >= UNANIMOUS or _group(name, seen.listed) in beside)
         and (not heads or (seen.outputs[name].is_flat and _way(seen, [name]) in ways))
+    ]
+    # a score of each pixel is as large as the image; what an autoencoder makes goes both ways
+    heads += [
+        name
+        for name in share
+        if heads
+        and seen.outputs[name].kind == "image"
+        and seen.outputs[name].by_mean
+        and share[name] >= UNANIMOUS
+        and _way(seen, [name]) in ways
     ]
     if not heads:
         if not scores and not any(seen.outputs[name].by_mean for name in share):

@@ -95,12 +95,13 @@ class Heads:
             )
             self._refuse_copies(output, tensors, heads, named)
         if not named and any(h.shape == source.shape and h.numel() > batch for h in heads):
+            names = names_of(output, heads)
             raise ScoreShapeError(
                 f"the critic returns {describe(output)}, as large as its input "
                 f"{tuple(source.shape)}: an image, not a score; expected one score per sample. "
                 "Top-k needs a critic that scores samples (an autoencoding critic does not). If it "
-                "scores each pixel, the mean of its map ranks the samples: name it, --heads 0 or "
-                "TopK(heads=(0,))."
+                "scores each pixel, the mean of its map ranks the samples: name all that are "
+                f"scores, --heads {','.join(names)} or TopK(heads={tuple(names)!r})."
             )
         return heads, named
 
