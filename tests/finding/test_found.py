@@ -18,6 +18,7 @@ class Several(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = net(2, 4), net(2, 1), net(2, 3)
+        self.d = net(2, 2)
 
     def forward(self, x):
         return RETURNED
@@ -56,8 +57,9 @@ write(D, G)
         ("self.a(x)", "output", "=0"),
         ("[[self.a(x)], [self.b(x), self.c(x)]]", "output[0][0]", "=0.0"),
         ("[[self.b(x)], [self.b(x)]]", "torch.cat([output[0][0], output[1][0]], 1)", ""),
+        ("self.b(x), self.d(x)", "torch.cat([output[0], output[1].mean(1, True)], 1)", "=0,1"),
     ],
-    ids=["several numbers", "nested lists", "two scores"],
+    ids=["several numbers", "nested lists", "two scores", "one that is as large as a sample"],
 )
 def test_heads_are_those_that_the_loss_pushes_one_way(returned, read, heads, tmp_path):
     text = SEVERAL.replace("RETURNED", returned).replace("READ", read).replace("LABELS", "False")

@@ -7,6 +7,7 @@ from topk_plugin import TopK
 from topk_plugin.core.choice import BALLOT, DROPPED_SUM, KEPT, KEPT_SUM, NONFINITE, ROWS, Ranked
 from topk_plugin.core.ranking import kept_rows
 from topk_plugin.core.sorted_choice import Sorted, tally_of
+from topk_plugin.finding import words
 from topk_plugin.finding.pushes import Push, nothing_dropped
 from topk_plugin.finding.rules import Output, Seen, heads_of, judge
 
@@ -181,3 +182,8 @@ def test_of_a_step_that_went_ungated_no_row_counts_as_dropped(on_host):
     assert [tally[i] for i in (BALLOT, ROWS, KEPT, NONFINITE)] == [1, 4, 4, 1]
     assert tally[DROPPED_SUM] == 0
     assert torch.isnan(tally[KEPT_SUM])
+
+
+def test_critics_of_one_class_are_named_once():
+    said = words.lost("found critic m:Critic", 3, ["--critic m:Critic"] * 3)
+    assert said.count("--critic m:Critic") == 1

@@ -130,6 +130,45 @@ FOUND = {  # a loop, and what is found in it
         """,
         "gan:Critic",
     ),
+    "an encoder whose optimizer steps first, after one backward": (
+        """
+        E = Net(2, 3)
+        opt_e = adam(E)
+
+        def step(x):
+            critic_step(x)
+            opt_e.zero_grad(), opt_g.zero_grad()
+            made = G(E(x))
+            of_both = softplus(-keep(D(made))).mean() + softplus(-keep(D(fakes()))).mean()
+            (of_both + (made - x).square().mean()).backward()
+            opt_e.step(), opt_g.step()
+        """,
+        "gan:Critic",
+    ),
+    "one of several outputs that the script changes in place": (
+        """
+        class Two(Net):
+            def forward(self, x):
+                features = self.net[0](x)
+                return self.net[2](self.net[1](features)), features
+
+        D = Two(2, 1)
+        opt_d = adam(D)
+
+        def negated(x):
+            score, features = D(x)
+            return score.neg_()
+
+        def step(x):
+            opt_d.zero_grad()
+            (softplus(negated(x)).mean() + softplus(-negated(fakes().detach())).mean()).backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            softplus(-keep(-negated(fakes()))).mean().backward()
+            opt_g.step()
+        """,
+        "__main__:Two",
+    ),
     "an adversarial autoencoder, whose critic is the codes'": (
         """
         E, L = Net(2, 3), Net(3, 1)

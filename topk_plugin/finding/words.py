@@ -77,7 +77,8 @@ def too_late(found: str) -> str:
 
 def lost(found: str, steps: int, flags: Sequence[str | None]) -> str:
     """The error where critics were found, and their calls in later steps were not those."""
-    how = " ".join(map(str, flags)) if None not in flags else "attach them in the script"
+    each = dict.fromkeys(flags)  # copies of one critic have one
+    how = "attach them in the script" if None in each else " ".join(map(str, each))
     return (
         f"{found}, and none of the {steps} later steps of the generator's optimizer was gated: the "
         "loss does not read what they return as it did when they were found. Name the critics with "
