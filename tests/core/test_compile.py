@@ -53,7 +53,9 @@ def unique_graphs() -> int:
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=inductor)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[inductor, pytest.mark.slow])]
+)
 def test_line_a_is_one_graph_for_forty_values_of_k(backend, norm):
     generator, critic = networks(norm)
     topk = TopK(gamma=0.92, nu=0.01, restore=(30, EPOCHS - 2))  # falls, and goes back to B
