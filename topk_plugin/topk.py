@@ -301,9 +301,9 @@ def _count(
     topk: TopK, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
 ) -> None:
     """One generator step of ``topk``: votes, statistics, and k where it decays by steps."""
-    if calls and all(call.precedes for call in calls):
-        return
     gated = calls[0].training if calls else topk.training
+    if calls and not gated.progress.begun and all(call.precedes for call in calls):
+        return
     training = topk.trainings.counted(gated, optimizer)
     topk.line.settled()
     require_shield(calls)
