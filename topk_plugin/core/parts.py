@@ -51,7 +51,8 @@ class Parts:
 
     def __init__(self) -> None:
         self.found = False  # rows that are not read do not compete
-        self._seen: dict[int, list[Tensor]] = {}  # by B: (B + 1,) bool, rows read and saturates()
+        # by B and device: (B + 1,) bool, rows read and saturates()
+        self._seen: dict[tuple[int, torch.device], list[Tensor]] = {}
 
     def looks(
         self, heads: Sequence[Tensor], batch: int
@@ -64,7 +65,7 @@ class Parts:
             pairs = [(s, plain(g)) for s, g in zip(scores, of_heads, strict=True) if g is not None]
             beyond = torch.stack([saturates(score, g) for score, g in pairs]).all()
             seen = torch.cat([rows_read(of_heads, batch), beyond[None]])
-            self._seen.setdefault(batch, []).append(seen)
+            self._seen.setdefault((batch, seen.device), []).append(seen)
 
         return look
 

@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topk_plugin.core.ledger import Arrival
-from topk_plugin.core.training import Training
 from topk_plugin.finding.candidate import Candidate, Settled
 from topk_plugin.finding.passes import Passes
 from topk_plugin.topk import TopK
@@ -61,19 +60,11 @@ class Backlog:
         fresh = list(fresh)
         return any(step.below and step.calls_of(fresh) for step in self._steps)
 
-    def gated_since(self, candidate: Candidate) -> int:
-        """The next generator step, where steps through it were gated by other critics; else 0."""
-        came = (call.training for step in self._steps for call in step.calls_of([candidate]))
-        return max((one.progress.steps + 1 for one in came if one.progress.begun), default=0)
-
-    def through(self, candidate: Candidate, critic: nn.Module) -> Training | None:
-        """The calls of ``candidate`` were those of ``critic``; in the latest step, of which one."""
-        training = None
+    def through(self, candidate: Candidate, critic: nn.Module) -> None:
+        """The calls of ``candidate`` were those of ``critic``."""
         for step in self._steps:
             for call in step.calls_of([candidate]):
-                training = call.training
-                training.critics.add(critic)
-        return training
+                call.training.critics.add(critic)
 
     def count(self, fresh: Mapping[Candidate, tuple[str, ...]], passes: Passes) -> None:
         """Count the steps through what is found now, by its heads: nothing was gated in them."""

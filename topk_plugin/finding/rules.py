@@ -6,8 +6,8 @@ A critic is owned by an optimizer that does not own the generator, and
    features are pushed both ways;
 2. is trained on more than the generator's own gradient, which decoders and networks that estimate
    mutual information in the generator's step are not;
-3. opposes: its own steps set generated samples against the others, which those of a regression, or
-   of a classifier of labels, do by chance alone; see :mod:`topk_plugin.finding.contrast`.
+3. opposes: its own steps set generated samples against the others. Those of a classifier of labels
+   never see the two apart, and those of a regression do so by chance alone.
 
 What shows all of it is taken at once. Where the third cannot be read (samples that were augmented
 or concatenated after they were detached), a module is taken after some steps if all that are left
