@@ -8,6 +8,7 @@ from topk_plugin.errors import ConfigError
 from topk_plugin.reference import mixture
 from topk_plugin.reference.experiments import EXPERIMENTS
 from topk_plugin.reference.runs import reproduce, settings_of
+from topk_plugin.reference.runs.request import whole
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,13 @@ def test_what_is_unknown_is_said_with_the_nearest_name(tmp_path, changes, expect
     with pytest.raises(ConfigError, match=expected):
         reproduce(request(tmp_path / "run")._replace(**changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_list_of_all_arms_is_read_from_one_line(experiment):
+    arms = EXPERIMENTS[experiment].arms
+    assert whole(",".join(arms).split(","), arms) == list(arms) == whole(arms, arms)
+    assert whole([*arms[:1], "none of them"], arms) == [*arms[:1], "none of them"]
 
 
 def test_a_device_that_is_not_there(tmp_path, monkeypatch):

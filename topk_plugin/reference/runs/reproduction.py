@@ -17,7 +17,7 @@ from topk_plugin.reference.runs.files import as_json, locked
 from topk_plugin.reference.runs.folder import RUN, jobs_left, make_folder, opened
 from topk_plugin.reference.runs.machine import chosen_device, cores
 from topk_plugin.reference.runs.records import Job, Member, Tell
-from topk_plugin.reference.runs.request import Request, chosen, settings_of
+from topk_plugin.reference.runs.request import Request, chosen, settings_of, whole
 from topk_plugin.reference.runs.workers import train_all
 
 
@@ -50,7 +50,8 @@ def reproduce(
         if number is not None and number < 1:
             raise ConfigError(f"{flag}: found {number}, expected at least 1")
     cells = chosen("--cells", request.cells or preset.cells or experiment.cells, experiment.cells)
-    arms = chosen("--arms", request.arms or experiment.arms, experiment.arms)
+    wanted = whole(request.arms or experiment.arms, experiment.arms)
+    arms = chosen("--arms", wanted, experiment.arms)
     device = chosen_device(request.device)
     module = importlib.import_module(f"topk_plugin.reference.{experiment.trainer}")
     if ranks.launched() > 1 and not getattr(module, "DISTRIBUTED", False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,3 +89,17 @@ def chosen(flag: str, wanted: Sequence[Any], known: Sequence[Any]) -> list[Any]:
         if item not in known:
             raise unknown_name(f"{flag} {item}", flag[2:-1], str(item), map(str, known))
     return [item for item in known if item in wanted]
+
+
+def whole(pieces: Sequence[str], known: Collection[str]) -> list[str]:
+    """Names whose list was split at commas, the longest known ones, for some hold commas.
+
+    A piece that begins none of them is left for :func:`chosen`.
+    """
+    found, first = [], 0
+    while first < len(pieces):
+        ends = range(len(pieces), first, -1)
+        last = next((end for end in ends if ",".join(pieces[first:end]) in known), first + 1)
+        found.append(",".join(pieces[first:last]))
+        first = last
+    return found
