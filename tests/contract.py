@@ -13,6 +13,7 @@ names and signatures.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -78,7 +79,7 @@ class Upstream:
         if self.adapter.seam == "source":
             flags = [*self.force, *flags]
         words = [command, "--adapter", self.name, *flags, "--", self.script, *arguments]
-        done = launched.run(self.folder, words, preload=preloaded(self.name))
+        done = launched.run(self.folder, words, preload=preloaded())
         assert "Traceback" not in done.err, done.err
         return done
 
@@ -148,10 +149,16 @@ def needed(name: str, origin: str = "installed") -> list[str]:
     return always.split() + (genuine.split() if origin == "genuine" else [])
 
 
-def preloaded(name: str) -> list[str]:
-    """Those of them that may be imported before top-k is on; an installed upstream may not."""
-    modules = [module for module in needed(name) if importlib.util.find_spec(module)]
-    return modules[OFFERED[name].patch is None :]
+@functools.cache
+def preloaded() -> list[str]:
+    """What scripts need and is here, of all of them, for one server; an upstream comes later."""
+    modules = {
+        module
+        for name in OFFERED
+        for module in needed(name)[OFFERED[name].patch is None :]
+        if importlib.util.find_spec(module)
+    }
+    return sorted(modules)
 
 
 def needs(name: str, origin: str = "installed") -> list[str]:
@@ -315,7 +322,7 @@ class TestContract:
         done = launched.run(
             upstream.folder,
             ["run", "--adapter", "auto", *SETTINGS, "--", upstream.script, "--other"],
-            preload=preloaded(name),
+            preload=preloaded(),
         )
         if upstream.origin == "stand-in":
             assert done.status == 2
@@ -361,7 +368,7 @@ class TestPatch:
                 upstream.folder,
                 [upstream.script, *flags],
                 plain=True,
-                preload=needed(upstream.name),
+                preload=preloaded(),
             )
             assert done.status == 0, done.err
             assert "Traceback" not in done.err, done.err

@@ -119,6 +119,7 @@ def test_script_knows_nothing_of_topk():
     assert "top-k" not in source
 
 
+@pytest.mark.slow
 def test_failing_child_passes_its_status_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "NEEDED", ("matplotlib",))
     monkeypatch.setattr(demo, "distances", lambda features: ("distance", None))

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Runs the tests of the package's core beside other releases of torch, each in a fresh environment:
 #   tests/versions.sh 2.4.1 2.8.0
+#   ROOMS="tests/core tests/loop" tests/versions.sh 2.4.1
 # Needs a python3 that these releases support, and a package index.
 set -euo pipefail
 
+rooms=${ROOMS:-tests/core tests/scope tests/loop tests/plugins tests/seams tests/finding tests/check \
+    tests/run tests/faults tests/test_topk.py tests/test_config.py tests/test_monkeypatch.py \
+    tests/test_scripts.py}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -23,10 +27,8 @@ for version in "$@"; do
     echo "torch $("$work/$version/bin/python" -c 'import torch; print(torch.__version__)'):"
     (
         cd "$root"
-        "$work/$version/bin/pytest" -q -rfEs -p no:cacheprovider -n "${WORKERS:-auto}" \
-            tests/core tests/scope tests/loop tests/plugins tests/seams tests/finding tests/check \
-            tests/run tests/faults tests/test_topk.py tests/test_config.py \
-            tests/test_monkeypatch.py tests/test_scripts.py
+        # shellcheck disable=SC2086
+        "$work/$version/bin/pytest" -q -rfEs -p no:cacheprovider -n "${WORKERS:-auto}" $rooms
     )
     rm -rf "${work:?}/$version"
 done

@@ -6,7 +6,7 @@ import re
 import launched
 import pytest
 import torch
-from contract import SETTINGS, Upstream, check_by_hand, needed, skip_without, verdict_of
+from contract import SETTINGS, Upstream, check_by_hand, preloaded, skip_without, verdict_of
 from losses import error
 
 NAME = "biggan_pytorch"
@@ -27,8 +27,8 @@ def genuine(tmp_path):
 
 def on_disk(biggan: Upstream, *arguments: str) -> launched.Done:
     """The script by itself, with top-k in its source."""
-    preload = needed(NAME)
-    done = launched.run(biggan.folder, [biggan.script, *arguments], plain=True, preload=preload)
+    words = [biggan.script, *arguments]
+    done = launched.run(biggan.folder, words, plain=True, preload=preloaded())
     assert done.status == 0, done.err
     return done
 

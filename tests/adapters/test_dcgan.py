@@ -82,7 +82,7 @@ def test_spawned_workers_die_as_they_do_without_top_k(tmp_path):
     )
     for flags in (["--no-enabled"], SETTINGS):
         words = ["run", "--adapter", "dcgan", *flags, "--", "spawned.py"]
-        done = launched.run(dcgan.folder, words, preload=preloaded("dcgan"))
+        done = launched.run(dcgan.folder, words, preload=preloaded())
         assert done.status == 1
         assert "start a new process before the" in done.err
         assert done.out.count("Random Seed") == 2

@@ -7,7 +7,7 @@ import launched
 import pytest
 import torch
 import yaml
-from contract import SETTINGS, STANDINS, Upstream, needed, skip_without, verdict_of
+from contract import SETTINGS, STANDINS, Upstream, preloaded, skip_without, verdict_of
 from losses import error
 
 from topk_plugin.source.edits import rewritten
@@ -43,7 +43,7 @@ def patched(meg: Upstream, *arguments: str) -> None:
     assert meg.patch("--write").status == 0
     settings = ["--topk", "--topk-gamma", "0.75", "--topk-nu", "0.5"]
     command = [meg.script, *arguments, *settings]
-    done = launched.run(meg.folder, command, plain=True, preload=needed("meg"))
+    done = launched.run(meg.folder, command, plain=True, preload=preloaded())
     assert done.status == 0, done.err
 
 

@@ -56,6 +56,7 @@ def test_the_distributed_trainer_is_top_k_by_hand(mimicry):
     assert (steps, epochs) == (7, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ssgan", "cgan_pd"])
 def test_at_gamma_1_it_is_not_there(mimicry, family):
     found = mimicry.train(family, "--steps", "3", flags=["--gamma", "1"])
@@ -229,7 +230,13 @@ SIX_STEPS = [(1, 0, 16, 16), (2, 0, 16, 16), (3, 1, 16, 12), (4, 1, 16, 12), (5,
 SIX_STEPS.append((6, 2, 16, 9))
 
 
-@pytest.mark.parametrize("text", OWN.values(), ids=OWN)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, id=name, marks=[pytest.mark.slow] * (name != "flipped"))
+        for name, text in OWN.items()
+    ],
+)
 def test_a_loss_of_the_users_own_is_gated_once(mimicry, text):
     own_script(mimicry, text)
     by_hand = mimicry.train("--hand", flags=["--no-enabled"])

@@ -3,7 +3,7 @@
 import launched
 import pytest
 import torch
-from contract import SETTINGS, Upstream, check_by_hand, needed, skip_without
+from contract import SETTINGS, Upstream, check_by_hand, preloaded, skip_without
 from losses import error
 
 ORIGINS = ["stand-in", pytest.param("genuine", marks=pytest.mark.upstream)]
@@ -81,7 +81,7 @@ def test_its_drit_variant_is_refused(msgan):
     script = "DRIT-Mode-Seeking/train.py"
     words = [script, "--dataroot", ".", "--topk"]
     assert msgan.patch("--write").status == 0
-    done = launched.run(msgan.folder, words, plain=True, preload=needed("msgan"))
+    done = launched.run(msgan.folder, words, plain=True, preload=preloaded())
     if msgan.origin == "genuine" and "No module named" in done.err:
         pytest.skip("it imports what is not here")
     assert done.status == 3

@@ -95,7 +95,7 @@ def test_an_error_at_the_end_of_an_epoch_ends_the_run(sagan):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: b\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[topk_plugin]\nmine = broken\n")
     words = ["run", "--adapter", "sagan", *sagan.force, *SETTINGS, "--log", "log.jsonl"]
-    done = launched.run(sagan.folder, [*words, "--", sagan.script], preload=preloaded("sagan"))
+    done = launched.run(sagan.folder, [*words, "--", sagan.script], preload=preloaded())
     assert done.status == 3
     assert "topk: HookError: plugin 'mine': its hook topk_epoch_ended raised" in done.err
     lines = (sagan.folder / "log.jsonl").read_text().splitlines()

@@ -14,7 +14,7 @@ import launched
 import pytest
 import torch
 import yaml
-from contract import OFFERED, SETTINGS, Upstream, check_by_hand, needed, skip_without, verdict_of
+from contract import OFFERED, SETTINGS, Upstream, check_by_hand, preloaded, skip_without, verdict_of
 from losses import error
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -61,7 +61,7 @@ def shown(studio: Upstream) -> list[int | None]:
 def native(studio: Upstream, *arguments: str) -> launched.Done:
     """A run of the checkout as it is, which may fail."""
     words = ["run", "--adapter", "studiogan", "--no-enabled", "--", studio.script, *arguments]
-    return launched.run(studio.folder, words, preload=needed("studiogan"))
+    return launched.run(studio.folder, words, preload=preloaded())
 
 
 # --- in place of its own ------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_on_disk_the_yaml_file_has_the_settings(studio):
 
     def run(**loss) -> launched.Done:
         words = [studio.script, *settings(studio, LOSS=loss)]
-        return launched.run(studio.folder, words, plain=True, preload=needed("studiogan"))
+        return launched.run(studio.folder, words, plain=True, preload=preloaded())
 
     assert run(**TOPK).status == 0
     assert ", patched), direction high, k 4 of 4, decays x0.75 each epoch to 2" in studio.said()
@@ -418,7 +418,7 @@ def test_modules_that_training_does_without_are_stood_in_for(studio):
     done = launched.run(
         studio.folder,
         ["run", "--adapter", "studiogan", *studio.force, "--", "imported.py"],
-        preload=needed("studiogan"),
+        preload=preloaded(),
     )
     assert done.status == 3, done.err
     result, present = json.loads(done.out.splitlines()[0])

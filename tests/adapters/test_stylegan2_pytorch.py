@@ -49,7 +49,11 @@ def test_its_own_command_trains_with_top_k(upstream):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--accumulate", "1"], ["--quantize"], ["--batch", "5", "--digits", "23"]],
+    [
+        ["--accumulate", "1"],
+        ["--quantize"],
+        pytest.param(["--batch", "5", "--digits", "23"], marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_trainings_are_top_k_by_hand(upstream, arguments):
@@ -105,6 +109,7 @@ def test_under_the_dual_contrastive_loss_its_own_keeps_the_worst(upstream):
     assert rows(upstream)[2:4] == [sorted({*range(16)} - {*kept}) for kept in worst]
 
 
+@pytest.mark.slow
 def test_the_generators_dual_contrastive_loss_takes_the_critics_side(upstream):
     """Both minimise one function of the same arguments: both lower the scores of fakes."""
     program = """

@@ -27,7 +27,7 @@ def upstream(tmp_path):
         ["wasserstein", "--penalty"],
         ["minimax", "--classify"],
         pytest.param(["minimax", "--critic-steps", "2"], marks=pytest.mark.slow),
-        ["energy"],
+        pytest.param(["energy"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

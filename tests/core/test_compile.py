@@ -11,6 +11,7 @@ from topk_plugin import TopK, attach
 from topk_plugin.errors import GeneratorStepUnknown
 
 EPOCHS, BATCH = 40, 64
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=[inductor, pytest.mark.slow])]
 pytestmark = compiles
 
 
@@ -53,9 +54,7 @@ def unique_graphs() -> int:
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[inductor, pytest.mark.slow])]
-)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_line_a_is_one_graph_for_forty_values_of_k(backend, norm):
     generator, critic = networks(norm)
     topk = TopK(gamma=0.92, nu=0.01, restore=(30, EPOCHS - 2))  # falls, and goes back to B
@@ -80,7 +79,7 @@ def test_line_a_is_one_graph_for_forty_values_of_k(backend, norm):
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=inductor)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_attach_to_a_compiled_critic(backend, norm):
     """Un-detached fakes in the critic step, so that the gate must be the shielded one."""
     generator, critic = networks(norm)

@@ -129,7 +129,7 @@ def said(done, word):
     [
         ("", [-0.5, 0.0, -0.5, 0.0], [0, 2]),
         ("even-rows", [0.0, -0.5, -0.5, 0.0], [1, 2]),
-        ("even-rows,watch", [0.0, -0.5, -0.5, 0.0], None),
+        pytest.param("even-rows,watch", [0.0, -0.5, -0.5, 0.0], None, marks=pytest.mark.slow),
     ],
     ids=["both", "observer", "none"],
 )
@@ -141,6 +141,7 @@ def test_installed_plugins_in_a_loop_of_ones_own(installed, tmp_path, disabled, 
     assert said(done, "kept") == (expected if kept is not None else [])
 
 
+@pytest.mark.slow
 def test_installed_plugins_in_a_script_that_is_not_edited(installed, tmp_path):
     write(tmp_path, "train.py", GAN)
     weights = {}

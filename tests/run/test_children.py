@@ -561,6 +561,7 @@ def test_ranks_that_a_script_starts(start, ranks):
     ]
 
 
+@pytest.mark.slow
 def test_each_rank_of_a_torchrun_is_a_launcher(ranks):
     # the first --: torchrun takes --nu and --log for its own --numa-binding and --log-dir
     command = [

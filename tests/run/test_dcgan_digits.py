@@ -33,6 +33,7 @@ def run_both(folder: Path, epochs: int, gamma: float) -> tuple[dict, dict, list[
     return *map(weights, files), records, gated.err
 
 
+@pytest.mark.slow
 def test_first_epoch_changes_no_bit(tmp_path):
     plain, gated, records, said = run_both(tmp_path, epochs=1, gamma=0.98)
     assert "top-k ACTIVE: critic __main__:Critic" in said

@@ -115,6 +115,7 @@ def test_two_ranks_resume_within_an_epoch_of_a_thousand_classes_at_the_same_imag
     assert len(shown) == len(set(shown)) == 4 * 8
 
 
+@pytest.mark.slow
 def test_two_ranks_go_where_one_goes(two_ranks, monkeypatch, short_epochs):
     without_norms(monkeypatch)
     alone = training("sngan", changed(iterations=4), dtype=torch.float32)
