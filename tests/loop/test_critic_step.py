@@ -257,6 +257,59 @@ def test_a_generators_loss_that_is_backwarded_before_the_critics_step():
     assert loop.says == "unread"
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def one_backward(first: str, direction: str = "auto", maximize: bool = False) -> Loop:
+    """A loop whose networks learn from one loss: reversed for G, or D's optimizer ascends it."""
+    loop = Loop(topk=TopK(gamma=0.5, nu=0.5, direction=direction))
+    loop.opt_D = torch.optim.SGD(loop.D.parameters(), 0.01, maximize=maximize)
+    optimizers = [loop.opt_D, loop.opt_G] if first == "critic" else [loop.opt_G, loop.opt_D]
+    with attach(loop.D, loop.topk):
+        for _ in range(6):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            fake = loop.G(noise())
+            loss = loop.critic_loss(
+                loop.D(reals()), loop.D(fake if maximize else Reversed.apply(fake))
+            )
+            (-loss if maximize else loss).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        loop.topk.end_epoch()
+    return loop
+
+
+@pytest.mark.parametrize("first", ["critic", "generator"])
+def test_a_gradient_that_is_reversed_says_nothing_of_the_direction(first):
+    with pytest.raises(DirectionUnknown, match=r"in [56] of 6 generator steps the critic's opt"):
+        one_backward(first)
+    assert one_backward(first, direction="high").topk.direction == "high"
+
+
+@pytest.mark.parametrize("first", ["critic", "generator"])
+def test_one_loss_that_the_critic_ascends_is_the_generators_too(first):
+    assert one_backward(first, maximize=True).topk.direction == "high"
+
+
+def test_a_critic_whose_optimizer_ascends_is_read_the_other_way_round():
+    loop = Loop(
+        critic_loss=lambda real, fake: -(F.softplus(-real).mean() + F.softplus(fake).mean())
+    )
+    loop.opt_D = torch.optim.SGD(loop.D.parameters(), 0.01, maximize=True)
+    with attach(loop.D, loop.topk):
+        loop.train()
+        loop.topk.end_epoch()
+    assert (loop.says, loop.topk.direction) == ("high", "high")
+
+
 def test_a_generator_that_hands_its_input_on():
     """What it returns of its input is no fake."""
 

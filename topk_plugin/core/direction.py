@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from topk_plugin.core.parameters import way_of
 from topk_plugin.errors import DirectionUnknown
 
 VOTING_STEPS = 100
@@ -61,6 +62,7 @@ class Direction:
         # of the critic's own steps: the sum of what they said, and how many said something
         self._critic = torch.zeros(2, dtype=torch.float64)
         self.critic_steps = 0  # that were looked at
+        self.joint_steps = 0  # of the critic's optimizer, on the generator step's own backward
 
     @property
     def goes_on(self) -> bool:
@@ -79,7 +81,7 @@ class Direction:
 
     def require_descent(self, optimizer: Optimizer) -> None:
         """Raises DirectionUnknown where votes are read and the ``optimizer`` maximises."""
-        if self.is_auto and any(group.get("maximize") for group in optimizer.param_groups):
+        if self.is_auto and way_of(optimizer) != 1:
             raise DirectionUnknown(
                 "the generator's optimizer maximises, so the sign of the scores' gradient does not "
                 "say which end is realistic. Set the direction: --direction high (or "
@@ -136,7 +138,21 @@ class Direction:
                 the critic's own steps contradict the vote.
         """
         self.require_agreement()
+        self.require_two_losses()
         self.require_one_end()
+
+    def require_two_losses(self) -> None:
+        """Raises DirectionUnknown where the generator only learns from the critic's own loss."""
+        if not self.is_auto or self.known or self.assumed:
+            return
+        if self.joint_steps and not self.critic_steps:
+            raise DirectionUnknown(
+                f"in {self.joint_steps} of {self._voted} generator steps the critic's optimizer "
+                "stepped on the generator's own backward, whose gradient is reversed on its way "
+                "to one of them, so its sign at the scores does not say which end is realistic. "
+                'Set the direction: --direction high (or TopK(direction="high")) if the critic '
+                "gives real samples high scores, else low."
+            )
 
     def require_one_end(self) -> None:
         """Raises DirectionUnknown where the calls of most steps asked for opposite directions."""

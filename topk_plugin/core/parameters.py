@@ -104,3 +104,9 @@ def owned_by(optimizer: Optimizer) -> Owned:
     owned = Owned(p for group in optimizer.param_groups for p in group["params"])
     _optimizers[optimizer] = entries, owned
     return owned
+
+
+def way_of(optimizer: Optimizer) -> int:
+    """1: it descends, -1: it ascends (``maximize``), 0: some of its groups this, some that."""
+    ascends = {bool(group.get("maximize")) for group in optimizer.param_groups}
+    return 0 if len(ascends) == 2 else -1 if True in ascends else 1

@@ -96,6 +96,7 @@ class Training:
         """
         if self.vote.goes_on:
             self.vote.require_agreement(unless_wavering=True)
+            self.vote.require_two_losses()
         self.progress.end_epoch(told_by)
         self.parts.decide(last=not self.audit.goes_on)
         if self._epoch_ended is not None:

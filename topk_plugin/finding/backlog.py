@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,12 +14,14 @@ from topk_plugin.finding.passes import Passes
 from topk_plugin.topk import TopK
 
 
-class Step(NamedTuple):
+@dataclass
+class Step:
     """A step of the generator."""
 
     optimizers: list[Optimizer]  # of one backward: several where parts of it have their own
     through: dict[Candidate, Settled]
     below: bool  # k < B then
+    counted: bool  # through another critic, which was found before
 
     @property
     def tasks(self) -> set[int]:
@@ -40,15 +42,20 @@ class Backlog:
         self._steps: list[Step] = []
         self.ungated = 0  # of them, those at k < B whose critic was found
 
-    def add(self, optimizer: Optimizer, through: dict[Candidate, Settled]) -> None:
-        """A step of ``optimizer``, perhaps after another one's of the same backward."""
+    def add(self, optimizer: Optimizer, through: dict[Candidate, Settled], counted: bool) -> None:
+        """A step of ``optimizer``, perhaps after another one's of the same backward.
+
+        Args:
+            counted: it was, as the generator's.
+        """
         came = [call for settled in through.values() for call in settled.calls]
         below = any(call.training.progress.fraction < 1 for call in came)
-        step = Step([optimizer], through, below)
+        step = Step([optimizer], through, below, counted)
         if self._steps and step.tasks & self._steps[-1].tasks:
             before = self._steps.pop()
             optimizers = [*before.optimizers, optimizer]
-            step = Step(optimizers, before.through | through, before.below or below)
+            below, counted = before.below or below, before.counted or counted
+            step = Step(optimizers, before.through | through, below, counted)
         self._steps.append(step)
 
     def clear(self) -> None:
@@ -74,15 +81,17 @@ class Backlog:
             training.heads = next(([*heads] for heads in fresh.values() if len(heads) > 1), [])
         for step, came in steps:
             self.ungated += step.below
-            mine = [call for call in came if call.training in young]
+            known = [call for call in came if step.counted and call.training not in young]
+            mine = [call for call in came if not any(call is one for one in known)]
             first, *others = step.optimizers
             if mine:
+                step.counted = True
                 mine[0].training.counts.ungated += step.below
                 self._settle(mine, first)
                 for optimizer in others:
                     self.topk.trainings.joined(optimizer)
-            for call in came:  # of a step that was counted, when another critic was found by it
-                if call.training not in young and not step.below:
+            for call in known:  # of a step that was counted, when another critic was found by it
+                if not step.below:
                     call.training.counts.add(call.training.counts.take([call.choice]))
         for training in young:  # passes that ended before there was anything to count
             for _ in range(passes.ended):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.core.graph import is_capturing
 from topk_plugin.core.ledger import Arrival, StepLedger
-from topk_plugin.core.parameters import GRADIENT
+from topk_plugin.core.parameters import GRADIENT, way_of
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall
 from topk_plugin.core.sorted_choice import AnyChoice
@@ -31,6 +31,7 @@ from topk_plugin.finding.pushes import (
     nothing_dropped,
     parted,
     pushes,
+    stepped,
 )
 from topk_plugin.finding.rules import LONE, Seen, heads_of, unanimous
 from topk_plugin.loop.critic_step import reached_of
@@ -205,8 +206,10 @@ class Candidate:
         if not self.own.parameters.isdisjoint(owned):
             if not self._left and any(GRADIENT.__get__(p) is not None for p in self._parameters()):
                 self._left = [UNSEEN]
+            way = way_of(optimizer)
             if self._left:
-                self.used.append(self._left)
+                turned = [pull._replace(pushes=stepped(pull.pushes, way)) for pull in self._left]
+                self.used.append(turned)
             self._left = []
         if not self.trouble:
             try:
@@ -224,9 +227,9 @@ class Candidate:
     def _settle(
         self, calls: list[Arrival], choices: list[AnyChoice], optimizer: Optimizer | None
     ) -> None:
-        pushed = False
+        pushed, way = False, 1 if optimizer is None else way_of(optimizer)
         for call in calls:
-            for name, push in self._pushed.pop(call.box, {}).items():
+            for name, push in stepped(self._pushed.pop(call.box, {}), way).items():
                 if name in self.outputs:
                     self.outputs[name].take(push)
                 pushed |= push.raised + push.lowered > 0 and not call.box.weighs_nothing

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +23,8 @@ from topk_plugin.finding import words
 from topk_plugin.finding.backlog import Backlog
 from topk_plugin.finding.calls import Calls
 from topk_plugin.finding.candidate import Candidate
-from topk_plugin.finding.identity import Identity, Places, called, flag, like, plain
+from topk_plugin.finding.found import Found, Latecomers
+from topk_plugin.finding.identity import Places, called, flag, like, plain
 from topk_plugin.finding.owners import Owners
 from topk_plugin.finding.rules import Verdict, judge
 from topk_plugin.hooks import Selection
@@ -38,17 +39,6 @@ from topk_plugin.topk import TopK
 L = TypeVar("L")
 
 
-class Found(NamedTuple):
-    """A critic that was found."""
-
-    title: str
-    like: str  # its kind
-    identity: Identity
-    attachment: Attachment
-    critic: weakref.ref[nn.Module]
-    flag: str | None  # that names it
-
-
 class Finder:
     """Finds the critics of what is trained with ``topk``, between ``start()`` and ``stop()``."""
 
@@ -57,6 +47,7 @@ class Finder:
         self.found: list[Found] = []
         self.refused: TopKError | None = None  # raised, perhaps caught by the script
         self.owners, self.places = Owners(), Places()
+        self.late = Latecomers(topk, self.owners, self.places)
         self.calls: Calls | None = None  # are looked at
         self._watch = Watch(self._see)
         self._left: dict[Candidate, Verdict] = {}  # were looked at, and are none so far
@@ -106,13 +97,15 @@ class Finder:
 
     def _look_away(self) -> None:
         if self.calls is not None:
-            self._watch.pause()
+            self._watch.narrow()
             self.calls.stop()
             self.calls = None
             self._generators.clear()
             self._backlog.clear()
 
     def _see(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.calls is None and self.late.may_be(module, self.found):
+            self._look()
         if self.calls is None:
             return original(*args, **kwargs)
         return self.calls.see(module, original, args, kwargs)
@@ -153,7 +146,7 @@ class Finder:
                 if settled.pushed:
                     through[one] = settled
         if through:
-            self._backlog.add(optimizer, through)
+            self._backlog.add(optimizer, through, self._counted)
         calls.passes.stepped(self._counted or bool(through or calls.of_one_optimizer))
         self._decide(calls, calls.passes.over)
 
@@ -178,6 +171,7 @@ class Finder:
             self._take(fresh, calls)
         if last and self.found:
             self._tell_of_others()
+            self.late.judged(self._left)
             self._look_away()
         elif last and calls.of_one_optimizer:
             self.refused = GeneratorStepUnknown(words.one_optimizer(calls.of_one_optimizer))
@@ -258,14 +252,9 @@ class Finder:
         calls = self.calls
         if calls is not None and calls.passes.ended:  # and nobody could know
             self._decide(calls, last=True)
-        inner = plain(module)
-        place = self.places.of(module)
-        missing = [Identity.of(saved) for saved in self.topk.found]
-        present = [found.identity for found in self.found]
-        for one in missing:
-            if one[:2] == place[:2] and one not in present:
-                scorer = inner.get_submodule(one.part)
-                self._attach(module, scorer, [] if one.part else [module], one.heads)
+        for one in self.late.due(module, self.found):
+            scorer = plain(module).get_submodule(one.part)
+            self._attach(module, scorer, [] if one.part else [module], one.heads)
         return interceptor_of(module)
 
     # --- what to say ------------------------------------------------------------------------------

@@ -22,6 +22,11 @@ class Push(NamedTuple):
     alike: bool = True  # of several numbers of a sample; see read_alike()
     read: Tensor | None = None  # (N,) bool: which of several get a gradient in some sample
 
+    @property
+    def turned(self) -> Push:
+        """The same where what steps by it ascends."""
+        return self._replace(raised=self.lowered, lowered=self.raised, mean=-self.mean)
+
 
 Pushes = dict[str, Push]
 """Of each output."""
@@ -88,6 +93,11 @@ def nothing_dropped(choice: AnyChoice) -> AnyChoice:
     tally[THRESHOLD] = torch.nan  # of no use, since nothing is below it
     none = torch.zeros_like(choice.dropped)
     return choice._replace(dropped=none, scale=None, tally=tally)
+
+
+def stepped(given: Pushes, way: int) -> Pushes:
+    """What an optimizer makes of it, by its :func:`~topk_plugin.core.parameters.way_of`."""
+    return {name: push.turned for name, push in given.items()} if way == -1 else given
 
 
 def added(a: Pushes, b: Pushes) -> Pushes:

@@ -6,14 +6,18 @@ the generator's parameters, and those whose input is what a module of the genera
 other calls of that step are taken for reals, and so are the other rows of a batch that has copies
 of fakes. It says something only where the two are pushed opposite ways, so a loss that seeks a
 target, and now raises both, says nothing. What was computed on from a detached fake (augmented,
-say) is not known for a fake, and such steps are not read.
+say) is not known for a fake, and such steps are not read. An optimizer that maximises turns the
+sign round.
+
+Where the critic's optimizer steps on the very backward that is the generator's step (a gradient
+that is reversed on its way, say), the loss is the critic's: it says nothing of the generator's.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +27,7 @@ from torch.optim import Optimizer
 
 from topk_plugin.compat import node_of
 from topk_plugin.core.graph import executes, is_capturing
-from topk_plugin.core.parameters import GRADIENT
+from topk_plugin.core.parameters import GRADIENT, way_of
 from topk_plugin.core.ranking import resembles_score, rows_scored
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.core.trees import tree_leaves
@@ -73,9 +77,11 @@ class CriticSteps:
     def __init__(self, trainings: Trainings) -> None:
         self.trainings, self.generated = trainings, Generated(self._training_of)
         self._pulls: deque[Pull] = deque(maxlen=REMEMBERED)
-        # read of fakes that were not detached; recovered by the generator's optimizer, they would
-        # be a generator step's
-        self._aside: list[tuple[Training, Tensor]] = []
+        # read of fakes that were not detached; recovered by the generator's optimizer, they are a
+        # generator step's
+        self._aside: list[tuple[Training, Tensor, bool]] = []
+        self._used: list[Pull] = []  # by the latest generator step
+        self._counted = trainings.steps
 
     def _training_of(self, module: nn.Module) -> Training | None:
         """The one whose generator's optimizer owns ``module``."""
@@ -153,25 +159,39 @@ class CriticSteps:
             if pull.task == but or parameters.isdisjoint(map(id, pull.call.parameters))
         ]
         self._pulls = deque(kept, maxlen=REMEMBERED)
+        self._used = [p for p in self._used if parameters.isdisjoint(map(id, p.call.parameters))]
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
         """An outermost optimizer step ended, and is counted if it was the generator's."""
+        counted, self._counted = self.trainings.steps > self._counted, self.trainings.steps
         if self.trainings.of_optimizer(optimizer) is not None:
+            for training, _, joint in self._aside if counted else ():
+                training.vote.joint_steps += joint
+            self._used = [*self._pulls] if counted else []
             self._aside.clear()
             self._pulls.clear()
             return
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        mine: dict[int, list[Pull]] = {}  # those of each critic that it owns
-        for pull in self._pulls:
-            first = next((id(p) for p in pull.call.parameters if id(p) in owned), None)
-            if first is not None:
-                mine.setdefault(first, []).append(pull)
+        way, owned = (
+            way_of(optimizer),
+            {id(p) for group in optimizer.param_groups for p in group["params"]},
+        )
+        mine, used = by_critic(self._pulls, owned), by_critic(self._used, owned)
         self.zeroed(owned)
+        if not way:
+            return  # it pulls its critic both ways
         for pulls in mine.values():
-            self._read([pull for pull in pulls if not pull.call.differentiated])
+            self._read(pulls, way)
+        for critic in used.keys() - mine.keys():
+            self._read(used[critic], way, counted=True)
 
-    def _read(self, pulls: Sequence[Pull]) -> None:
-        """One step of one critic, by all that pulled at its scores."""
+    def _read(self, pulls: Sequence[Pull], way: int, counted: bool = False) -> None:
+        """One step of one critic, by all that pulled at its scores.
+
+        Args:
+            way: 1: its optimizer minimises, -1: it maximises.
+            counted: all of them were a generator step's, which was counted.
+        """
+        pulls = [pull for pull in pulls if not pull.call.differentiated]
         fakes = [pull for pull in pulls if pull.call.places]
         detached = [pull for pull in fakes if pull.call.detached]
         fakes = detached or fakes
@@ -184,13 +204,17 @@ class CriticSteps:
         says = opposition(fakes, others)
         if says is None:
             return
-        if detached:
+        says = says * says.new_tensor([way, 1])
+        joint = way == 1 and not detached and len({pull.task for pull in pulls}) == 1
+        if counted:
+            training.vote.joint_steps += joint
+        elif detached:
             training.vote.critic_stepped(says)
         else:
-            self._aside.append((training, says))
+            self._aside.append((training, says, joint))
 
     def _read_aside(self) -> None:
-        for training, says in self._aside:
+        for training, says, _ in self._aside:
             training.vote.critic_stepped(says)
         self._aside.clear()
 
@@ -198,7 +222,18 @@ class CriticSteps:
         """Forget everything that is under way."""
         self._aside.clear()
         self._pulls.clear()
+        self._used.clear()
         self.generated.clear()
+
+
+def by_critic(pulls: Iterable[Pull], owned: Set[int]) -> dict[int, list[Pull]]:
+    """``pulls`` at critics that an optimizer owns, by the first parameter that it ``owned``."""
+    mine: dict[int, list[Pull]] = {}
+    for pull in pulls:
+        first = next((id(p) for p in pull.call.parameters if id(p) in owned), None)
+        if first is not None:
+            mine.setdefault(first, []).append(pull)
+    return mine
 
 
 def rows_at(part: slice, batch: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ See = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
 
 
 class Watch:
-    """Shows calls of modules that are not attached, from ``start()`` to ``pause()`` or ``stop()``.
+    """Shows calls of modules that are not attached, from ``start()`` to ``stop()``.
 
     Args:
         see: is given the module, what to call with the arguments, and these; its result is the
@@ -288,10 +288,14 @@ class Watch:
         self._classes: set[type] = set()
         self._shown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo = ExitStack()
+        self._narrow = False
 
     def start(self) -> None:
         """Show them, also of modules that are built from now on."""
+        if self in _watches:
+            _watches.remove(self)
         _watches.append(self)
+        self._narrow = False
         if not self._classes:
             for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
                 patches.wrap(owner)
@@ -304,7 +308,11 @@ class Watch:
 
     def take(self, cls: type[nn.Module]) -> None:
         """Show the calls of modules of that class."""
-        if cls in self._classes or issubclass(cls, torch.jit.ScriptModule | OptimizedModule):
+        if (
+            self._narrow
+            or cls in self._classes
+            or issubclass(cls, torch.jit.ScriptModule | OptimizedModule)
+        ):
             return
         if cls.__module__.startswith("torch.") and not issubclass(cls, _WATCHED):
             return  # activations, normalisations: none of them is a network
@@ -315,21 +323,24 @@ class Watch:
     def compiled_in_place(self, module: nn.Module) -> None:
         """Show the calls of what ``module.compile()`` made."""
         made = module.__dict__.get("_compiled_call_impl")
-        if made and not isinstance(made, _StandIn):
+        if made and not self._narrow and not isinstance(made, _StandIn):
             module.__dict__["_compiled_call_impl"] = _Shown(module, made)
             self._shown.add(module)
 
-    def pause(self) -> None:
-        """Show none; what torch.compile would have to make anew for it stays as it is."""
-        if self in _watches:
-            _watches.remove(self)
+    def narrow(self) -> None:
+        """Show from now on those alone whose class others have that are attached; what
+        torch.compile would have to make anew for it stays as it is."""
+        self._narrow = True
         if not something_is_compiled():
-            self.stop()
+            self._put_back()
 
     def stop(self) -> None:
         """Put everything back as it was; twice is fine."""
         if self in _watches:
             _watches.remove(self)
+        self._put_back()
+
+    def _put_back(self) -> None:
         for module in list(self._shown):
             made = module.__dict__.get("_compiled_call_impl")
             if isinstance(made, _Shown):
