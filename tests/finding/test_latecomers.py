@@ -52,6 +52,7 @@ def test_critics_that_take_turns(turn, tmp_path):
     done = equals_by_hand(tmp_path)
     assert "verdict: 16 generator steps gated" in done.err
     assert "went ungated" not in done.err
+    assert "not taken" not in done.err
 
 
 @pytest.mark.parametrize("others", OTHERS)
@@ -80,6 +81,32 @@ opt_d = adam(*Ds)
     assert done.status == 0, done.err
     assert "verdict: 14 generator steps gated" in done.err
     assert "2 generator steps at k < B went ungated before their critic was found" in done.err
+
+
+def test_a_second_one_that_the_loss_weighs_later(tmp_path):
+    text = """
+    C, epoch = Critic(), 0
+    opt_c = adam(C)
+
+    def step(x):
+        critic_step(x)
+        opt_c.zero_grad()
+        (softplus(-C(x)).mean() + softplus(C(fakes().detach())).mean()).backward()
+        opt_c.step()
+        opt_g.zero_grad()
+        fake = fakes()
+        late = softplus(-keep(C(fake))).mean()
+        (softplus(-keep(D(fake))).mean() + (epoch > 1) * late).backward()
+        opt_g.step()
+
+    for epoch in range(4):
+        passes(step, 1)
+    write(D, C, G)
+    """
+    with_loop(tmp_path, text)
+    done = equals_by_hand(tmp_path)
+    assert "verdict: 16 generator steps gated" in done.err
+    assert "not taken" not in done.err
 
 
 SHAPED_BY_ITS_FIRST_CALL = """

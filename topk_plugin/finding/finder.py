@@ -267,7 +267,8 @@ class Finder:
 
     def left_out(self) -> list[str]:
         """What went ungated, and which modules were looked at and not taken; a line each."""
-        left = self._left.items()
+        critics = {id(found.critic()) for found in self.found}  # some came after a pass
+        left = [(one, v) for one, v in self._left.items() if id(one.owner()) not in critics]
         lines = [f"not taken: {words.of(one, v, self.owners, v.maybe)}" for one, v in left]
         if self._backlog.ungated:
             steps = f"{count(self._backlog.ungated, 'generator step')} at k < B"
