@@ -392,6 +392,24 @@ def test_two_loaders_zipped_are_one_epoch_a_pass(topk, tracker):
         assert topk.epoch == epoch + 1
 
 
+def test_of_two_loaders_the_last_one_to_deliver_counts_and_the_other_is_told(topk, tracker):
+    short, looks = DataLoader(DATA[:6], batch_size=2), DataLoader(DATA[:4], batch_size=2)
+    sources = iter(short)
+    for _ in range(3):
+        for _ in loader(batch_size=2):
+            source = next(sources, None)
+            if source is None:
+                sources = iter(short)
+                next(sources)
+            topk.step()
+        list(looks)
+    assert topk.epoch == 4
+    assert topk.training.progress.told_by == (
+        "by passes of a DataLoader over 6 samples, which deliver last for a step, after another's "
+        "over 10 samples (--every N counts by steps instead)"
+    )
+
+
 def test_two_loaders_zipped_of_different_length(topk, tracker):
     for epoch in range(3):
         for _ in zip(loader(), loader(batch_size=2), strict=False):

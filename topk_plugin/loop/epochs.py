@@ -155,8 +155,13 @@ class EpochTracker:
 
     def _end_epoch(self, training: Training, feed: Feed) -> None:
         if self._decides(training):
-            by_steps = self._of(training).by_steps
-            training.end_epoch(by_steps or f"by passes of a DataLoader over {feed}")
+            told_by = self._of(training).by_steps or f"by passes of a DataLoader over {feed}"
+            if others := self._feeding.beside(feed):
+                told_by += (
+                    f", which deliver last for a step, after another's over {', '.join(others)} "
+                    "(--every N counts by steps instead)"
+                )
+            training.end_epoch(told_by)
 
     def _decides(self, training: Training) -> bool:
         """Whether it is DataLoaders that end its epochs, not steps or an upstream counter."""
@@ -196,6 +201,7 @@ class EpochTracker:
         if fed.feed is not feed:
             self._change(training, fed, feed)
         feed.steps[training] += 1
+        self._feeding.step_counted()
         fed.optimizers |= feed.optimizers
         fed.steps.add(self._between, training.optimizers)
         self._between.clear()

@@ -139,6 +139,8 @@ class Feeding:
         self._feeds: dict[Pass, Feed] = {}
         self._open: list[Feed] = []  # under way, the one that delivered last at the end
         self._due: list[Due] = []
+        self._steps, self._at = 0, 0  # generator steps, and deliveries at the latest
+        self._regular: Counter[tuple[int, str]] = Counter()  # those for which data delivered
 
     # --- what iterators tell, in any thread: see passes.Watcher -----------------------------------
 
@@ -289,6 +291,17 @@ class Feeding:
         feed.trained = True
         if self.over is not feed:
             self.over = None
+
+    def step_counted(self) -> None:
+        """One of the generator's."""
+        fresh = [feed for feed in self._open if feed.counts and feed.latest > self._at]
+        self._regular.update({(feed.one.data, str(feed)) for feed in fresh})
+        self._steps, self._at = self._steps + 1, self.deliveries
+
+    def beside(self, feed: Feed) -> list[str]:
+        """Data of other sizes that deliver for most generator steps, too, in words."""
+        regular = [one for one, steps in self._regular.items() if 2 * steps > self._steps > 1]
+        return [name for data, name in regular if data != feed.one.data and name != str(feed)]
 
     @property
     def another(self) -> bool:
