@@ -70,17 +70,17 @@ def part_of(modules, program, most=60.0, needs=()):
 
 def test_a_part_that_takes_too_long_is_stopped_with_what_it_started(modules, tmp_path):
     late = tmp_path / "late"
-    child = f"import time; time.sleep(4); open({str(late)!r}, 'w')"
+    child = f"import time; time.sleep(2); open({str(late)!r}, 'w')"
     program = (
         "import subprocess, sys, time\n"
         f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
         "time.sleep(60)"
     )
     start = time.monotonic()
-    outcome = modules["device"].run(part_of(modules, program, most=2), 100, tmp_path)
-    assert (outcome.status, outcome.reason) == ("stopped", "after 2 s")
+    outcome = modules["device"].run(part_of(modules, program, most=1), 100, tmp_path)
+    assert (outcome.status, outcome.reason) == ("stopped", "after 1 s")
     assert time.monotonic() - start < 30
-    time.sleep(4)
+    time.sleep(2)
     assert not late.exists()
 
 

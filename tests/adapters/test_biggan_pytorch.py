@@ -70,7 +70,14 @@ def generator_loss(dis_fake):
     ("arguments", "steps", "calls", "epochs", "batch"),
     [
         # 44 images: passes of 2 batches of 16, or 5 of 8
-        (["--num_D_accumulations", "2", "--num_G_accumulations", "3"], 6, 3, 3, 4),
+        pytest.param(
+            ["--num_D_accumulations", "2", "--num_G_accumulations", "3"],
+            6,
+            3,
+            3,
+            4,
+            marks=pytest.mark.slow,
+        ),
         (["--G_batch_size", "6"], 15, 1, 3, 6),
         (["--parallel"], 15, 1, 3, 4),
         # its loader makes three passes, and is gone through three times
@@ -141,6 +148,7 @@ def test_the_check_knows_how_many_epochs_there_are(biggan, epochs):
     assert ("k stays 4 of 4 in this run, which has 1 epoch" in done.out) == (epochs == 1)
 
 
+@pytest.mark.slow
 def test_scores_of_the_noises_own_class_are_gated(biggan):
     """Without the modern rules everything computed from the noise is of its class."""
     by_hand = biggan.train("--hand", flags=["--no-enabled"])

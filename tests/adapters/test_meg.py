@@ -81,6 +81,7 @@ def test_a_script_without_epochs_says_so(meg):
     assert "k never decayed (no DataLoader fed a generator step): pass --every N" in meg.said()
 
 
+@pytest.mark.slow
 def test_samplers_and_gradient_norms_are_left_alone(meg):
     """At k = 2 of 4, bit by bit; in the generator's step so is the mutual information."""
 

@@ -84,7 +84,11 @@ def by_formula(start_epoch: int = 0) -> list[tuple[int, int, int]]:
     return [(step, t, int(max(0.9**t, 0.5) * 16 + 1e-9)) for step, t in enumerate(epochs, start=1)]
 
 
-@pytest.mark.parametrize("stop", ["2", "4"], ids=["in mid-pass", "at the end of a pass"])
+@pytest.mark.parametrize(
+    "stop",
+    ["2", pytest.param("4", marks=pytest.mark.slow)],
+    ids=["in mid-pass", "at the end of a pass"],
+)
 def test_a_resumed_run_has_the_k_of_one_that_never_stopped(mimicry, stop):
     before = schedule(mimicry, "--stop", stop, flags=SLOW)
     first = mimicry.said()
@@ -97,10 +101,12 @@ def test_a_resumed_run_has_the_k_of_one_that_never_stopped(mimicry, stop):
     assert "warn" not in mimicry.said().lower()
 
 
+@pytest.mark.slow
 def test_a_run_that_never_stopped(mimicry):
     assert schedule(mimicry, flags=SLOW) == by_formula()
 
 
+@pytest.mark.slow
 def test_a_decay_by_steps_is_resumed(mimicry):
     flags = (*SLOW, "--every", "3")
     before = schedule(mimicry, "--stop", "4", flags=flags)
@@ -128,6 +134,7 @@ def test_a_checkpoint_without_top_k_tells_the_epochs_by_its_step(mimicry):
     )
 
 
+@pytest.mark.slow
 def test_a_start_epoch_is_in_the_checkpoint(mimicry):
     first = (*SLOW, "--start-epoch", "2")
     before = schedule(mimicry, "--stop", "2", flags=first)
@@ -332,7 +339,7 @@ def installed() -> tuple[Path, Path]:
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    return package, next(package.parent.glob("torch_mimicry-*.dist-info"))
+    return package, next(package.parent.glob("torch_mimicry-*-info"))  # or .egg-info
 
 
 def copied_package(folder: Path, old: str = "", new: str = "") -> None:

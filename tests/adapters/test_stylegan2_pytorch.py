@@ -32,6 +32,7 @@ def schedule(upstream: Upstream, *arguments: str, flags=SETTINGS) -> list[tuple[
     return [(line["step"], line["epoch"], line["k"]) for line in lines]
 
 
+@pytest.mark.slow
 def test_its_own_command_trains_with_top_k(upstream):
     """As it is installed, on a machine without CUDA, which it asserts that there is."""
     pytest.importorskip("retry")
@@ -147,7 +148,11 @@ def by_formula(steps) -> list[tuple[int, int]]:
     return [(t, 2 * int(0.9**t * 16 + 1e-9)) for t in ((2 * s + 1) // 4 for s in steps)]
 
 
-@pytest.mark.parametrize("stop", [2, 3], ids=["in mid-pass", "at the end of a pass"])
+@pytest.mark.parametrize(
+    "stop",
+    [2, pytest.param(3, marks=pytest.mark.slow)],
+    ids=["in mid-pass", "at the end of a pass"],
+)
 def test_a_resumed_run_goes_on_with_its_k(upstream, stop):
     """A checkpoint has a step less on it than were made, so one is made again."""
     before = schedule(upstream, *RESUMABLE, "--stop", str(stop), flags=SLOW)
@@ -166,6 +171,7 @@ def test_a_checkpoint_without_top_k_tells_the_epochs_by_its_counter(upstream):
     assert "without a top-k record" not in upstream.said()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_top_k_is_read_without(upstream):
     schedule(upstream, *RESUMABLE, "--stop", "2", flags=SLOW)
     assert upstream.run(*RESUMABLE, flags=["--no-enabled"]).status == 0

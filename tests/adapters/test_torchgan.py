@@ -118,6 +118,7 @@ def test_a_checkpoint_without_top_k_tells_the_epochs_by_its_counter(upstream):
     assert "start_epoch: found 1, but torchgan/torchgan goes on" in wrong.err
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_resume(upstream):
     """Its trainer says only that it could not load; the reason is what that came from."""
     schedule(upstream, *WHOLE, "--epochs", "1", flags=SLOW)

@@ -97,6 +97,7 @@ def by_hand_and_found(folder, text):
     return done
 
 
+@pytest.mark.slow
 def test_a_module_that_optimizes_by_itself_and_accumulates(tmp_path):
     done = by_hand_and_found(tmp_path, TRAINER)
     assert "ACTIVE: found critic gan:Critic, direction high, k 8 of 8" in done.err

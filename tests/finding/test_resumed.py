@@ -172,6 +172,7 @@ def test_an_audit_of_too_few_steps_says_so(tmp_path):
     assert "found critic gan:Critic, and no generator step came after the first ones" in said
 
 
+@pytest.mark.slow
 def test_a_child_that_is_spawned_finds_its_critic(tmp_path):
     with_loop(tmp_path, f"{GAN_STEP}\npasses(step)\nwrite(D, G)\n")
     equals_by_hand(tmp_path)

@@ -128,7 +128,7 @@ def said(done, word):
     ("disabled", "gradient", "kept"),
     [
         ("", [-0.5, 0.0, -0.5, 0.0], [0, 2]),
-        ("even-rows", [0.0, -0.5, -0.5, 0.0], [1, 2]),
+        pytest.param("even-rows", [0.0, -0.5, -0.5, 0.0], [1, 2], marks=pytest.mark.slow),
         pytest.param("even-rows,watch", [0.0, -0.5, -0.5, 0.0], None, marks=pytest.mark.slow),
     ],
     ids=["both", "observer", "none"],

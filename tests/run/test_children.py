@@ -328,6 +328,7 @@ subprocess.run(command, check=True)
 """
 
 
+@pytest.mark.slow
 def test_a_launch_inside_a_launch_takes_its_place(folder):
     script(folder, NESTED)
     script(folder, "import sys, gan; gan.train(sys.argv[1] + '.pt')", "inner.py")
@@ -397,9 +398,10 @@ def test_a_child_without_torch_sees_what_it_would_without_us(customized, tmp_pat
     *expected_print, expected = plain.out.splitlines()
     assert printed == expected_print
     path, finders, modules = json.loads(found)
-    if not customized:
+    before = json.loads(expected)
+    if "sitecustomize" not in before[2]:  # of the machine's Python, or the other one
         assert modules.pop("sitecustomize") == str(Path(children.STARTUP) / "sitecustomize.py")
-    assert [path, finders[1:], modules] == json.loads(expected)
+    assert [path, finders[1:], modules] == before
     assert finders[0] == "AfterTorch"
     assert len(printed) == customized
 

@@ -318,6 +318,7 @@ def test_of_several_one_mistaken_name_is_enough(folder):
     assert "--critic __main__:train: train is a function: pass the class of what" in done.err
 
 
+@pytest.mark.slow
 def test_every_rank_and_a_spawned_child_end_by_it(folder):
     script(folder, TRAIN + END)
     for rank in ("0", "1"):

@@ -194,7 +194,13 @@ write(D, G)
 """
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * ("aot_eager" in text))
+        for name, (text, _) in SHAPES.items()
+    ],
+)
 def test_a_critic_class_of_any_shape_is_gated_or_an_error(shape, folder):
     text, critic = SHAPES[shape]
     setup = "from gan import *\nimport sys\nby_hand = ByHand()\n"

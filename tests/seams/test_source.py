@@ -185,6 +185,7 @@ def test_what_fails_shows_the_line_on_disk(topk):
     assert "topk_plugin" not in done.err
 
 
+@pytest.mark.slow
 def test_a_spawned_process_that_runs_the_script_from_disk_is_refused(topk):
     done = topk("run", "--adapter", "inline", "--", "inline.py", "--spawn")
     assert done.status == 3

@@ -97,7 +97,8 @@ class Finder:
 
     def _look_away(self) -> None:
         if self.calls is not None:
-            self._watch.narrow()
+            critics = (found.critic() for found in self.found)
+            self._watch.narrow({type(plain(one)) for one in critics if one is not None})
             self.calls.stop()
             self.calls = None
             self._generators.clear()

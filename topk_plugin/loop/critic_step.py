@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.optim import Optimizer
 
 from topk_plugin.compat import node_of
@@ -69,6 +70,7 @@ class Pull(NamedTuple):
     place: int  # of the output
     summed: Tensor  # 0-d: the gradient, over all rows; negative: the scores are raised
     task: int  # which backward pass
+    onward: bool  # it went on to the generator
 
 
 class CriticSteps:
@@ -122,15 +124,20 @@ class CriticSteps:
         calls = [(CriticCall(critic, training, places, detached), rows)]
         if rows is not None:
             calls.append((CriticCall(critic, None, (), detached), ~rows))
+        source = None if detached else getattr(arguments[places[0]], "grad_fn", None)
         for place, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor) and leaf.requires_grad and resembles_score(leaf, batch):
-                leaf.register_hook(partial(self._pulled, calls, place))
+                leaf.register_hook(partial(self._pulled, calls, place, source))
 
     def _pulled(
-        self, calls: Sequence[tuple[CriticCall, Tensor | None]], place: int,
+        self, calls: Sequence[tuple[CriticCall, Tensor | None]], place: int, source: Node | None,
         gradient: Tensor | None,
     ) -> None:  # fmt: skip
-        """A backward reached a score of ``calls``, each of which has some (B,) of its rows."""
+        """A backward reached a score of ``calls``, each of which has some (B,) of its rows.
+
+        Args:
+            source: of the samples, in the generator's graph; None: they were cut off from it.
+        """
         if gradient is None:  # the loss reads other outputs of the call
             return
         call, _ = calls[0]
@@ -147,9 +154,10 @@ class CriticSteps:
         if GRADIENT.__get__(reached) is None:  # so what earlier passes left there was thrown away
             self.zeroed({id(reached)}, but=task)
         wide = torch.promote_types(gradient.dtype, torch.float32)  # 16 bits overflow
+        onward = source is not None and executes(source)
         for call, rows in calls:
             here = gradient if rows is None else gradient[rows]
-            self._pulls.append(Pull(call, place, here.sum(dtype=wide), task))
+            self._pulls.append(Pull(call, place, here.sum(dtype=wide), task, onward))
 
     def zeroed(self, parameters: set[int], but: int | None = None) -> None:
         """Gradients of ``parameters``, by id, were set to zero: what led to them is gone."""
@@ -171,10 +179,8 @@ class CriticSteps:
             self._aside.clear()
             self._pulls.clear()
             return
-        way, owned = (
-            way_of(optimizer),
-            {id(p) for group in optimizer.param_groups for p in group["params"]},
-        )
+        way = way_of(optimizer)
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         mine, used = by_critic(self._pulls, owned), by_critic(self._used, owned)
         self.zeroed(owned)
         if not way:
@@ -204,8 +210,10 @@ class CriticSteps:
         says = opposition(fakes, others)
         if says is None:
             return
-        says = says * says.new_tensor([way, 1])
-        joint = way == 1 and not detached and len({pull.task for pull in pulls}) == 1
+        if way == -1:
+            says[0].neg_()
+        one_backward = len({pull.task for pull in pulls}) == 1
+        joint = way == 1 and one_backward and all(pull.onward for pull in fakes)
         if counted:
             training.vote.joint_steps += joint
         elif detached:

@@ -10,7 +10,7 @@ import copy
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -176,7 +176,7 @@ def _gated(forward: Callable[..., Any]) -> Callable[..., Any]:
         if interception is not None:
             bound = functools.partial(forward, self)
             return _call_eagerly(interception.interceptor, bound, args, kwargs)
-        if _watches and not is_compiling():
+        if _watches and not is_compiling() and _watches[-1].shows(type(self)):
             return _watches[-1].see(self, functools.partial(forward, self), args, kwargs)
         return forward(self, *args, **kwargs)
 
@@ -288,14 +288,14 @@ class Watch:
         self._classes: set[type] = set()
         self._shown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo = ExitStack()
-        self._narrow = False
+        self._only: Set[type] | None = None
 
     def start(self) -> None:
         """Show them, also of modules that are built from now on."""
         if self in _watches:
             _watches.remove(self)
         _watches.append(self)
-        self._narrow = False
+        self._only = None
         if not self._classes:
             for patches, owner in (*_AROUND[:3], (_calls, OptimizedModule), (_builds, nn.Module)):
                 patches.wrap(owner)
@@ -309,7 +309,7 @@ class Watch:
     def take(self, cls: type[nn.Module]) -> None:
         """Show the calls of modules of that class."""
         if (
-            self._narrow
+            self._only is not None
             or cls in self._classes
             or issubclass(cls, torch.jit.ScriptModule | OptimizedModule)
         ):
@@ -323,14 +323,18 @@ class Watch:
     def compiled_in_place(self, module: nn.Module) -> None:
         """Show the calls of what ``module.compile()`` made."""
         made = module.__dict__.get("_compiled_call_impl")
-        if made and not self._narrow and not isinstance(made, _StandIn):
+        if made and self._only is None and not isinstance(made, _StandIn):
             module.__dict__["_compiled_call_impl"] = _Shown(module, made)
             self._shown.add(module)
 
-    def narrow(self) -> None:
-        """Show from now on those alone whose class others have that are attached; what
-        torch.compile would have to make anew for it stays as it is."""
-        self._narrow = True
+    def shows(self, cls: type) -> bool:
+        """Whether calls of modules of that class are shown."""
+        return self._only is None or cls in self._only
+
+    def narrow(self, only: Set[type]) -> None:
+        """Show from now on modules of the classes ``only`` alone, of which others are attached;
+        what torch.compile would have to make anew for it stays as it is."""
+        self._only = only
         if not something_is_compiled():
             self._put_back()
 
