@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _SERVER = """
-import atexit, json, multiprocessing.process, os, runpy, signal, sys, threading
+import atexit, gc, json, multiprocessing.process, os, runpy, signal, sys, threading
 import torch
 import topk_plugin.cli
 
+gc.collect()
+gc.freeze()  # what was imported: collections in each run would go over it, and copy its pages
 for line in sys.stdin:
     child = os.fork()
     if not child:
