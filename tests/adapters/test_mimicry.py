@@ -50,6 +50,7 @@ def test_every_family_is_top_k_by_hand(mimicry, arguments):
     ) in mimicry.said()
 
 
+@pytest.mark.slow
 def test_the_distributed_trainer_is_top_k_by_hand(mimicry):
     """Its generator steps come first, before the critic's."""
     steps, _, _, epochs, *_ = map(int, check_by_hand(mimicry, "--distributed").groups())

@@ -316,6 +316,7 @@ def test_an_adapter_of_an_installed_plugin(toy, plugin):
     )
 
 
+@pytest.mark.slow
 def test_a_renamed_loss_ends_in_exit_status_3(toy, plugin):
     (toy / "train.py").write_text(SCRIPT)
     write(toy, LOSSES.replace("generator_loss", "loss_of_generator"))
@@ -326,6 +327,7 @@ def test_a_renamed_loss_ends_in_exit_status_3(toy, plugin):
     assert "there is no generator_loss(scores, weight=1.0)" in done.err
 
 
+@pytest.mark.slow
 def test_an_unknown_adapter_ends_in_exit_status_2(toy, plugin):
     (toy / "train.py").write_text(SCRIPT)
     done = topk(plugin, toy, "run", "--adapter", "tooy", "train.py")

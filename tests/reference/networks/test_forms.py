@@ -362,7 +362,13 @@ def test_scores_of_residual_critics_are_of_one_image_each():
 # --- how they are used --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("biggan", "sagan")))
+        for name in PAIRS
+    ],
+)
 def test_nothing_depends_on_values(name, monkeypatch):
     """Tensors without values go through, so both can be compiled, or captured as a CUDA graph."""
     monkeypatch.setattr(biggan, "begin_orthogonal", lambda network: None)  # slow, without use here
