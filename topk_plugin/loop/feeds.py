@@ -22,6 +22,9 @@ from topk_plugin.loop.named_loader import NamedLoader
 from topk_plugin.loop.passes import Inbox, Pass
 from topk_plugin.streams import count
 
+LOOKED_AT = 20
+"""Generator steps that show which data feed them; later ones cost nothing."""
+
 AHEAD_LIMIT = 64
 """Batches that a wrapper may fetch ahead; a loop that draws more of them first skips them."""
 
@@ -293,7 +296,9 @@ class Feeding:
             self.over = None
 
     def step_counted(self) -> None:
-        """One of the generator's."""
+        """One of the generator's: the first ones show which data deliver for each."""
+        if self._steps == LOOKED_AT:
+            return
         fresh = [feed for feed in self._open if feed.counts and feed.latest > self._at]
         self._regular.update({(feed.one.data, str(feed)) for feed in fresh})
         self._steps, self._at = self._steps + 1, self.deliveries
