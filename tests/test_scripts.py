@@ -49,6 +49,7 @@ CASES = [
     Case("endless_sampler.py", 4, 22),  # whole passes; a break cuts the fifth short
     Case("two_loaders.py", 5, 20),
     Case("peeked_loader.py", 5, 20),
+    Case("drawn_batches.py", 5, 10),
     Case("wrapper_function.py", 5, 20),
     Case("batchnorm_critic.py", 5, 20),
     Case("wasserstein_flipped.py", 5, 20, "low"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from topk_plugin.core.training import Training
-from topk_plugin.loop.feeds import Feed, Feeding
+from topk_plugin.loop.feed import Feed
+from topk_plugin.loop.feeds import Feeding
 from topk_plugin.loop.passes import unwatch, watch
 
 PATIENCE = 100
@@ -36,7 +37,7 @@ class Passes:
     def stepped(self, of_generator: bool) -> None:
         """An optimizer stepped, maybe that of the generator."""
         self._steps += of_generator
-        feed = self._feeding.trained_on()
+        feed = self._feeding.for_step() if of_generator else self._feeding.trained_on()
         if feed is None:
             return
         self._feeding.took(feed)
@@ -51,4 +52,4 @@ class Passes:
     def _ended(self, feed: Feed) -> None:
         if feed.steps:
             self.ended += 1
-            self.told_by = f"by passes of a DataLoader over {feed}"
+            self.told_by = feed.told_by

@@ -4,7 +4,8 @@ The feeding pass is the last pass over a DataLoader to deliver a batch before a 
 epoch ends when it is exhausted; when it is discarded or reset before that, having fed at least one
 generator step (a peek, ``next(iter(loader))``, feeds none); or when it has delivered as many
 samples as its data set has, over all ranks that share it, and goes on (an endless sampler). A whole
-pass of the same data that only the critic's steps used counts too.
+pass of the same data that only the critic's steps used counts too. Where a loop draws each batch by
+a pass of its own, as many of them as a pass has batches are one (:mod:`topk_plugin.loop.draws`).
 
 What is delivered need not be what is trained on:
 
@@ -26,7 +27,8 @@ from torch.optim import Optimizer
 from topk_plugin.core.training import Training
 from topk_plugin.errors import TopKError
 from topk_plugin.hooks import Selection
-from topk_plugin.loop.feeds import Feed, Feeding
+from topk_plugin.loop.feed import Feed
+from topk_plugin.loop.feeds import Feeding
 from topk_plugin.loop.kept_batches import StepCount, Steps, length_of_kept
 from topk_plugin.loop.named_loader import NamedLoader
 from topk_plugin.loop.passes import unwatch, watch
@@ -80,6 +82,7 @@ class EpochTracker:
             self.topk.ledger.before_call.remove(self._called)
             self.topk.ledger.after_step.remove(self._trained)
         try:
+            self._feeding.cut_short()
             for training, fed in self._trainings.items():
                 if training.progress.pass_complete and fed.feed is not None:
                     self._end_epoch(training, fed.feed)
@@ -155,7 +158,7 @@ class EpochTracker:
 
     def _end_epoch(self, training: Training, feed: Feed) -> None:
         if self._decides(training):
-            told_by = self._of(training).by_steps or f"by passes of a DataLoader over {feed}"
+            told_by = self._of(training).by_steps or feed.told_by
             if others := self._feeding.beside(feed):
                 told_by += (
                     f", which deliver last for a step, after another's over {', '.join(others)} "
@@ -188,7 +191,7 @@ class EpochTracker:
             self._repeat(training, optimizer)
 
     def _step_counted(self, step: Selection) -> None:
-        training, feed = self.topk.training, self._feeding.trained_on()
+        training, feed = self.topk.training, self._feeding.for_step()
         if feed is None:
             if self._named is not None and self._decides(training):
                 self._named.require(self._feeding.another)

@@ -7,109 +7,22 @@ batches were fetched ahead or are kept by the loop, until another one delivers a
 from __future__ import annotations
 
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from topk_plugin.core.training import Training
 from topk_plugin.core.trees import tree_leaves
 from topk_plugin.errors import TopKError
-from topk_plugin.loop.kept_batches import Length
+from topk_plugin.loop.draws import Draws
+from topk_plugin.loop.feed import Feed
 from topk_plugin.loop.named_loader import NamedLoader
 from topk_plugin.loop.passes import Inbox, Pass
-from topk_plugin.streams import count
 
 LOOKED_AT = 20
 """Generator steps that show which data feed them; later ones cost nothing."""
-
-AHEAD_LIMIT = 64
-"""Batches that a wrapper may fetch ahead; a loop that draws more of them first skips them."""
-
-
-class Feed:
-    """What is known of one pass, as far as it was seen.
-
-    Args:
-        counts: its end may end an epoch.
-    """
-
-    def __init__(self, one: Pass, counts: bool) -> None:
-        self.one, self.counts = one, counts
-        self.batches = self.samples = 0
-        self.begun = self.latest = 0  # deliveries of all passes when it began, and at its latest
-        # batches that had been fetched before the one that was trained on; None: none was yet
-        self.ahead: int | None = None
-        self.elsewhere = False  # another thread than the one that trains iterates it
-        self.steps: Counter[Training] = Counter()  # generator steps fed, no epoch ended since
-        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped in it
-        self.trained = False  # an optimizer stepped
-        self.exhausted = self.ended = False
-        self.used = False  # trained on after it was exhausted
-        self.kept = False  # nothing was trained before it was exhausted
-        self.endless = False  # it went on after a whole pass
-        self.length: Length | None = None  # in steps, of one that is exhausted
-        self._rounds = self._seen = 0  # trainings on new batches; batches at the latest
-        self._recent: deque[weakref.ref[Tensor] | None] = deque(maxlen=AHEAD_LIMIT + 1)
-        self._held = 0  # rounds in which the batch that was trained on was still there
-
-    def __str__(self) -> str:
-        size = self.one.size
-        return "a stream" if size is None else count(size, "sample")
-
-    def is_of(self, other: Feed) -> bool:
-        """Whether both are passes over the same data."""
-        return self.one.data == other.one.data
-
-    def delivered(self, first: weakref.ref[Tensor] | None) -> None:
-        """Of the latest batch, its first tensor."""
-        self._recent.append(first)
-
-    def follow(self, before: Feed) -> None:
-        """Its first batches were fetched while the last ones of ``before`` were trained on."""
-        self.ahead = before.ahead
-        self._recent.extend(before._recent)
-
-    def round(self) -> None:
-        """Something is trained."""
-        if self.ahead is None:
-            self.ahead = self.batches - 1 if self.batches <= AHEAD_LIMIT else 0
-        if self.batches != self._seen:
-            self._rounds += 1
-            trained_on = self._recent[-1 - self.ahead] if self.ahead < len(self._recent) else None
-            self._held += trained_on is not None and trained_on() is not None
-        self._seen = self.batches
-
-    @property
-    def lead(self) -> int:
-        """Batches that are fetched ahead.
-
-        In another thread one at least, however many it had fetched when the training began. None
-        where a loop draws several for each round of training, so that it has fewer rounds.
-        """
-        ahead = self.ahead or 0
-        if self.elsewhere:
-            return max(1, ahead)
-        return ahead if 4 * self._rounds >= 3 * (self.batches - ahead) else 0
-
-    @property
-    def lead_across(self) -> int:
-        """The same where the data go on without an end.
-
-        There a loop that drew its first batches for something else (images to look at) looks just
-        like one that fetches as many ahead, but for what it holds: the latter still has the batch
-        that it trains on. (Of batches that are copied to a device that is not seen.)
-        """
-        return self.lead if self.elsewhere or 4 * self._held >= 3 * self._rounds else 0
-
-    @property
-    def at_end(self) -> bool:
-        """All batches of a pass were delivered; of one that goes on, the last was trained on."""
-        size = self.one.size
-        whole = size is not None and 0 < size <= self.samples
-        return self.batches == self.one.length or (whole and not self.lead_across)
 
 
 class Due:
@@ -142,6 +55,7 @@ class Feeding:
         self._feeds: dict[Pass, Feed] = {}
         self._open: list[Feed] = []  # under way, the one that delivered last at the end
         self._due: list[Due] = []
+        self._draws = Draws()
         self._steps, self._at = 0, 0  # generator steps, and deliveries at the latest
         self._regular: Counter[tuple[int, str]] = Counter()  # those for which data delivered
 
@@ -176,17 +90,16 @@ class Feeding:
         self.raise_failure()
         self.deliveries += 1
         feed = self._feeds.get(one)
+        begins = feed is None
         if feed is None:
-            counts = self.named is None or self.named.delivers(one)
-            feed = self._feeds[one] = Feed(one, counts)
-            feed.begun = self.deliveries
+            feed = self._feeds[one] = self._begun(one, rows)
+        else:
+            feed = self._alone(one, feed)
         if feed.counts:
             self._count_down(feed)
-            if not feed.batches:
+            if begins:
                 self._ask_again(feed)
-            if one.size and feed.samples >= one.size:  # it goes on after a whole pass
-                feed.samples -= one.size
-                feed.endless = True
+            if feed.renew():
                 self._end_later(feed, feed.lead_across)
         feed.batches, feed.samples = feed.batches + 1, feed.samples + rows
         feed.latest, feed.elsewhere = self.deliveries, elsewhere
@@ -194,10 +107,37 @@ class Feeding:
         self._close(feed)
         self._open.append(feed)
 
+    def _begun(self, one: Pass, rows: int) -> Feed:
+        """Of a pass that gives its first batch."""
+        drawn = self._draws.begin(one, rows)
+        if drawn is not None:
+            return drawn
+        feed = Feed(one, self.named is None or self.named.delivers(one))
+        feed.begun = self.deliveries
+        return feed
+
+    def _alone(self, one: Pass, feed: Feed) -> Feed:
+        """A pass goes on, or has ended by itself: its feed, which is not that of drawn batches."""
+        own = self._draws.undo(one)
+        if own is None:
+            return feed
+        self._feeds[one] = own
+        self.cut_short()
+        return own
+
+    def cut_short(self) -> None:
+        """Ends a pass that was left after its first batch, where no other such one follows."""
+        drawn = self._draws.feed
+        if drawn is not None and not drawn.endless and drawn.batches == 1:
+            self._draws.feed, drawn.drawn = None, False
+            self._close(drawn)
+            self.end(drawn)
+
     def _exhausted(self, one: Pass) -> None:
         feed = self._feeds.get(one)
         if feed is None or feed.exhausted:
             return
+        feed = self._alone(one, feed)
         feed.exhausted, feed.kept = True, not feed.trained
         self._close(feed)
         if not feed.counts:
@@ -213,6 +153,13 @@ class Feeding:
     def _left(self, one: Pass) -> None:
         feed = self._feeds.pop(one, None)
         if feed is None or feed.exhausted:
+            return
+        drawn = self._draws.feed
+        if feed is drawn:
+            return  # the next one goes on with it
+        if feed.counts and self._draws.left(feed):
+            if drawn is not None:
+                self._close(drawn)
             return
         self._close(feed)
         self._due = [due for due in self._due if due.feed is not feed]
@@ -287,6 +234,13 @@ class Feeding:
         if feed.exhausted:
             feed.used = True
             feed.round()
+        return feed
+
+    def for_step(self) -> Feed | None:
+        """The same for a step of the generator, whose batch its loop may not have kept."""
+        feed = self.trained_on() or self._draws.for_step()
+        if feed is not None and feed not in self._open and not feed.exhausted:
+            self._open.append(feed)
         return feed
 
     def took(self, feed: Feed) -> None:
