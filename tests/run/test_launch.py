@@ -159,15 +159,18 @@ def test_the_verdict_says_when_k_never_decayed(folder):
         from gan import *
         loader = None
         import gan
-        gan.loader = [torch.randn(8, 2) for _ in range(4)]
+        gan.loader = [torch.randn(8, 2) for _ in range(101)]
         train(Critic(), make_generator())
         """,
     )
     done = topk_run(folder, "train.py")
     assert done.status == 0
     assert "k never decayed (no DataLoader fed a generator step): pass --every N" in done.err
+    assert done.err.count("note: no DataLoader fed any of 100 generator steps") == 1
     for flags in (["--every", "5"], ["--gamma", "1"]):
-        assert "never decayed" not in topk_run(folder, "train.py", flags=flags).err
+        other = topk_run(folder, "train.py", flags=flags).err
+        assert "never decayed" not in other
+        assert "note:" not in other
 
 
 def test_a_user_hears_early_that_nothing_is_gated(folder):

@@ -61,6 +61,7 @@ class EpochTracker:
     def __init__(self, topk: TopK, loader: Any = None) -> None:
         self.topk = topk
         self.fed = False  # a generator step was fed by a DataLoader that counts
+        self.unfed = 0  # generator steps that none fed, though DataLoaders are to end epochs
         self._named = None if loader is None else NamedLoader(loader)
         self._feeding = Feeding(self._ended, self._exhausted, self._named)
         self._trainings: dict[Training, Fed] = {}
@@ -193,8 +194,10 @@ class EpochTracker:
     def _step_counted(self, step: Selection) -> None:
         training, feed = self.topk.training, self._feeding.for_step()
         if feed is None:
-            if self._named is not None and self._decides(training):
-                self._named.require(self._feeding.another)
+            if self._decides(training):
+                self.unfed += 1
+                if self._named is not None:
+                    self._named.require(self._feeding.another)
             return
         self._feeding.took(feed)
         if feed.kept and feed.length is None:

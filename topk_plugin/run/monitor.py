@@ -30,6 +30,9 @@ SILENT_STEPS = 200
 """Optimizer steps without a generator step after which a warning is printed, once; or else when a
 pass over the data ended without one."""
 
+UNFED_STEPS = 100
+"""Generator steps without a DataLoader after which it is said, once, that k stays."""
+
 LOG_EVERY = 100
 """Generator steps between two reads of the device for the log."""
 
@@ -129,6 +132,12 @@ class Monitor:
             which = f", training {step.training}" if step.training > 1 else ""
             self.say(f"ACTIVE{which}: {self._header(step)}")
             self._probe.start()
+        unfed = self.tracker.unfed == UNFED_STEPS and not self.tracker.fed
+        if unfed and self.topk.config.gamma < 1:
+            self.say(
+                f"note: no DataLoader fed any of {UNFED_STEPS} generator steps, so no epoch ends "
+                "and k stays; where none will, --every N counts N steps as one"
+            )
         if self._log is not None and self._speaks():
             self._unwritten.append(step)
             if len(self._unwritten) == LOG_EVERY:
