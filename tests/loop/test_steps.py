@@ -123,6 +123,30 @@ def test_one_optimizer_for_both_nets_is_an_error_that_says_what_to_do(gan):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("beside", ["no other", "another loop's"])
+@pytest.mark.parametrize("critics", ["the same one", "its own"])
+def test_one_optimizer_for_both_nets_where_the_critic_is_frozen(gan, critics, beside):
+    """That of a chain of both, as `Sequential(G, D).parameters()`, or one that steps all."""
+    other = SGD(nn.Linear(1, 1).parameters(), 0.1) if beside == "another loop's" else None
+    both = SGD([*gan.G.parameters(), *gan.D.parameters()], 0.01)
+    own = both if critics == "the same one" else SGD(gan.D.parameters(), 0.01)
+    for _ in range(3):
+        own.zero_grad()
+        gan.G.requires_grad_(critics == "its own")
+        gan.critic_backward()
+        gan.G.requires_grad_(True)
+        own.step()
+        both.zero_grad()
+        gan.D.requires_grad_(False)
+        gan.generator_backward()
+        gan.D.requires_grad_(True)
+        both.step()
+        if other is not None:
+            other.step()
+    assert gan.topk.steps == 3
+    assert gan.topk.report().dropped == 3 * (BATCH - 4)
+
+
 @pytest.mark.parametrize("how", ["with", "with, step inside", "step()", "step() after"])
 def test_one_optimizer_for_both_nets_marked_by_hand(gan, how):
     both = SGD([*gan.G.parameters(), *gan.D.parameters()], 0.01)

@@ -253,7 +253,9 @@ class StepLedger:
         nearest = {id(call.parameter) for call in calls} & self.optimized & upstream
         generator, critic = bool((nearest or upstream) & owned), bool(of_critic & owned)
         if generator and critic:
-            critic = self._is_critics(optimizer, owned, upstream, of_critic)
+            # whoever owns the critic: nothing was left for it, as where the loop freezes it
+            spared = all(call.spared and id(call.parameter) in owned for call in calls)
+            critic = not spared and self._is_critics(optimizer, owned, upstream, of_critic)
             generator = not critic
         if generator and not owned.isdisjoint(self.of_critic - of_critic):
             raise GeneratorStepUnknown(
@@ -315,11 +317,8 @@ class StepLedger:
 
     def _recoverable(self) -> list[Arrival]:
         """What was set aside, as far as the generator's gradients are still those of then."""
-        return [
-            call
-            for call, gradient in self.aside
-            if gradient is None or call.parameter.grad is gradient
-        ]
+        still = [(call, g) for call, g in self.aside if g is None or call.parameter.grad is g]
+        return [call for call, _ in still]
 
     def leave(self, optimizer: Optimizer) -> None:
         """An optimizer's step ended; only the outermost one settles."""

@@ -127,7 +127,8 @@ def one_optimizer(scorers: Iterable[nn.Module]) -> str:
     names = " and ".join(called(module) for module in scorers)
     return (
         f"nothing was named, and one optimizer owns both {names} and the network whose samples go "
-        "there, so its steps do not tell generator steps from critic steps. In the script, attach "
-        "the critic and mark the generator's steps: `with attach(critic, topk):`, and "
+        "there, so its steps do not tell generator steps from critic steps. Where the loop freezes "
+        "the critic in the generator's steps, name it (--critic). Else, in the script, attach it "
+        "and mark the generator's steps: `with attach(critic, topk):`, and "
         "`with topk.generator_step():` around their forward and backward."
     )
