@@ -55,6 +55,8 @@ class Calls:
         self._candidates: weakref.WeakKeyDictionary[nn.Module, Candidate]
         self._candidates = weakref.WeakKeyDictionary()
         self._averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that return means alone
+        # that were frozen where they scored what others made: their optimizers may be the same
+        self._frozen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         # that return a score; whether what they scored was made by networks of the same optimizer
         self._scored: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
 
@@ -104,7 +106,13 @@ class Calls:
             finally:
                 here.averaging = None
         arguments = tree_leaves((args, kwargs))
-        made = self._made(own, arguments) if torch.is_grad_enabled() else None
+        made = None
+        if torch.is_grad_enabled():
+            made = self._made(own, arguments)
+            if made is None and not any(p.requires_grad for p in module.parameters()):
+                made = self._made(own, arguments, frozen=True)
+                if made is not None:
+                    self._frozen.add(inner)
         if made is None and not own.pure and inner not in self._candidates:
             return original(*args, **kwargs)  # it may hold both networks
         # of a loss that is a module, say, which holds the critic: it gets objects that hold samples
@@ -138,14 +146,20 @@ class Calls:
         if made is not None:
             self.passes.called()
         makers = [self._generated.by(tensor) for tensor in tensors]
-        theirs = made is not None or any(m is not None and m - own.optimizers for m in makers)
+
+        def others(whose: Ownership) -> bool:
+            if inner in self._frozen:
+                return whose.parameters.isdisjoint(own.parameters)
+            return bool(whose.optimizers - own.optimizers)
+
+        theirs = made is not None or any(m is not None and others(m) for m in makers)
         samples = tensors[0] if made is None else made.sources[0]
         batch = rows_scored(output, len(samples))
         generated: bool | Tensor = theirs
         if made is not None and made.rows is not None and batch == len(samples):
             generated = rows_at(made.rows, samples)
         elif self._generated.by(samples) is None:
-            copied = self._generated.copied_to(samples, lambda whose: bool(whose - own.optimizers))
+            copied = self._generated.copied_to(samples, others)
             rows = None if copied is None else scores_of(copied[1], batch)
             generated = (theirs or copied is not None) if rows is None else rows
         output, whole = candidate.returned(output, batch, samples.shape, made, generated)
@@ -171,16 +185,24 @@ class Calls:
         made = any(parameters_upstream(one.grad_fn, accepts, ledger, False)[0] for one in tensors)
         self._scored.setdefault(module, set()).add(made)
 
-    def _maker(self, module: nn.Module) -> frozenset[int] | None:
-        """The optimizers of ``module``, which may be a generator's."""
-        return self.owners.of(module).optimizers or None
+    def _maker(self, module: nn.Module) -> Ownership | None:
+        """Whose ``module`` is, which may be a generator."""
+        own = self.owners.of(module)
+        return own if own.optimizers else None
 
-    def _made(self, own: Ownership, arguments: Sequence[Any]) -> Made | None:
-        """What of the arguments was made with parameters that other optimizers own."""
+    def _made(self, own: Ownership, arguments: Sequence[Any], frozen: bool = False) -> Made | None:
+        """What of the arguments was made with parameters that other optimizers own.
+
+        Args:
+            frozen: the module is: its own optimizers may own them, too, and step them alone.
+        """
         table = self.owners.table
 
         def accepts(node: Node) -> bool:
-            return bool(table.get(_owner(node), frozenset[int]()) - own.optimizers)
+            owner = _owner(node)
+            if frozen:
+                return owner in table and owner not in own.parameters
+            return bool(table.get(owner, frozenset[int]()) - own.optimizers)
 
         sources: list[Tensor] = []
         nearest, upstream = None, frozenset[int]()
@@ -192,7 +214,7 @@ class Calls:
             found, parameters = parameters_upstream(tensor.grad_fn, accepts, self.topk.ledger, True)
             # of two that share an optimizer, the critic has to have another one for itself
             theirs = {p for p in parameters if table.get(p, frozenset[int]()) - own.optimizers}
-            if found is not None and own.optimizers - self.owners.all_of(theirs):
+            if found is not None and (frozen or own.optimizers - self.owners.all_of(theirs)):
                 sources.append(tensor)
                 nearest, upstream = nearest or found, upstream | parameters
         if nearest is None:
