@@ -33,6 +33,7 @@ FARTHEST = {
     "birdx0810/timegan-pytorch": 4e-16,
     "yongqyu/MolGAN-pytorch": 1e-16,
     "deepinv": 0.0,
+    "fastai": 0.0,
     "vegans": 7e-16,
     "eriklindernoren/PyTorch-GAN": 1e-10,
 }  # of the weights of any of its trainings, to those of top-k by hand, as run.py printed it

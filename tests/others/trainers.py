@@ -14,6 +14,7 @@ LIGHTNING = Origin(
     "Lightning-AI/pytorch-lightning", "7f0c3436cd3f6ad3753125672024fc415cbcb414", ("lightning",)
 )
 ACCELERATE = Origin("accelerate", "1.15.0", ("accelerate",))
+FASTAI = Origin("fastai", "2.8.12", ("fastai", "fastcore", "fastprogress", "pandas"))
 VEGANS = Origin("vegans", "0.4.0", ("vegans",))
 R3GAN = Origin("brownvc/R3GAN", "19a7ddf463fbac2bd39b4c1c73d63f1c441c7403")
 BASICSR = Origin(
@@ -305,6 +306,12 @@ ROWS = [
         (Wrap("D(fake)", file="deepinv/loss/adversarial/base.py"),),
         "deepinv.models.gan:PatchGANDiscriminator", "deepinv.models.gan:PatchGANDiscriminator",
         script="loops/deepinv_gan.py", origin=DEEPINV, epoch=4, shims=("double",),
+    ),
+    Row(
+        "fastai-gan", "", data.array(8),
+        (Wrap("self.gan_model.critic(output)", file="fastai/vision/gan.py"),),
+        critic="__main__:Critic", asks="no critic was found",
+        script="loops/fastai_gan.py", origin=FASTAI, epoch=8,
     ),
     vegans("VanillaGAN", ONE),
     vegans("LSGAN", ONE),

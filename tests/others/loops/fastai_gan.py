@@ -24,7 +24,7 @@ class Pairs:
     """Noise, and the image that is real."""
 
     def __init__(self):
-        self.images = torch.from_numpy(np.load("data/array.npy")).float()
+        self.images = torch.from_numpy(np.load("data/array.npy"))
 
     def __len__(self):
         return len(self.images)
@@ -40,8 +40,9 @@ learner = GANLearner(
     loaders,
     nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 192), nn.Tanh()),
     Critic(),
-    lambda fake, output, target: softplus(-fake).mean(),
-    lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+    # in the 32 bits of fastai's averages of losses
+    lambda fake, output, target: softplus(-fake).mean().float(),
+    lambda real, fake: (softplus(-real).mean() + softplus(fake).mean()).float(),
     switcher=FixedGANSwitcher(n_crit=1, n_gen=1),
     opt_func=partial(OptimWrapper, opt=torch.optim.Adam),
 )
