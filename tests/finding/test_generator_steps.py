@@ -172,3 +172,35 @@ def test_a_pass_after_which_the_critic_was_found_counts(tmp_path):
     done = equals_by_hand(tmp_path)
     assert "6 generator steps gated, 20 of 48 rows dropped, 3 epochs ended" in done.err
     assert "not counted" not in done.err
+
+
+@pytest.mark.parametrize("critic", ["Critic()", "Two()"])
+def test_gradients_that_are_given_to_the_scores_themselves(critic, tmp_path):
+    """No node follows them: backward() begins there."""
+    text = """
+class Two(Critic):
+    def forward(self, x):
+        return super().forward(x), x.mean(1)
+
+def scored(output, sign):
+    scores = output if isinstance(output, torch.Tensor) else output[0]
+    scores = keep(scores) if sign == "generator" else scores
+    down = sign == "fake"
+    scores.backward(torch.full_like(scores, (1 if down else -1) / len(scores)))
+
+def step(x):
+    opt_d.zero_grad()
+    scored(D(x), "real")
+    scored(D(fakes().detach()), "fake")
+    opt_d.step()
+    opt_g.zero_grad()
+    scored(D(fakes()), "generator")
+    opt_g.step()
+
+D = CRITIC
+opt_d = adam(D)
+passes(step)
+write(D, G)
+"""
+    with_loop(tmp_path, text.replace("CRITIC", critic))
+    equals_by_hand(tmp_path)

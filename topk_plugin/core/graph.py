@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, register_multi_grad_hook
 
 from topk_plugin.compat import is_compiling
 from topk_plugin.core.parameters import Owned
@@ -40,6 +40,27 @@ def executes(node: Node) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf in autograd.grad: captured, not executed
         return True
+
+
+def on_gradients(
+    tensors: Sequence[Tensor], tell: Callable[[Sequence[Tensor | None]], None]
+) -> None:
+    """In each backward that reaches ``tensors``, ``tell`` their gradients, once.
+
+    A hook for several is not called where one of them is what ``backward()`` is called of: autograd
+    does not count where it begins among the nodes that it runs.
+    """
+    register_multi_grad_hook(tensors, tell)
+    number = len(tensors)
+    for place, tensor in enumerate(tensors):
+        begins = weakref.ref(tensor)  # no hook may hold the graph that holds it
+
+        def alone(gradient: Tensor, begins: Any = begins, place: int = place) -> None:
+            tensor = begins()
+            if tensor is not None and tensor.grad_fn is not None and not executes(tensor.grad_fn):
+                tell([gradient if place == other else None for other in range(number)])
+
+        tensor.register_hook(alone)
 
 
 def require_whole(tensors: Iterable[Tensor]) -> None:

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
 from torch.optim import Optimizer
 
-from topk_plugin.core.graph import is_capturing
+from topk_plugin.core.graph import is_capturing, on_gradients
 from topk_plugin.core.ledger import Arrival, StepLedger
 from topk_plugin.core.parameters import GRADIENT, way_of
 from topk_plugin.core.sharded import owner_of
@@ -155,7 +154,7 @@ class Candidate:
                 votes = [read.get(n) if leaves[n][1] or not voters else None for n in leaves]
                 call.backward(tuple(votes), len(votes))
 
-        register_multi_grad_hook(tensors, pulled)
+        on_gradients(tensors, pulled)
 
     def _gate(
         self, outputs: list[Tensor], batch: int, rows: slice, made: Made, latest: list[Pushes]
