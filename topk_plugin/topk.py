@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -25,10 +26,12 @@ from topk_plugin.core.schedule import k_of
 from topk_plugin.core.scope import Scope
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
+from topk_plugin.core.unended import HOW_TO_END, MANY, remind, unended
 from topk_plugin.errors import ConfigError, ResumeMismatch
 from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.calls import first_result, if_any, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
+from topk_plugin.streams import warn
 
 __all__ = ["Report", "TopK"]
 
@@ -68,7 +71,9 @@ class TopK:
         self._epoch_ended = _telling(observe(manager, "topk_epoch_ended"))
         self.follows = self.config.companions == "follow"  # the critic's other outputs, too
         self.scope = Scope(self.config.scope, group, self.select is not kept_rows)
-        self.trainings = Trainings(self._new_training)
+        begin = partial(_training, self.config, self._ask_fraction, self.scope.sum)
+        self.trainings = Trainings(partial(begin, self._epoch_ended))
+        self.reminder = _reminder(self)
         self.ledger = StepLedger(partial(_count, self), self.trainings)
         to = (self.select, self.ledger, self.trainings, self.scope)
         self.line = LineGate(self.config.heads, if_any(manager, "topk_scores"), *to)
@@ -89,11 +94,6 @@ class TopK:
         return cls(TopKConfig.from_config(mapping))
 
     # --- schedule -------------------------------------------------------------------------------
-
-    def _new_training(self, first: bool) -> Training:
-        progress = EpochCount(self.fraction_at, self.config.start_epoch if first else 0)
-        vote = Direction(self.config.direction, self.scope.sum)
-        return Training(progress, vote, self._epoch_ended)
 
     @property
     def training(self) -> Training:
@@ -136,10 +136,8 @@ class TopK:
         Raises:
             HookError: the hook topk_fraction gave no number in (0, 1].
         """
-        if not self.config.enabled:
-            return 1.0
-        progress = Progress(epoch, self.steps if steps is None else steps)
-        return float(self._ask_fraction(progress=progress, config=self.config))
+        steps = self.steps if steps is None else steps
+        return _fraction_at(self.config, self._ask_fraction, epoch, steps)
 
     # --- gating ---------------------------------------------------------------------------------
 
@@ -285,6 +283,30 @@ class TopK:
         _learn(self, state)
 
 
+def _fraction_at(config: TopKConfig, ask: Callable[..., Any], epoch: int, steps: int) -> float:
+    if not config.enabled:
+        return 1.0
+    return float(ask(progress=Progress(epoch, steps), config=config))
+
+
+def _training(
+    config: TopKConfig, ask: Callable[..., Any], over_ranks: Callable[[Tensor], tuple[Tensor, int]],
+    epoch_ended: Callable[[EpochCount], None] | None, first: bool,
+) -> Training:  # fmt: skip
+    """A training that begins; it must not hold its TopK, which would never be gone."""
+    fraction_at = partial(_fraction_at, config, ask)
+    progress = EpochCount(fraction_at, config.start_epoch if first else 0)
+    return Training(progress, Direction(config.direction, over_ranks), epoch_ended)
+
+
+def _reminder(topk: TopK) -> weakref.finalize[..., TopK]:
+    """Tells, when it is gone or the process ends, that no epoch ended, where k falls by epochs."""
+    reminder, config = weakref.finalize(topk, remind, topk.trainings), topk.config
+    if not config.enabled or config.every != "epoch" or 1 in (config.gamma, config.nu):
+        reminder.detach()
+    return reminder
+
+
 def _learned(topk: TopK) -> dict[str, Any]:
     """What was learned of the loop, for a checkpoint; nothing of what is empty."""
     learned = {"found": [[*one] for one in topk.found], "distrusted": [*topk.distrusted]}
@@ -310,6 +332,8 @@ def _count(
     made = [call.choice for call in calls]
     tally = training.count(made, [call.box for call in calls], optimizer)
     training.counts.saw(choices, topk.scope.batches)
+    if training.progress.steps == MANY and topk.reminder.alive and unended(topk.trainings) == MANY:
+        warn(f"{MANY:,} generator steps, and no epoch has ended yet, so k is B. {HOW_TO_END}")
     for tell in list(topk.after_counting):
         tell()
     if topk.observers or topk.tell_selected is not None:

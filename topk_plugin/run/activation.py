@@ -86,6 +86,7 @@ class Activation:
     ) -> None:
         self.views = launch.views(child)
         self.topk = TopK(launch.config, hooks=self.views)
+        self.topk.reminder.detach()  # the verdict says it
         self.seam = _seam(launch, self.topk, roots, in_source)
         self.tracker = EpochTracker(self.topk)
         self.monitor = Monitor(self.seam, self.tracker, launch.log, self._begun, child)
