@@ -21,13 +21,13 @@ from topk_plugin.core.ledger import Arrival, StepLedger, require_shield
 from topk_plugin.core.line import LineGate
 from topk_plugin.core.progress import EpochCount
 from topk_plugin.core.ranking import kept_rows
-from topk_plugin.core.record import VERSION, require_record
+from topk_plugin.core.record import VERSION, require_record, require_same
 from topk_plugin.core.schedule import k_of
 from topk_plugin.core.scope import Scope
 from topk_plugin.core.sorted_choice import AnyChoice
 from topk_plugin.core.training import Training, Trainings
 from topk_plugin.core.unended import HOW_TO_END, MANY, remind, unended
-from topk_plugin.errors import ConfigError, ResumeMismatch
+from topk_plugin.errors import ConfigError
 from topk_plugin.hooks import Progress, Selection
 from topk_plugin.plugins.calls import first_result, if_any, observe, replacing, selection
 from topk_plugin.plugins.manager import plugin_manager
@@ -62,6 +62,7 @@ class TopK:
         group: ProcessGroup | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         self.config = _config_of(config, settings)
+        self._given = hooks, group
         manager = plugin_manager(self.config.plugins, hooks)
         self.hook_errors = manager.errors
         self.plugins = replacing(manager)  # names of those that change what the paper keeps
@@ -278,9 +279,33 @@ class TopK:
         Raises:
             ResumeMismatch: of other settings, or another epoch than ``start_epoch``; or no record.
         """
-        _require_same_settings(self.config, self.plugins, state)
-        (training or self.training).load(state)
-        _learn(self, state)
+        _require_same_settings(self, state)
+        _go_on(self, state, training or self.training)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, by ``copy`` or ``pickle``: its settings, plugins and epoch, and no critic."""
+        return _copy, (self.config, *self._given, self.state_dict())
+
+
+def _require_same_settings(topk: TopK, state: Mapping[str, Any]) -> None:
+    require_record(state)
+    mine = topk.config.ranking_settings() | {"plugins": topk.plugins}
+    theirs = TopKConfig().ranking_settings() | state["settings"]
+    require_same(mine, theirs, topk.config.start_epoch, state["epoch"])
+
+
+def _copy(
+    config: TopKConfig, hooks: Sequence[Any], group: ProcessGroup | None, state: dict[str, Any]
+) -> TopK:
+    topk = TopK(config, hooks=hooks, group=group)
+    _go_on(topk, state, topk.training)
+    return topk
+
+
+def _go_on(topk: TopK, state: Mapping[str, Any], training: Training) -> None:
+    training.load(state)
+    topk.found = [[*one] for one in state.get("found", topk.found)]
+    topk.distrusted += sorted({*state.get("distrusted", ())}.difference(topk.distrusted))
 
 
 def _fraction_at(config: TopKConfig, ask: Callable[..., Any], epoch: int, steps: int) -> float:
@@ -311,12 +336,6 @@ def _learned(topk: TopK) -> dict[str, Any]:
     """What was learned of the loop, for a checkpoint; nothing of what is empty."""
     learned = {"found": [[*one] for one in topk.found], "distrusted": [*topk.distrusted]}
     return {name: value for name, value in learned.items() if value}
-
-
-def _learn(topk: TopK, state: Mapping[str, Any]) -> None:
-    """What another run :func:`_learned`."""
-    topk.found = [[*one] for one in state.get("found", topk.found)]
-    topk.distrusted += sorted(set(state.get("distrusted", ())).difference(topk.distrusted))
 
 
 def _count(
@@ -371,27 +390,3 @@ def _config_of(config: Any, settings: Mapping[str, Any]) -> TopKConfig:
     if config is not None and settings:
         raise ConfigError("TopK: give a TopKConfig or keywords, not both")
     return config or TopKConfig.from_config(settings, path="TopK")
-
-
-def _require_same_settings(
-    config: TopKConfig, plugins: Sequence[str], state: Mapping[str, Any]
-) -> None:
-    """Raises ResumeMismatch, with a diff, where a checkpoint's settings are others."""
-    require_record(state)
-    mine = config.ranking_settings() | {"plugins": plugins}
-    theirs = TopKConfig().ranking_settings() | state["settings"]
-    differ = [
-        f"{name}: {value!r} in the checkpoint, {mine.get(name)!r} now"
-        for name, value in theirs.items()
-        if value != mine.get(name)
-    ]
-    if config.start_epoch and state["epoch"] != config.start_epoch:
-        differ.append(
-            f"epoch: {state['epoch']} in the checkpoint, start_epoch {config.start_epoch} now"
-        )
-    if differ:
-        raise ResumeMismatch(
-            "the checkpoint was written under other top-k settings:\n  "
-            + "\n  ".join(differ)
-            + "\nResume with the settings of the checkpoint, or start anew without it."
-        )

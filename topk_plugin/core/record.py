@@ -61,3 +61,28 @@ def require_record(state: Any) -> None:
             "release: take another checkpoint, or leave the record out and say how many epochs had "
             "ended, --start-epoch T (or TopK(start_epoch=T))."
         )
+
+
+def require_same(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], start_epoch: int, epoch: int
+) -> None:
+    """Raises ResumeMismatch, with a diff, where a checkpoint's settings, or its epoch, are others.
+
+    Args:
+        mine, theirs: the settings that decide what is kept, now and in the checkpoint.
+        start_epoch: where the run is to begin; 0: where the checkpoint says.
+        epoch: of the checkpoint.
+    """
+    differ = [
+        f"{name}: {value!r} in the checkpoint, {mine.get(name)!r} now"
+        for name, value in theirs.items()
+        if value != mine.get(name)
+    ]
+    if start_epoch and epoch != start_epoch:
+        differ.append(f"epoch: {epoch} in the checkpoint, start_epoch {start_epoch} now")
+    if differ:
+        raise ResumeMismatch(
+            "the checkpoint was written under other top-k settings:\n  "
+            + "\n  ".join(differ)
+            + "\nResume with the settings of the checkpoint, or start anew without it."
+        )
