@@ -10,22 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from topk_plugin import TopK, attach
-from topk_plugin.loop.epochs import EpochTracker
 
 DATA = torch.arange(20.0).reshape(10, 2)
-
-
-@pytest.fixture
-def topk():
-    return TopK(gamma=0.5, nu=0.1, direction="high")
-
-
-@pytest.fixture
-def tracker(topk):
-    tracker = EpochTracker(topk)
-    tracker.start()
-    yield tracker
-    tracker.stop()
 
 
 def loader(data=DATA, **options) -> DataLoader:

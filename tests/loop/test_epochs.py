@@ -22,19 +22,6 @@ from topk_plugin.loop.epochs import EpochTracker
 DATA = torch.arange(20.0).reshape(10, 2)
 
 
-@pytest.fixture
-def topk():
-    return TopK(gamma=0.5, nu=0.1, direction="high")
-
-
-@pytest.fixture
-def tracker(topk):
-    tracker = EpochTracker(topk)
-    tracker.start()
-    yield tracker
-    tracker.stop()
-
-
 def loader(**options) -> DataLoader:
     return DataLoader(DATA, **{"batch_size": 4, **options})
 
