@@ -1,10 +1,15 @@
 """Ranks whose rows compete, over gloo, against one process that has all rows."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from launched import plain_run
+from torch import distributed
+
+from topk_plugin.core.scope import Ranks
 
 HERE = Path(__file__).parents[1]
 
@@ -32,3 +37,23 @@ def test_a_rank_that_does_not_take_part_is_an_error_on_the_other(tmp_path, what)
 def test_three_ranks(tmp_path, what):
     done = plain_run(tmp_path, str(HERE / "ranks_apart.py"), what)
     assert (done.status, done.out) == (0, "done\n"), done.err
+
+
+def test_what_was_sent_is_not_left_to_the_thread_that_sends(monkeypatch):
+    """It would need Python's lock to free it, as the group's end does: a run that never ends."""
+    sent = []
+
+    def collective(*tensors, group):
+        for tensor in tensors:
+            sent.extend(map(weakref.ref, tensor if isinstance(tensor, list) else [tensor]))
+
+    for name in ("all_gather", "all_reduce"):
+        monkeypatch.setattr(distributed, name, collective)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(distributed, "get_rank", lambda group: 0)
+    ranks = Ranks()
+    ranks.gather(torch.zeros(1), torch.zeros(()), 0.5)
+    ranks.sum(torch.zeros(2))
+    del ranks
+    assert len(sent) == 4
+    assert all(reference() is not None for reference in sent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,13 @@ HEADER = 3
 
 LOOKS = 3
 """Gathers on a CUDA device after which nobody looks whether a rank has more rows than before."""
+
+
+_sent: deque[list[Tensor]] = deque(maxlen=4)
+"""What went to other ranks last, held for as long as the process may need. Gloo's thread lets go of
+it some time after the caller has gone on. Were that the last reference, the thread would ask for
+Python's lock to free the tensor, and a process group that ends waits for its threads with that lock
+in its hands: of runs with 4 ranks on 2 busy cores 1 in 100 never ended (torch 2.4.1)."""
 
 
 class Ranks:
@@ -78,8 +86,9 @@ class Ranks:
 
     def _all_gather(self, sent: Tensor) -> Tensor:
         table = sent.new_empty(self.size, len(sent))
+        _sent.append([sent, *table.unbind()])
         try:
-            distributed.all_gather(list(table.unbind()), sent, group=self.group)
+            distributed.all_gather(_sent[-1][1:], sent, group=self.group)
         except RuntimeError as error:
             raise _apart("the scores of a generator step", error) from error
         return table
@@ -91,6 +100,7 @@ class Ranks:
             RanksApart: a rank does not take part.
         """
         total = numbers.clone()
+        _sent.append([total])
         try:
             distributed.all_reduce(total, group=self.group)
         except RuntimeError as error:

@@ -7,6 +7,7 @@ The first one alone reads and writes the run's folder.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -70,6 +71,9 @@ def group(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # gloo's threads may still want Python's lock to free what they sent, and the group's end
+        # waits for them with that lock in its hands (topk_plugin/core/scope.py)
+        time.sleep(0.1)
         distributed.destroy_process_group()
 
 
