@@ -45,7 +45,8 @@ def test_what_was_sent_is_not_left_to_the_thread_that_sends(monkeypatch):
 
     def collective(*tensors, group):
         for tensor in tensors:
-            sent.extend(map(weakref.ref, tensor if isinstance(tensor, list) else [tensor]))
+            for one in tensor if isinstance(tensor, list) else [tensor]:
+                sent.append(weakref.ref(one.zero_()))
 
     for name in ("all_gather", "all_reduce"):
         monkeypatch.setattr(distributed, name, collective)

@@ -23,59 +23,27 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from topk_plugin.core.arrival import (
+    CHOICE,
+    HOW_TO_MARK,
+    KNOWN,
+    NO_IDS,
+    Arrival,
+    sent_on,
+)
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.running import Running
-from topk_plugin.core.shielded_gate import Box
 from topk_plugin.core.sorted_choice import AnyChoice
-from topk_plugin.core.training import Training, Trainings
+from topk_plugin.core.training import Trainings
 from topk_plugin.errors import GeneratorStepUnknown, TopKError
 
 UNSETTLED_LIMIT = 1000
 """Gated backward passes without any optimizer step in between: no optimizer will ever tell."""
-
-NO_IDS: frozenset[int] = frozenset()
-
-
-@dataclass(eq=False)
-class Arrival:
-    """A gated call whose backward ran."""
-
-    choice: AnyChoice
-    batch: int
-    parameter: Tensor  # of the generator, upstream of the critic's input
-    upstream: frozenset[int]  # ids of all parameters there
-    critic: frozenset[int]  # ids of the critic's parameters
-    known: bool  # declared a generator step by the user or the seam
-    task: int  # which backward pass it was
-    box: Box  # what became of a shielded call's audit
-    unshielded: bool  # no gate could be exact, so it was left alone; see Attachment
-    training: Training  # whose k it was gated by
-    # no gradient of it lies in the critic (frozen, or zeroed since), so it is of no critic step
-    spared: bool
-    counted: Callable[[], None]  # told when a generator step counts it
-    masks: bool = False  # its gate would mask a critic step's own gradient
-    stopped: bool = False  # it ended at the samples, and nothing says that it will be sent on
-    labels: Tensor | None = None  # (B,) of its samples, if the critic got them
-    earlier: frozenset[int] = NO_IDS  # backward passes before it that went through the same call
-
-    @property
-    def tasks(self) -> frozenset[int]:
-        """All backward passes through it."""
-        return self.earlier | {self.task}
-
-    @property
-    def precedes(self) -> bool:
-        """The training has not begun with it: the adversarial loss has the weight 0 so far (the
-        device is waited for)."""
-        nothing = self.box.weighs_nothing
-        at = self.training.progress
-        return not (self.known or nothing is None or at.begun or at.is_held) and bool(nothing)
 
 
 class StepLedger:
@@ -124,7 +92,8 @@ class StepLedger:
         if arrival.stopped:
             self.stopped.append(arrival)
             return
-        self._forget(self.aside)
+        if self.aside:
+            self._forget(self.aside)
         self.settled = False
         if self.pending:
             self._met(arrival)
@@ -169,7 +138,7 @@ class StepLedger:
     def settle(self, optimizer: Optimizer | None = None) -> None:
         """Count what is pending, or was just set aside, as one generator step of ``optimizer``."""
         calls = self.pending or self._recoverable()
-        choices = [*self.line, *[call.choice for call in calls]]
+        choices = [*self.line, *map(CHOICE, calls)]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
         self.settled = True
@@ -215,7 +184,7 @@ class StepLedger:
         finally:
             self._marked -= 1
             self._sparing -= spare
-        known = [call for call in self.pending if call.known]
+        known = [*filter(KNOWN, self.pending)]
         if not self._marked and (known or self.line_called):
             self.pending = known
             self.settle()
@@ -228,8 +197,9 @@ class StepLedger:
         parameters = owned_by(optimizer)
         owned = parameters.ids
         self.optimized.take_owned(parameters)
-        if self.line_called or any(call.known for call in self.pending):
-            self.pending = [call for call in self.pending if call.known]
+        known = [*filter(KNOWN, self.pending)]
+        if self.line_called or known:
+            self.pending = known
             self.settle(optimizer)
             return
         calls = self.pending or self._recoverable()
@@ -317,8 +287,7 @@ class StepLedger:
 
     def _recoverable(self) -> list[Arrival]:
         """What was set aside, as far as the generator's gradients are still those of then."""
-        still = [(call, g) for call, g in self.aside if g is None or call.parameter.grad is g]
-        return [call for call, _ in still]
+        return [call for call, g in self.aside if g is None or call.parameter.grad is g]
 
     def leave(self, optimizer: Optimizer) -> None:
         """An optimizer's step ended; only the outermost one settles."""
@@ -336,50 +305,6 @@ def hand_over(learned: StepLedger, to: StepLedger) -> None:
     to._critics.update(learned._critics)
     to.pending += learned.pending
     to.aside += learned.aside
-
-
-def sent_on(stopped: deque[Arrival], owned: frozenset[int]) -> list[Arrival]:
-    """Calls whose backward ended at the samples, where a generator steps that owns ``owned``.
-
-    Args:
-        stopped: all such calls; those of a critic that steps now were its own, and are taken out.
-
-    Raises:
-        GeneratorStepUnknown: rows were to be dropped, and it was not known before.
-    """
-    for call in [call for call in stopped if not call.critic.isdisjoint(owned)]:
-        stopped.remove(call)
-    sent = [call for call in stopped if not call.upstream.isdisjoint(owned)]
-    for call in sent:
-        call.training.by_samples = True
-        if call.training.progress.fraction < 1 and getattr(call.choice, "k", 0) < call.batch:
-            raise GeneratorStepUnknown(
-                "the gradient of the generator's loss is formed by its samples and sent on by hand "
-                "(autograd.grad, as loss balancers do), which shows only in a step that was gated: "
-                "no row was dropped in this one. Expected it to be seen while k is B. "
-                f"{HOW_TO_MARK}"
-            )
-    return sent
-
-
-def require_shield(calls: Iterable[Arrival]) -> None:
-    """Raises GeneratorStepUnknown where a call of a generator step was left alone."""
-    if any(call.unshielded for call in calls):
-        raise GeneratorStepUnknown(
-            "the critic's parameters lie upstream of its own input (unrolled latent "
-            "optimisation, a generator that reads the critic's features, or a critic of which "
-            "only the last layers are attached), so no gate can spare the critic where nothing "
-            "tells a generator step from a critic step; this generator step was left ungated. "
-            "Attach the module that holds all layers of the critic, or mark the step: "
-            "`with topk.generator_step():` around its forward and backward."
-        )
-
-
-HOW_TO_MARK = (
-    "Put `with topk.generator_step():` around the generator step's forward and backward, or call "
-    "`topk.step()` after its backward and before the optimizer's step; where the critic step "
-    "sends fakes through the critic that are not detached, put `with topk.paused():` around it."
-)
 
 
 def _owns_both(optimizer: Optimizer) -> GeneratorStepUnknown:

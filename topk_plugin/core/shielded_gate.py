@@ -259,7 +259,8 @@ class GatedCall:
         heads, others = gradients[:scores], gradients[scores:]
         here = len(others) - self.beside
         # inside a gate's backward, grad mode means create_graph: a penalty, latent optimisation
-        if torch.is_grad_enabled() or all(g is None for g in heads):
+        got = [place for place, g in enumerate(heads) if g is not None]
+        if torch.is_grad_enabled() or not got:
             return gradients
         reached = self.reached()
         if not reached and not self.stops():
@@ -268,7 +269,7 @@ class GatedCall:
         if unknown and isinstance(self.ranked, Contestant):
             return gradients  # other ranks need not take part, nor other micro-batches be there
         choice = self.ranked.choose(heads)
-        self.arrived(choice, [place for place, g in enumerate(heads) if g is not None], unknown)
+        self.arrived(choice, got, unknown)
         if unknown and not self.masks_stops():
             return gradients
         self.box.looked_at = self.audit
@@ -289,7 +290,7 @@ class GatedCall:
             return gradients
         if self.follow:
             others = (*(keep_companion(g, choice) for g in others[:here]), *others[here:])
-        masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
+        masked = (*[None if g is None else choice.keep(g) for g in heads], *others)
         if self.mode == "score":
             return masked
         self.box.choice = choice if alone and self.box.apart else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from topk_plugin.core.ledger import Arrival
+from topk_plugin.core.arrival import Arrival
 from topk_plugin.finding.candidate import Candidate, Settled
 from topk_plugin.finding.passes import Passes
 from topk_plugin.topk import TopK

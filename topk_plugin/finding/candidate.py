@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topk_plugin.core.arrival import Arrival
 from topk_plugin.core.graph import is_capturing, on_gradients
-from topk_plugin.core.ledger import Arrival, StepLedger
+from topk_plugin.core.ledger import StepLedger
 from topk_plugin.core.parameters import GRADIENT, way_of
 from topk_plugin.core.sharded import owner_of
 from topk_plugin.core.shielded_gate import Box, GatedCall

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from topk_plugin.compat import keep_buffers, nodes_made
-from topk_plugin.core.ledger import Arrival
+from topk_plugin.core.arrival import Arrival
 from topk_plugin.core.line import AnyRanked
 from topk_plugin.core.optimizers import listen, unlisten, watch_zeroing
 from topk_plugin.core.outputs import with_replaced

@@ -88,6 +88,7 @@ SAME_ROWS = {f"{name}Backward0" for name in f"{ARITHMETIC} {MOVED} {RESIZED}".sp
 """Nodes after which a row is of the same sample as before, of one tensor and perhaps numbers."""
 RESHAPED = {f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias")}
 """Nodes after which the numbers stand in the same order, in other rows perhaps."""
+PASSED = SAME_ROWS | RESHAPED
 
 
 def generated_rows(
@@ -104,7 +105,7 @@ def generated_rows(
         since by more than arithmetic or a change of size, or generated ones with others between.
     """
     node, shape = tensor.grad_fn, tensor.shape
-    while node is not None and node.name() in SAME_ROWS | RESHAPED:
+    while node is not None and node.name() in PASSED:
         if node.name() in RESHAPED:
             shape = torch.Size(node._saved_self_sym_sizes)  # type: ignore[attr-defined]  # before
         before = [parent for parent, _ in node.next_functions if parent is not None]

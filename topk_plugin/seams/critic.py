@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from topk_plugin.core.ledger import HOW_TO_MARK
+from topk_plugin.core.arrival import HOW_TO_MARK
 from topk_plugin.errors import ConfigError, NoEffectError, SeamNotFound
 from topk_plugin.kinds import HEADS
 from topk_plugin.loop.attach import Attachment
