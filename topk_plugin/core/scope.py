@@ -25,7 +25,7 @@ _sent: deque[list[Tensor]] = deque(maxlen=4)
 """What went to other ranks last, held for as long as the process may need. Gloo's thread lets go of
 it some time after the caller has gone on. Were that the last reference, the thread would ask for
 Python's lock to free the tensor, and a process group that ends waits for its threads with that lock
-in its hands: of runs with 4 ranks on 2 busy cores 1 in 100 never ended (torch 2.4.1)."""
+in its hands: of 657 runs with 4 ranks on 2 busy cores 4 never ended (torch 2.4.1)."""
 
 
 class Ranks:
@@ -86,9 +86,10 @@ class Ranks:
 
     def _all_gather(self, sent: Tensor) -> Tensor:
         table = sent.new_empty(self.size, len(sent))
-        _sent.append([sent, *table.unbind()])
+        received = list(table.unbind())
+        _sent.append([sent, *received])
         try:
-            distributed.all_gather(_sent[-1][1:], sent, group=self.group)
+            distributed.all_gather(received, sent, group=self.group)
         except RuntimeError as error:
             raise _apart("the scores of a generator step", error) from error
         return table
