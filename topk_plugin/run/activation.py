@@ -270,7 +270,7 @@ def _seam(launch: Launch, topk: TopK, roots: Sequence[Path], in_source: bool) ->
     if launch.critic and (launch.adapter is not None or launch.find):
         other = "--find" if launch.find else "--adapter"
         raise ConfigError(
-            f"topk run: found both of --critic and {other}, expected one of them, or nothing: "
+            f"found both of --critic and {other}, expected one of them, or nothing: "
             "then the critics are found"
         )
     if launch.critic:

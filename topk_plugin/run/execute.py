@@ -37,18 +37,16 @@ def checkout_roots(command: Sequence[str]) -> list[Path]:
 def prepare(command: Sequence[str]) -> Callable[[], None]:
     """What runs ``command``: its code is found and compiled now, so that mistakes show at once."""
     if not command:
-        raise ConfigError(
-            "topk run: found no script, expected one after --: topk run … -- train.py"
-        )
+        raise ConfigError("found no script, expected one after --, such as: -- train.py")
     if command[0] == "-m":
         if len(command) < 2:
-            raise ConfigError("topk run: -m needs a module, as in: -- -m package.train")
+            raise ConfigError("-m needs a module, as in: -- -m package.train")
         return functools.partial(_start_module, command[1], list(command[2:]))
     script = Path(command[0])
     if not script.is_file():
         hint = "a script" if not script.is_dir() else "a script, not a folder"
         raise ConfigError(
-            f"topk run: can't find {str(script)!r} in {os.getcwd()}; expected {hint} after --, "
+            f"can't find {str(script)!r} in {os.getcwd()}; expected {hint} after --, "
             "or -m and a module"
         )
     return functools.partial(_start_script, command[0], list(command[1:]))
@@ -84,7 +82,7 @@ def _start_module(name: str, arguments: list[str]) -> None:
         code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
     if spec is None or code is None:
         raise ConfigError(
-            f"topk run: no module named {name!r} from {os.getcwd()}; expected one that "
+            f"no module named {name!r} from {os.getcwd()}; expected one that "
             f"`python -m {name}` runs"
         )
     sys.argv = [spec.origin or name, *arguments]
