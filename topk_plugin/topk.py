@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from topk_plugin.config import TopKConfig
-from topk_plugin.core.arrival import BOX, CHOICE, Arrival, require_shield
+from topk_plugin.core.arrival import Arrival, require_shield
 from topk_plugin.core.counts import Report
 from topk_plugin.core.direction import Direction
 from topk_plugin.core.ledger import StepLedger
@@ -349,7 +349,8 @@ def _count(
     training = topk.trainings.counted(gated, optimizer)
     topk.line.settled()
     require_shield(calls)
-    tally = training.count([*map(CHOICE, calls)], [*map(BOX, calls)], optimizer)
+    made = [call.choice for call in calls]
+    tally = training.count(made, [call.box for call in calls], optimizer)
     training.counts.saw(choices, topk.scope.batches)
     if training.progress.steps == MANY and topk.reminder.alive and unended(topk.trainings) == MANY:
         warn(f"{MANY:,} generator steps, and no epoch has ended yet, so k is B. {HOW_TO_END}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from operator import attrgetter
 
 from torch import Tensor
 
@@ -53,10 +52,6 @@ class Arrival:
         return not (self.known or nothing is None or at.begun or at.is_held) and bool(nothing)
 
 
-# at each step of an optimizer, where a comprehension would be one more call
-CHOICE, BOX, KNOWN, UNSHIELDED = map(attrgetter, ("choice", "box", "known", "unshielded"))
-
-
 def sent_on(stopped: deque[Arrival], owned: frozenset[int]) -> list[Arrival]:
     """Calls whose backward ended at the samples, where a generator steps that owns ``owned``.
 
@@ -83,7 +78,7 @@ def sent_on(stopped: deque[Arrival], owned: frozenset[int]) -> list[Arrival]:
 
 def require_shield(calls: Iterable[Arrival]) -> None:
     """Raises GeneratorStepUnknown where a call of a generator step was left alone."""
-    if any(map(UNSHIELDED, calls)):
+    if any(call.unshielded for call in calls):
         raise GeneratorStepUnknown(
             "the critic's parameters lie upstream of its own input (unrolled latent "
             "optimisation, a generator that reads the critic's features, or a critic of which "

@@ -105,21 +105,17 @@ class Counts:
 
     def take(self, choices: Sequence[AnyChoice]) -> StepTally:
         """One step: what arrived of line A, of which nothing is left, and ``choices``."""
-        of_device = list[Choice]()
-        of_host, self._waiting = self._waiting, []
-        for one in choices:
-            if isinstance(one, Choice):
-                of_device.append(one)
-            else:
-                of_host.append(one)
+        of_host = [one for one in choices if isinstance(one, SortedChoice)]
+        of_device = [one for one in choices if isinstance(one, Choice)]
+        waiting, self._waiting = self._waiting, []
         tally = None
         # a replayed graph writes to the inbox and runs no Python
-        if self.listening or of_device or not of_host:
+        if self.listening or of_device or not (of_host or waiting):
             tally, self.listening = self.inbox.clone(), False
             self.inbox.zero_()
             for one in of_device:
                 tally += one.tally.to(tally.device)
-        return StepTally(tally, of_host)
+        return StepTally(tally, [*waiting, *of_host])
 
     def saw(self, choices: Sequence[AnyChoice], batches: int = 1) -> None:
         """What was chosen in a generator step.

@@ -27,14 +27,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topk_plugin.core.arrival import (
-    CHOICE,
-    HOW_TO_MARK,
-    KNOWN,
-    NO_IDS,
-    Arrival,
-    sent_on,
-)
+from topk_plugin.core.arrival import HOW_TO_MARK, NO_IDS, Arrival, sent_on
 from topk_plugin.core.graph import LiveIds
 from topk_plugin.core.parameters import owned_by
 from topk_plugin.core.running import Running
@@ -92,8 +85,7 @@ class StepLedger:
         if arrival.stopped:
             self.stopped.append(arrival)
             return
-        if self.aside:
-            self._forget(self.aside)
+        self._forget(self.aside)
         self.settled = False
         if self.pending:
             self._met(arrival)
@@ -138,7 +130,7 @@ class StepLedger:
     def settle(self, optimizer: Optimizer | None = None) -> None:
         """Count what is pending, or was just set aside, as one generator step of ``optimizer``."""
         calls = self.pending or self._recoverable()
-        choices = [*self.line, *map(CHOICE, calls)]
+        choices = [*self.line, *[call.choice for call in calls]]
         self.pending, self.aside, self.line_called = [], [], False
         self.line.clear()
         self.settled = True
@@ -184,7 +176,7 @@ class StepLedger:
         finally:
             self._marked -= 1
             self._sparing -= spare
-        known = [*filter(KNOWN, self.pending)]
+        known = [call for call in self.pending if call.known]
         if not self._marked and (known or self.line_called):
             self.pending = known
             self.settle()
@@ -197,7 +189,7 @@ class StepLedger:
         parameters = owned_by(optimizer)
         owned = parameters.ids
         self.optimized.take_owned(parameters)
-        known = [*filter(KNOWN, self.pending)]
+        known = [call for call in self.pending if call.known]
         if self.line_called or known:
             self.pending = known
             self.settle(optimizer)

@@ -57,12 +57,7 @@ def unlisten(ledger: StepLedger) -> None:
 
 
 def _listening() -> list[StepLedger]:
-    alive = []
-    for known in tuple(_ledgers.values()):  # a comprehension is a call of its own
-        ledger = known()
-        if ledger is not None:
-            alive.append(ledger)
-    return alive
+    return [one for known in tuple(_ledgers.values()) if (one := known()) is not None]
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

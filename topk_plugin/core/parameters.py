@@ -97,9 +97,7 @@ _optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], Owned]] = (
 
 def owned_by(optimizer: Optimizer) -> Owned:
     """The parameters that ``optimizer`` steps, as its groups say now."""
-    entries: list[int] = []
-    for group in optimizer.param_groups:
-        entries += map(id, group["params"])
+    entries = [id(p) for group in optimizer.param_groups for p in group["params"]]
     known = _optimizers.get(optimizer)
     if known is not None and known[1].alive and known[0] == entries:
         return known[1]

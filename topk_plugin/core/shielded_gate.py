@@ -290,7 +290,7 @@ class GatedCall:
             return gradients
         if self.follow:
             others = (*(keep_companion(g, choice) for g in others[:here]), *others[here:])
-        masked = (*[None if g is None else choice.keep(g) for g in heads], *others)
+        masked = tuple(None if g is None else choice.keep(g) for g in heads) + others
         if self.mode == "score":
             return masked
         self.box.choice = choice if alone and self.box.apart else None
